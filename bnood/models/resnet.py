@@ -6,9 +6,9 @@ most CIFAR papers call "ResNet-18" (width 64). ``depth`` 20, 32, 44, 56 and 110 
 three-stage CIFAR networks (section 4.2, width 16), here with projection shortcuts.
 """
 
-import torch
 from torch import Tensor, nn
 
+from bnood.models.initialisation import initialise
 from bnood.models.norm import Norm, norm_layer
 
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -83,21 +83,3 @@ class ResNet(nn.Module):
         features = self.blocks(out).mean(dim=(2, 3))
         logits = self.head(features)
         return (logits, features) if return_features else logits
-
-
-def initialise(network: nn.Module, norm: Norm) -> None:
-    """He et al.'s (2015) normal initialisation of all convolutions, by fan-out.
-
-    Without norm layers the sums over the shortcuts would grow with depth, so the last convolution of each
-    residual branch starts at zero (Zhang et al. 2019, "Fixup", rule 2): every block begins as the identity.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    if norm == "none":
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                if name.startswith("blocks.") and name.endswith("conv2.weight"):
-                    parameter.zero_()

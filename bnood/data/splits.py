@@ -1,0 +1,106 @@
+"""Which images are held out: validation images from train, and the two halves of an OOD set.
+
+Both follow from the seed alone. They draw from ``numpy.random.RandomState``, whose streams are frozen (NEP 19), so a
+split is the same in every version of numpy.
+"""
+
+import numpy as np
+
+from bnood.errors import UserError
+
+
+def stratified_split(
+    labels: np.ndarray, validation: int | float, seed: int, name: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides labelled images into training and validation images, each class in proportion.
+
+    Every class gives its proportional share, rounded down or up so that the total is exact: the classes with the
+    largest remainders are rounded up (Hamilton's method), the lower class first where remainders are equal.
+
+    Args:
+        labels: integers ``[N]``.
+        validation: how many images (int, 1 to N - 1), or which share of them (float, between 0 and 1; the number is
+            rounded).
+        seed: 0 to 2**32 - 1.
+        name: of the set, for messages.
+
+    Returns:
+        The indices of the training and of the validation images, int64, both sorted; disjoint, together all N.
+
+    Raises:
+        UserError: if ``validation`` doesn't leave images on both sides, a class would be left without a training
+            image, or an argument is not as stated above.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{name}: labels are {labels.dtype} {list(labels.shape)}; expected integers [N], one per image")
+    total = _validation_count(len(labels), validation, name)
+    classes, class_number, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    taken = _largest_remainders(sizes, total)
+    if (taken == sizes).any():
+        emptied = int(np.argmax(taken == sizes))
+        raise UserError(
+            f"{name}: class {classes[emptied]} has {sizes[emptied]} image(s), and {total} validation images of "
+            f"{len(labels)} would leave it none to train on; expected fewer validation images or more of this class"
+        )
+
+    order = _permutation(len(labels), seed, name)
+    by_class = order[np.argsort(class_number[order], kind="stable")]  # each class in a block, shuffled within it
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held_out = rank < np.repeat(taken, sizes)
+    return np.sort(by_class[~held_out]), np.sort(by_class[held_out])
+
+
+def _validation_count(count: int, validation: int | float, name: str) -> int:
+    """How many of ``count`` images are to be held out."""
+    expected = f"expected a number of images from 1 to {count - 1}, or a share between 0 and 1"
+    if isinstance(validation, bool | np.bool_) or not isinstance(validation, int | float | np.integer | np.floating):
+        raise UserError(f"{name}: validation is {validation!r}; {expected}")
+    whole = isinstance(validation, int | np.integer)
+    if not whole and not 0 < validation < 1:
+        raise UserError(f"{name}: validation is {validation!r}; {expected}")
+    total = int(validation) if whole else round(float(validation) * count)
+    if not 1 <= total < count:
+        raise UserError(f"{name}: validation is {validation!r}, {total} of {count} images; {expected}")
+    return total
+
+
+def _largest_remainders(sizes: np.ndarray, total: int) -> np.ndarray:
+    """``total`` divided in proportion to ``sizes``; in integers, so that no remainder is lost to rounding."""
+    shares = sizes.astype(np.int64) * total
+    taken, remainders = np.divmod(shares, sizes.sum())
+    rounded_up = np.argsort(-remainders, kind="stable")[: total - taken.sum()]
+    taken[rounded_up] += 1
+    return taken
+
+
+def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
+    """Divides an OOD set into the images that calibrate and the images that are scored.
+
+    Statistics are estimated on the first half only, so never on an image that they score.
+
+    Args:
+        n: number of images, at least 2.
+        seed: 0 to 2**32 - 1.
+        name: of the set, for messages.
+
+    Returns:
+        The indices of the calibration half and of the scoring half, int64, both sorted; disjoint, together all n. The
+        scoring half has the odd one.
+
+    Raises:
+        UserError: if there are fewer than 2 images, or the seed is out of range.
+    """
+    if n < 2:
+        raise UserError(
+            f"{name}: it has {n} image(s); expected at least 2, because one part calibrates and the other is scored"
+        )
+    order = _permutation(n, seed, name)
+    return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+
+
+def _permutation(n: int, seed: int, name: str) -> np.ndarray:
+    """The numbers below n, shuffled; int64 ``[n]``."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise UserError(f"{name}: the seed is {seed!r}; expected an integer from 0 to {2**32 - 1}")
+    return np.random.RandomState(int(seed)).permutation(n).astype(np.int64)

@@ -1,0 +1,209 @@
+"""Evaluating a run: its network, the sets, all conditions, and the files in ``runs/<name>/ood/``."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bnood.conditions import ConditionOptions, Conditions, Images
+from bnood.data.datamodule import ImageDataModule
+from bnood.data.image_set import ImageSet
+from bnood.data.sources import load_images
+from bnood.data.splits import halves
+from bnood.errors import UserError
+from bnood.provenance import commit, machine, versions
+from bnood.runs import Run, write_beside
+from bnood.tables import Tables
+
+
+@dataclass
+class SetOptions:
+    """Which images are scored.
+
+    Args:
+        ood: names of the OOD sets; none: those of the run's config.
+        id_split: ``test`` (the official test images) or ``val`` (the training images held out for validation).
+        id_count: score only so many in-distribution images; none: all.
+        ood_count: open only so many images of each OOD set, before it is halved; none: all.
+        root: folder of the data sets; none: that of the run's config.
+        download: let torchvision download what is missing.
+    """
+
+    ood: tuple[str, ...] | None = None
+    id_split: str = "test"
+    id_count: int | None = None
+    ood_count: int | None = None
+    root: Path | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.id_split not in ("test", "val"):
+            raise UserError(f"id_split is {self.id_split!r}: choose test or val")
+        for name in ("id_count", "ood_count"):
+            count = getattr(self, name)
+            if count is not None and count < 2:
+                raise UserError(f"{name} is {count}; at least 2 images are needed")
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        table: tidy metrics (:mod:`bnood.tables`).
+        scores: one row per image and condition.
+        units: one row per penultimate unit, set and condition.
+        record: options, cost, notes, versions: how the tables came about.
+    """
+
+    table: pd.DataFrame
+    scores: pd.DataFrame
+    units: pd.DataFrame
+    record: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for everything that was left out."""
+        notes = self.record["notes"]
+        assert isinstance(notes, list)
+        return notes
+
+
+def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
+    """The images that a run is evaluated on; see :class:`bnood.conditions.Images`.
+
+    Raises:
+        UserError: for sets that are missing or unreadable, empty, of one image, of another size, or unlabelled
+            where labels are needed.
+    """
+    config = dict(run.config["data"])
+    if options.root is not None:
+        config["root"] = options.root
+    config["root"] = None if config.get("root") is None else Path(config["root"])
+    config["download"] = options.download or config.get("download", False)
+    data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
+    train, validation = data.split()
+    if options.id_split == "val":
+        id_set = validation
+    else:
+        id_set = _load(data, data.in_distribution, "test")
+    id_set = ImageSet(data.in_distribution, id_set.images, id_set.labels)
+    classes = run.classifier.hparams["num_classes"]
+    if id_set.labels is not None and id_set.labels.max() >= classes:
+        raise UserError(
+            f"{id_set.name} has labels up to {id_set.labels.max()}, but the network of {run.name} has {classes} classes"
+        )
+    if len(id_set) < 2:
+        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
+    id_set = _thinned(id_set, options.id_count, seed)
+    shuffled = np.random.RandomState(seed).permutation(len(train))
+    ood: dict[str, tuple[ImageSet, ImageSet]] = {}
+    for name in options.ood if options.ood is not None else data.ood:
+        images = _thinned(_load(data, name, "test"), options.ood_count, seed)
+        if images.name in ood or images.name == id_set.name:
+            raise UserError(f"{name}: a set of the name {images.name!r} is already being evaluated")
+        calibration, scored = (images.subset(part) for part in halves(len(images), seed, name=images.name))
+        ood[images.name] = (calibration, scored)
+    if not ood:
+        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
+    return Images(id_set, train.subset(shuffled), ood)
+
+
+def _load(data: ImageDataModule, name: str, split: str) -> ImageSet:
+    return load_images(name, split, data.root, download=data.download, image_size=data.image_size)
+
+
+def _thinned(images: ImageSet, count: int | None, seed: int) -> ImageSet:
+    if count is None or count >= len(images):
+        return images
+    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
+
+
+def evaluate(
+    run: Run,
+    images: Images,
+    options: ConditionOptions,
+    *,
+    resamples: int = 1000,
+    console: Console | None = None,
+) -> Evaluation:
+    """Evaluate a network under all conditions.
+
+    Args:
+        run: the trained network; left as it was.
+        images: see :func:`load_evaluation_images`.
+        options: the conditions.
+        resamples: bootstrap resamples behind each interval.
+        console: shows a progress bar over conditions x sets; none: silent.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.classifier.to(device)
+    conditions = Conditions(run.classifier, images, options)
+    tables = Tables([images.id_set, *(scored for _, scored in images.ood.values())], resamples, options.seed)
+    started = time.perf_counter()
+    with _progress(console) as progress:
+        task = progress.add_task(run.name, total=None)
+        for cell in conditions.cells():
+            progress.update(
+                task, description=f"{run.name}: {cell.dataset}, {cell.statistics} {cell.composition}".rstrip()
+            )
+            tables.add(cell)
+            progress.advance(task)
+        forwarded = time.perf_counter()
+        progress.update(task, description=f"{run.name}: metrics and intervals")
+        table = tables.metrics(run.name, run.classifier.norm, run.seed)
+    record: dict[str, object] = {
+        "run": run.name,
+        "options": asdict(options) | {"resamples": resamples},
+        "id": {"name": images.id_set.name, "n": len(images.id_set)},
+        "ood": _sizes(images.ood),
+        "notes": conditions.notes,
+        "images_scored": conditions.cost.scored,
+        "images_estimated_on": conditions.cost.estimated_on,
+        "estimator_passes": {name: estimate.passes for name, estimate in conditions.estimates.items()},
+        "estimator_distance": {
+            name: {"mean_shift": shift, "log_std_ratio": ratio}
+            for name, (shift, ratio) in conditions.estimator_distance.items()
+        },
+        "seconds_forward": forwarded - started,
+        "seconds_metrics": time.perf_counter() - forwarded,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+    }
+    return Evaluation(table, tables.scores(), tables.units(), record)
+
+
+def _sizes(ood: Mapping[str, tuple[ImageSet, ImageSet]]) -> dict[str, dict[str, int]]:
+    return {name: {"calibration": len(first), "scored": len(second)} for name, (first, second) in ood.items()}
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=console is None,
+        transient=True,
+    )
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write ``scores.parquet``, ``table.csv``, ``units.parquet`` and ``evaluation.json`` into ``runs/<name>/ood/``."""
+    scores = evaluation.scores.copy()
+    for column in scores.select_dtypes(["object", "string"]):
+        scores[column] = scores[column].astype("category")
+    write_beside(folder / "scores.parquet", lambda path: scores.to_parquet(path, index=False))
+    write_beside(folder / "units.parquet", lambda path: evaluation.units.to_parquet(path, index=False))
+    write_beside(folder / "table.csv", lambda path: evaluation.table.to_csv(path, index=False, float_format="%.6g"))
+    text = json.dumps(evaluation.record, indent=2, default=str) + "\n"
+    write_beside(folder / "evaluation.json", lambda path: path.write_text(text))

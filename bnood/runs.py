@@ -1,0 +1,134 @@
+"""A run's folder: where its files lie, how its files are written and how its network is read back."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bnood.classifier import Classifier
+from bnood.errors import UserError
+
+CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network with everything that says how it came about.
+
+    Attributes:
+        folder: ``runs/<name>``.
+        config: the complete configuration, as parsed from ``config.yaml``.
+        summary: ``summary.json``; empty if training was interrupted.
+        classifier: the network at its last checkpoint, in evaluation mode, on the CPU.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    classifier: Classifier
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed_everything"])
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+
+def newest_run(runs: Path) -> Path:
+    """The folder in ``runs`` whose checkpoint was written last."""
+    checkpoints = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise UserError(f"no run with a checkpoint in {runs}/: train one with scripts/train.py, or name it with --run")
+    return checkpoints[-1].parent.parent
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run back.
+
+    Raises:
+        UserError: if the folder, its config or its checkpoint is missing or unreadable, or if the checkpoint
+            is of another network than the config says.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    config_file, checkpoint = folder / "config.yaml", folder / CHECKPOINT
+    if not config_file.exists():
+        raise UserError(f"{config_file} is missing: {folder} is not a run of scripts/train.py")
+    try:
+        config = yaml.safe_load(config_file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{config_file} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not {"data", "model", "seed_everything"} <= config.keys():
+        raise UserError(f"{config_file}: expected the sections seed_everything, data and model of a training config")
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
+    classifier = load_classifier(checkpoint, config["model"])
+    summary_file = folder / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    return Run(folder, config, summary, classifier)
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The content of a Lightning checkpoint of this project, tensors on the CPU."""
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
+    return content
+
+
+def check_same_network(checkpoint: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise :class:`UserError` unless the checkpoint's network is the one that the config describes."""
+    for key in ("architecture", "depth", "width", "norm", "groups", "num_classes"):
+        if key == "groups" and wanted.get("norm") != "gn":
+            continue
+        if key in wanted and found.get(key) != wanted[key]:
+            raise UserError(
+                f"{checkpoint} holds a network with {key} {found.get(key)!r}, but the config says {wanted[key]!r}"
+            )
+
+
+def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> Classifier:
+    """The classifier in a checkpoint, in evaluation mode; ``model_config`` is checked against it if given."""
+    content = read_checkpoint(checkpoint)
+    # LightningCLI adds how it instantiated the class, which is no argument of it.
+    hyper_parameters = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_")}
+    if model_config is not None:
+        check_same_network(checkpoint, hyper_parameters, model_config)
+    classifier = Classifier(**{**hyper_parameters, "compile": False})
+    try:
+        classifier.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint} does not fit the network that its own settings describe") from error
+    classifier.network.to(memory_format=classifier.torch_memory_format())
+    return classifier.eval()
+
+
+def write_beside(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``target``, then rename it: a reader never sees half a file.
+
+    If writing fails (disk full, no permission), nothing is left behind and the error goes on.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    try:
+        write(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

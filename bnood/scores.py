@@ -1,0 +1,92 @@
+"""From logits to one score per image; **higher = more in-distribution**, for every score.
+
+All scores are computed in float64, whatever the type of the logits: a float32 softmax rounds to exactly 1.0 as soon
+as the largest logit leads by about 17, and the ties that this makes move FPR95. In float64 it takes a lead of 37.
+
+A score is added by writing a function of the logits ``[N, K]`` and naming it in ``SCORES``, here and nowhere else.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnood.errors import UserError
+
+# Tensor in, tensor out (on the same device); array in, array out.
+Logits = TypeVar("Logits", Tensor, np.ndarray)
+
+
+def msp(logits: Logits) -> Logits:
+    """Maximum softmax probability of each image (Hendrycks & Gimpel 2017): ``[N, K]`` logits -> ``[N]`` float64.
+
+    Raises ``UserError`` where ``checked_logits`` does.
+
+    >>> msp(np.array([[0.0, 0.0], [np.log(9.0), 0.0]])).round(12).tolist()
+    [0.5, 0.9]
+    """
+    checked = checked_logits(logits)
+    # The largest logit's own term of the softmax is exp(0) = 1.
+    return _like(logits, (checked - checked.amax(dim=1, keepdim=True)).exp().sum(dim=1).reciprocal())
+
+
+def energy(logits: Logits, temperature: float = 1.0) -> Logits:
+    """Energy score of each image (Liu et al. 2020, equation 4, with its sign changed): ``[N, K]`` -> ``[N]`` float64.
+
+    ``T * logsumexp(logits / T)``, which is *minus* the free energy, so that in-distribution images score higher.
+    Raises ``UserError`` for a temperature that is not a positive number, and where ``checked_logits`` does.
+
+    >>> energy(np.array([[0.0, 0.0], [5.0, -100.0]])).round(4).tolist()
+    [0.6931, 5.0]
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UserError(f"the energy score's temperature has to be a positive number, not {temperature}")
+    return _like(logits, temperature * torch.logsumexp(checked_logits(logits) / temperature, dim=1))
+
+
+def max_logit(logits: Logits) -> Logits:
+    """Largest logit of each image (Hendrycks et al. 2022): ``[N, K]`` logits -> ``[N]`` float64.
+
+    Raises ``UserError`` where ``checked_logits`` does.
+
+    >>> max_logit(np.array([[1.0, 3.0], [-2.0, -1.0]])).tolist()
+    [3.0, -1.0]
+    """
+    return _like(logits, checked_logits(logits).amax(dim=1))
+
+
+SCORES: dict[str, Callable[[Any], Any]] = {"msp": msp, "energy": energy, "max_logit": max_logit}
+
+
+def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
+    """The logits as a float64 tensor ``[N, K]`` (N may be 0), on the device they are on.
+
+    Raises ``UserError`` for anything but a two-dimensional tensor or array of real numbers with at least two classes,
+    and for NaN or infinite logits; the message counts the images concerned and names the first.
+    """
+    if not isinstance(logits, Tensor | np.ndarray):
+        raise UserError(f"logits have to be a tensor or an array of shape [N, K], not {type(logits).__name__}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(f"logits have to be of shape [N, K] with K >= 2 classes, not {list(logits.shape)}")
+    if isinstance(logits, np.ndarray):
+        if logits.dtype.kind not in "fiu":
+            raise UserError(f"logits have to be real numbers, not of type {logits.dtype}")
+        checked = torch.from_numpy(logits.astype(np.float64))
+    else:
+        if logits.is_complex() or logits.dtype == torch.bool:
+            raise UserError(f"logits have to be real numbers, not of type {logits.dtype}")
+        checked = logits.to(torch.float64)
+    broken = ~checked.isfinite().all(dim=1)
+    if broken.any():
+        raise UserError(
+            f"logits are NaN or infinite for {int(broken.sum())} of {len(checked)} images (first: image"
+            f" {int(broken.nonzero()[0])}); they have to be finite: has the training diverged?"
+        )
+    return checked
+
+
+def _like(logits: Logits, scores: Tensor) -> Logits:
+    return scores.numpy() if isinstance(logits, np.ndarray) else scores

@@ -1,0 +1,441 @@
+"""BatchNorm statistics: read them, estimate them on other data, use them for a while, interpolate, save.
+
+Works on any ``torch.nn.Module`` that holds BatchNorm1d/2d/3d or SyncBatchNorm layers (or subclasses of them, such as
+timm's BatchNormAct2d), affine or not, with or without running statistics::
+
+    source = read_statistics(model)
+    target = estimate_statistics(model, batches)
+    with use_statistics(model, target):  # or "running", or "batch"
+        logits = model(x)
+
+**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set of
+images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over *all*
+elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and b, means m
+and sums of squared deviations S, ::
+
+    delta = m_b - m_a
+    m     = m_a + delta * b / (a + b)
+    S     = S_a + S_b + delta**2 * a * b / (a + b)
+
+in float64, so the result depends neither on how the images were cut into batches nor on their order as far as the
+layer's input does not. (``torch.optim.swa_utils.update_bn`` averages per-batch variances instead, with equal weights;
+on batches sorted by class it misses the variance between the classes altogether.)
+
+**Which input.** The input of a layer depends on how the layers before it normalise. ``one_pass`` normalises every layer
+with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
+nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
+layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
+network that uses them. In a chain of layers the first is exact after one pass, the second after two, and so on; in
+practice a few passes do. :meth:`BatchNormStatistics.distance` says how far apart two estimates are.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import safe_open, save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnood.errors import UserError
+
+Method = Literal["one_pass", "sequential"]
+Mode = Literal["running", "batch"]
+ROWS_PER_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of one BatchNorm layer's input.
+
+    Attributes:
+        mean: float64 ``[C]``.
+        var: float64 ``[C]``; biased (divided by ``count``) if estimated here, as the layer uses it; running
+            statistics of training hold averages of unbiased ones.
+        count: elements per channel that were measured; for running statistics the number of training batches
+            that the layer has seen.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: int
+
+
+class BatchNormStatistics(Mapping[str, LayerStatistics]):
+    """Statistics of all BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
+
+    Attributes:
+        passes: forward passes over the data that estimating took; 0 if nothing was estimated.
+        converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:
+        self._layers, self.passes, self.converged = dict(layers), passes, converged
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return f"BatchNormStatistics({len(self)} layers, passes={self.passes})"
+
+    def interpolate(self, other: "BatchNormStatistics", share: float) -> "BatchNormStatistics":
+        """``(1 - share) * self + share * other``, in means and variances alike.
+
+        Raises:
+            UserError: for a share outside [0, 1] or statistics of another model.
+        """
+        if not 0 <= share <= 1:
+            raise UserError(f"the share of the other statistics is {share}; it has to lie between 0 and 1")
+        self._require_same_layers(other)
+
+        def mix(ours: LayerStatistics, theirs: LayerStatistics) -> LayerStatistics:
+            mean = torch.lerp(ours.mean, theirs.mean, share)
+            var = torch.lerp(ours.var, theirs.var, share)
+            return LayerStatistics(mean, var, ours.count if share < 0.5 else theirs.count)
+
+        return BatchNormStatistics({name: mix(self[name], other[name]) for name in self})
+
+    def with_prior(self, target: "BatchNormStatistics", prior: float, images: float) -> "BatchNormStatistics":
+        """Schneider et al.'s (2020, equation 2) mixture: the source counts as ``prior`` images beside ``images`` targets.
+
+        ``self`` are the source statistics; the result is N / (N + n) source + n / (N + n) target.
+        """
+        if prior < 0 or images < 0 or prior + images == 0:
+            raise UserError(f"prior {prior} and images {images} have to be non-negative and not both zero")
+        return self.interpolate(target, images / (prior + images))
+
+    def distance(self, other: "BatchNormStatistics") -> dict[str, tuple[float, float]]:
+        """How far ``other`` lies from these statistics, per layer, as the root mean square over channels of two figures.
+
+        The shift of the mean in these statistics' standard deviations, and the natural logarithm of the ratio of the
+        standard deviations. Channels that are constant in both count as 0.
+        """
+        self._require_same_layers(other)
+        tiny = torch.finfo(torch.float64).tiny
+        result = {}
+        for name in self:
+            ours, theirs = self[name], other[name]
+            constant = (ours.var <= tiny) & (theirs.var <= tiny)
+            shift = (theirs.mean - ours.mean) / ours.var.clamp_min(tiny).sqrt()
+            spread = 0.5 * (theirs.var.clamp_min(tiny) / ours.var.clamp_min(tiny)).log()
+            shift, spread = (figure.masked_fill(constant, 0.0) for figure in (shift, spread))
+            result[name] = (float(shift.square().mean().sqrt()), float(spread.square().mean().sqrt()))
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``."""
+        tensors = {}
+        for name, layer in self._layers.items():
+            tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.var": layer.var.contiguous()}
+            tensors[f"{name}.count"] = torch.tensor(layer.count, dtype=torch.int64)
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
+            save_file(tensors, partial, metadata={"format": "bnood.statistics", "layers": "\n".join(self._layers)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "BatchNormStatistics":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: if the file is missing, damaged, or of another kind.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file of BatchNorm statistics")
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = (file.metadata() or {})["layers"].split("\n")
+                get = file.get_tensor
+                layers = {
+                    name: LayerStatistics(get(f"{name}.mean"), get(f"{name}.var"), int(get(f"{name}.count")))
+                    for name in names
+                }
+        except Exception as error:  # safetensors raises its own class, which it does not export
+            raise UserError(f"{path} does not hold BatchNorm statistics saved by bnood ({error})") from error
+        return cls(layers)
+
+    def _require_same_layers(self, other: "BatchNormStatistics") -> None:
+        if self._layers.keys() != other._layers.keys():
+            differing = sorted(self._layers.keys() ^ other._layers.keys())
+            raise UserError(f"these statistics are of another model: layer {differing[0]!r} is in only one of the two")
+
+
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers of a model by name, in the order of ``named_modules``.
+
+    Raises:
+        UserError: if there are none, or if one is lazy and has not seen its first batch.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or replace"
+        )
+    for name, layer in layers.items():
+        if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
+            raise UserError(f"layer {name!r} is lazy and has no channels yet: run one batch through the model first")
+    return layers
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether any layer of the model keeps or computes batch statistics."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def read_statistics(model: nn.Module) -> BatchNormStatistics:
+    """The running statistics of all BatchNorm layers, copied.
+
+    Raises:
+        UserError: if the model has no BatchNorm layer, or one that was built with ``track_running_stats=False``.
+    """
+    read = {}
+    for name, layer in batchnorm_layers(model).items():
+        mean, var = layer.running_mean, layer.running_var
+        if mean is None or var is None:
+            raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False)")
+        seen = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+        read[name] = LayerStatistics(_to_float64(mean), _to_float64(var), seen)
+    return BatchNormStatistics(read)
+
+
+@contextmanager
+def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> Iterator[nn.Module]:
+    """Let every BatchNorm layer normalise with the given statistics; everything else is in evaluation mode.
+
+    On leaving, also by an error, buffers, training flags, momentum and hooks are exactly what they were: the model's
+    own buffers are set aside, never written. Contexts nest; the innermost counts.
+
+    Args:
+        model: the network; compiled or wrapped ones too.
+        statistics: ``"running"`` (the model's own moving averages), ``"batch"`` (the current batch's mean and biased
+            variance, without touching the averages) or statistics that were read, estimated or loaded. These may
+            cover some of the layers only; the others use their running statistics.
+
+    Raises:
+        UserError: if the model has no BatchNorm layer; if the statistics name a layer that the model lacks or have
+            another number of channels; if ``"running"`` is asked of a layer that keeps none.
+    """
+    layers = batchnorm_layers(model)
+    _check_usable(layers, statistics)
+    training = [(module, module.training) for module in model.modules()]
+    saved = [
+        (layer, layer.track_running_stats, {key: layer._buffers.get(key) for key in ("running_mean", "running_var")})
+        for layer in layers.values()
+    ]
+    try:
+        for module, _ in training:
+            module.training = False  # not .eval(): models that override train() would be run into
+        for name, layer in layers.items():
+            if statistics == "batch":
+                # Train mode without tracking hands F.batch_norm no buffers: nothing is there to be changed.
+                layer.training, layer.track_running_stats = True, False
+            elif isinstance(statistics, BatchNormStatistics) and name in statistics:
+                _put(layer, statistics[name].mean, statistics[name].var)
+        yield model
+    finally:
+        for layer, tracks, buffers in saved:
+            layer.track_running_stats = tracks
+            layer._buffers.update(buffers)
+        for module, flag in training:
+            module.training = flag
+
+
+def estimate_statistics(
+    model: nn.Module,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    *,
+    method: Method = "one_pass",
+    start: BatchNormStatistics | None = None,
+    max_passes: int = 20,
+    tolerance: float = 1e-3,
+) -> BatchNormStatistics:
+    """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
+
+    Args:
+        model: the network; called as ``model(x)``, without gradients, in evaluation mode but for its BatchNorm.
+        batches: the data: an iterable of ``x`` or of tuples that begin with ``x``, each batch as large as memory
+            allows; ragged and sorted batches do no harm. ``sequential`` goes through it several times, so there
+            it has to be a list, a DataLoader or a function that returns an iterator, not an iterator.
+            Tensors are moved to the model's device.
+        method: ``one_pass`` or ``sequential``.
+        start: where ``sequential`` begins; by default at what one pass finds.
+        max_passes: how many passes ``sequential`` may take, the first included.
+        tolerance: ``sequential`` ends when no layer's :meth:`~BatchNormStatistics.distance` to the pass before
+            exceeds this.
+
+    Raises:
+        UserError: if the model has no BatchNorm layer, if there are no batches, if a layer saw no data, if it saw
+            NaN or infinite values, or if an iterator was given where several passes are needed. A ``sequential``
+            estimate that does not settle in time comes with a warning and ``converged=False``.
+    """
+    batchnorm_layers(model)
+    if method == "sequential" and isinstance(batches, Iterator):
+        raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
+    once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
+    if method == "one_pass":
+        return BatchNormStatistics(_measure(model, once(), None), passes=1)
+    if method != "sequential":
+        raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
+    passes = 0
+    if start is None:
+        start, passes = BatchNormStatistics(_measure(model, once(), None)), 1
+    current = start
+    while passes < max_passes:
+        found = BatchNormStatistics(_measure(model, once(), current), passes=passes + 1)
+        passes += 1
+        moved = max(max(pair) for pair in current.distance(found).values())
+        current = found
+        if moved <= tolerance:
+            return current
+    warnings.warn(
+        f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used as they are",
+        stacklevel=2,
+    )
+    return BatchNormStatistics(current, passes=passes, converged=False)
+
+
+def _measure(
+    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | None
+) -> dict[str, LayerStatistics]:
+    """One pass: the pooled statistics of each layer's input, behind layers that use ``upstream`` (None: the batch's)."""
+    layers = batchnorm_layers(model)
+    moments = {name: PooledMoments() for name in layers}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def measure(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            count, mean, deviations = channel_moments(inputs[0])
+            moments[name].merge(count, mean, deviations)
+            if upstream is None:
+                # The layer then normalises with what was measured: its own computation of the same moments is
+                # saved, and in channels_last it would lose the variance to cancellation where means are large.
+                _put(layer, mean, deviations / count)
+
+        return measure
+
+    device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
+    handles = []
+    neutral = BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in _widths(layers)})
+    # The context's buffers are replaced by the hooks batch by batch, and by the model's own at the end.
+    with use_statistics(model, neutral if upstream is None else upstream), torch.no_grad():
+        try:
+            handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+            seen = False
+            for batch in batches:
+                seen = True
+                images = batch[0] if isinstance(batch, (tuple, list)) else batch
+                model(images.to(device))
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not seen:
+        raise UserError("no batches were given, so there is nothing to estimate BatchNorm statistics from")
+    for name, pooled in moments.items():
+        if pooled.count == 0:
+            raise UserError(f"layer {name!r} was not reached by the forward pass: its statistics cannot be estimated")
+        if not torch.isfinite(pooled.deviations).all():
+            raise UserError(f"layer {name!r} received NaN or infinite values: no statistics can be estimated from them")
+    return {name: LayerStatistics(p.mean, p.deviations / p.count, p.count) for name, p in moments.items()}
+
+
+class PooledMoments:
+    """Count, mean and sum of squared deviations per channel, merged batch by batch (Chan et al. 1979), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.deviations = torch.zeros(0, dtype=torch.float64)
+
+    def merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Add ``count`` elements per channel with this mean and sum of squared deviations, each ``[C]``."""
+        mean, deviations = _to_float64(mean), _to_float64(deviations)
+        if self.count == 0:
+            self.count, self.mean, self.deviations = count, mean, deviations
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.deviations = self.deviations + deviations + delta.square() * (self.count * count / total)
+        self.count = total
+
+
+def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Elements per channel, mean ``[C]`` and sum of squared deviations ``[C]`` (float64) of ``[N, C, ...]``.
+
+    float32 values are first shifted by a rough mean of their channel, then added up in float32 over blocks of
+    1,024 and in float64 over blocks. The shift keeps E[x^2] - E[x]^2 from cancelling (a variance of 1 at a mean of
+    5,000 keeps seven digits), and this is several times faster than converting every value to float64.
+    """
+    x = x.detach()
+    channels_last = x.movedim(1, -1)  # a view of channels_last memory; of contiguous memory the reshape copies
+    values = channels_last.reshape(-1, x.shape[1])
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    count = len(values)
+    # A sample spread over the whole batch, so that sorted batches get a fair shift too.
+    shift = values[:: max(1, count // 64)].mean(dim=0)
+    centred = values - shift
+    whole = count - count % ROWS_PER_BLOCK
+    parts = [centred[:whole].view(-1, ROWS_PER_BLOCK, x.shape[1]), centred[whole:].unsqueeze(0)]
+    sums = torch.cat([part.sum(dim=1) for part in parts]).double().sum(dim=0)
+    squares = torch.cat([part.square().sum(dim=1) for part in parts]).double().sum(dim=0)
+    offset = sums / count
+    return count, shift.double() + offset, (squares - sums * offset).clamp_min(0.0)
+
+
+def _put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
+    """Let the layer normalise with these statistics, in fresh buffers."""
+    reference = next(_tensors(layer), None)
+    kind = torch.float32 if reference is None else reference.dtype
+    device = mean.device if reference is None else reference.device
+    layer._buffers["running_mean"] = mean.to(device=device, dtype=kind)
+    layer._buffers["running_var"] = var.to(device=device, dtype=kind)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Floating-point parameters and buffers, which tell a module's device and type."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            yield tensor
+
+
+def _widths(layers: Mapping[str, _BatchNorm]) -> Iterator[tuple[str, int]]:
+    return ((name, layer.num_features) for name, layer in layers.items())
+
+
+def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatistics | Mode) -> None:
+    if isinstance(statistics, BatchNormStatistics):
+        for name, given in statistics.items():
+            if name not in layers:
+                raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
+            channels = layers[name].num_features
+            if given.mean.shape != (channels,) or given.var.shape != (channels,):
+                raise UserError(f"layer {name!r} has {channels} channels, but the statistics have {len(given.mean)}")
+    elif statistics not in ("running", "batch"):
+        raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
+    needs_running = layers.keys() if statistics == "running" else ()
+    if isinstance(statistics, BatchNormStatistics):
+        needs_running = [name for name in layers if name not in statistics]
+    for name in needs_running:
+        if layers[name].running_mean is None:
+            raise UserError(
+                f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
+            )
+
+
+def _to_float64(values: Tensor) -> Tensor:
+    return values.detach().to(device="cpu", dtype=torch.float64, copy=True)

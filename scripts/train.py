@@ -1,0 +1,9 @@
+"""Train one classifier: python scripts/train.py --config configs/cifar10_small.yaml [--model.norm gn] [--name my-run]"""
+
+from bnood.errors import one_line_errors
+
+if __name__ == "__main__":
+    with one_line_errors():
+        from bnood.training import train
+
+        train()

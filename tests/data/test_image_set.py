@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from bnood.data.image_set import ImageSet
+from bnood.errors import UserError
+
+IMAGES = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
+LABELS = np.array([3, 1, 2, 0])
+
+
+def test_a_set_keeps_its_arrays_without_copying_them() -> None:
+    images = ImageSet("set", IMAGES, LABELS)
+    assert len(images) == 4
+    assert images.images is IMAGES and images.labels is LABELS
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        IMAGES.astype(np.float32),
+        IMAGES.astype(np.int8),
+        IMAGES[0],
+        IMAGES[..., :1],
+        IMAGES.transpose(0, 3, 1, 2),
+    ],
+    ids=["float", "int8", "one image", "grey", "channels first"],
+)
+def test_images_of_another_type_or_shape_are_refused(images: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"^set: images are .*; expected uint8 \[N, H, W, 3\]") as caught:
+        ImageSet("set", images)
+    assert str(list(images.shape)) in str(caught.value) and str(images.dtype) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS.astype(np.int32), LABELS.astype(float), LABELS[:3], LABELS[:, None]],
+    ids=["int32", "float", "too few", "column"],
+)
+def test_labels_of_another_type_or_length_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"^set: labels are .*; expected int64 \[4\]") as caught:
+        ImageSet("set", IMAGES, labels)
+    assert str(list(labels.shape)) in str(caught.value) and str(labels.dtype) in str(caught.value)
+
+
+def test_subset_takes_images_and_labels_in_the_order_of_the_index() -> None:
+    subset = ImageSet("set", IMAGES, LABELS).subset(np.array([2, 0]))
+    assert subset.name == "set" and subset.labels is not None
+    np.testing.assert_array_equal(subset.images, np.stack([IMAGES[2], IMAGES[0]]))
+    np.testing.assert_array_equal(subset.labels, [2, 3])
+
+
+def test_subset_of_a_set_without_labels_has_none() -> None:
+    assert ImageSet("set", IMAGES).subset(np.array([1])).labels is None

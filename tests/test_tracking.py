@@ -1,0 +1,458 @@
+"""Tracking, tested by reading back the files that wandb itself wrote offline."""
+
+import csv
+import hashlib
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from wandb_files import OfflineRun, read_offline_runs
+
+from bnood import tracking
+from bnood.errors import UserError
+from bnood.tracking import TrackingOptions
+
+ACCURACIES = [0.25, 0.75, 0.5]  # per epoch: the best is not the last
+CONFIG = {"seed_everything": 3, "model": {"norm": "bn", "width": 16}, "tags": ["a", "b"], "nothing": None}
+
+
+class Tiny(L.LightningModule):
+    """One parameter; logs what the classifier logs, with known values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.save_hyperparameters({"own": 7})
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.log("train/loss", torch.tensor(2.0 - self.global_step))
+        return self.weight**2
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("validation/accuracy", ACCURACIES[self.current_epoch])
+        self.log("validation/nll", ACCURACIES[self.current_epoch])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def evaluation_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A metric table of five rows with known values, and scores of two sets, two conditions and two shuffles."""
+    columns = (
+        "run norm seed statistics composition batch_size dataset role score metric value low high n companion n_id"
+    )
+    known, ood = ("cifar10", "id"), ("svhn", "ood")
+    rows = [
+        ("r", "bn", 0, "running", "", 0, *ood, "energy", "auroc", 0.91, 0.90, 0.92, 40, "", 50),
+        ("r", "bn", 0, "batch", "mixed 0.1", 128, *ood, "msp", "fpr95", 0.33, 0.30, 0.35, 40, "cifar10", 50),
+        ("r", "bn", 0, "batch", "mixed 0.1", 128, *known, "", "accuracy", 0.875, 0.86, 0.89, 50, "svhn", 0),
+        ("r", "bn", 0, "recalibrated:id", "", 0, *ood, "msp", "mean", 0.61, np.nan, np.nan, 40, "", 50),
+        ("r", "bn", 0, "running", "", 0, *ood, "energy", "aupr_in", 0.77, 0.70, 0.80, 40, "", 50),
+    ]
+    rng = np.random.default_rng(0)
+    scores = []
+    for statistics, composition, batch_size in (("running", "", 0), ("batch", "mixed 0.1", 128)):
+        for shuffle in range(2 if batch_size else 1):
+            for dataset, role, companion, n in (("cifar10", "id", "svhn", 50), ("svhn", "ood", "cifar10", 40)):
+                scores.append(
+                    pd.DataFrame(
+                        {
+                            "statistics": statistics,
+                            "composition": composition,
+                            "batch_size": batch_size,
+                            "shuffle": shuffle,
+                            "companion": companion if batch_size else "",
+                            "dataset": dataset,
+                            "role": role,
+                            "index": np.arange(n),
+                            "msp": rng.random(n),
+                            "energy": rng.normal(5 * (role == "id") + 100 * shuffle, 1, n),
+                            "max_logit": rng.normal(0, 1, n),
+                        }
+                    )
+                )
+    return pd.DataFrame(rows, columns=columns.split()), pd.concat(scores, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run folder into which one process logged a training and, while that was open, an evaluation."""
+    root = tmp_path_factory.mktemp("runs") / "my run"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("WANDB_CACHE_DIR", str(root.parent / "cache"))
+        options = TrackingOptions(project="proj", group="grid", tags=("extra",), mode="offline")
+        training = tracking.start_run(
+            options, name="my run", job_type="training", tags=["norm:bn", "x" * 70], config=CONFIG, folder=root
+        )
+        logger = tracking.lightning_logger(training)
+        assert training is not None and logger is not None
+        tracking.define_training_metrics(training)
+        table, scores = evaluation_tables()
+        evaluation = tracking.start_run(
+            options, name="my run", job_type="evaluation", tags=["norm:bn"], config={"run": "my run"}, folder=root
+        )
+        assert evaluation is not None and evaluation.id != training.id
+
+        trainer = L.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            logger=[CSVLogger(str(root.parent), name=root.name, version=""), logger],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        batches: Any = torch.utils.data.DataLoader(torch.zeros(2), batch_size=1)  # type: ignore[arg-type]
+        trainer.fit(Tiny(), batches, batches)
+        assert trainer.log_dir is not None and Path(trainer.log_dir) == root
+
+        checkpoint = root / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir()
+        checkpoint.write_bytes(b"weights of epoch 3")
+        tracking.log_checkpoint(training, checkpoint, "my run", {"accuracy": 0.5})
+        tracking.use_checkpoint(evaluation, checkpoint, "my run")
+        figure = root / "histograms.png"
+        Image.fromarray(np.full((5, 7, 3), 200, np.uint8)).save(figure)
+        tracking.log_evaluation(evaluation, table, scores, [figure])
+        (root / "lines.json").write_text(json.dumps([tracking.finish(training), tracking.finish(evaluation)]))
+        checkpoint.write_bytes(b"weights of a later, resumed training")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> tuple[OfflineRun, OfflineRun]:
+    """The training and the evaluation, read back."""
+    training, evaluation = read_offline_runs(folder)
+    return training, evaluation
+
+
+def test_two_runs_of_one_process_are_two_files_with_their_own_data(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    training, evaluation = runs
+    assert training.record.run_id != evaluation.record.run_id
+    assert [training.record.job_type, evaluation.record.job_type] == ["training", "evaluation"]
+    assert training.config["model"] == {"norm": "bn", "width": 16} and "model" not in evaluation.config
+    assert any("validation/accuracy" in row for row in training.history)
+    assert not any("validation/accuracy" in row for row in evaluation.history)
+    assert [training.exit_code, evaluation.exit_code] == [0, 0]
+
+
+def test_project_group_tags_and_config_are_recorded(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    training, _ = runs
+    record = training.record
+    assert (record.project, record.run_group, record.display_name) == ("proj", "grid", "my run")
+    assert list(record.tags) == ["extra", "norm:bn", "x" * 64]
+    assert {key: training.config[key] for key in CONFIG} == CONFIG
+    assert training.config["own"] == 7  # Lightning's own hyperparameters do not replace the config
+
+
+def test_training_metrics_have_a_step_and_a_best_value(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    training, _ = runs
+    rows = [row for row in training.history if "validation/accuracy" in row]
+    assert [row["validation/accuracy"] for row in rows] == ACCURACIES
+    assert [row["trainer/global_step"] for row in rows] == [1, 3, 5]  # two steps per epoch, counted from 0
+    assert training.summary["validation/accuracy"] == {"max": 0.75, "last": 0.5}
+    assert training.summary["validation/nll"] == {"min": 0.25, "last": 0.5}
+    assert training.summary["train/loss"] == {"min": -3.0, "last": -3.0}
+    for name in ("train/loss", "validation/accuracy", "validation/ece", "learning_rate", "epoch"):
+        assert training.metrics[name].step_metric == "trainer/global_step"
+    assert training.metrics["*"].step_metric == "trainer/global_step"
+    assert training.metrics["validation/accuracy"].summary.max and training.metrics["validation/ece"].summary.min
+
+
+def test_lightning_logger_writes_no_files_of_its_own(folder: Path) -> None:
+    found = {path.name for path in folder.iterdir()} - {"hparams.yaml"}  # the CSV logger's
+    assert found == {"wandb", "checkpoints", "metrics.csv", "histograms.png", "lines.json"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt"}
+    with (folder / "metrics.csv").open() as file:
+        assert [row["validation/accuracy"] for row in csv.DictReader(file) if row["validation/accuracy"]] == [
+            str(accuracy) for accuracy in ACCURACIES
+        ]
+    assert not Path("lightning_logs").exists() and not Path("proj").exists()
+
+
+def test_checkpoint_is_the_training_runs_artifact_and_survives_a_change_of_the_file(
+    runs: tuple[OfflineRun, OfflineRun],
+) -> None:
+    training, evaluation = runs
+    (artifact,) = training.artifacts
+    assert (artifact.type, artifact.name, list(artifact.aliases)) == ("model", "my-run", ["latest"])
+    assert json.loads(artifact.metadata) == {"accuracy": 0.5}
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "last.ckpt" and entry.size == len(b"weights of epoch 3")
+    staged = Path(entry.local_path)
+    assert staged.read_bytes() == b"weights of epoch 3"
+    assert staged.is_relative_to(training.folder.parent)  # in the run's folder, not in the home folder
+    assert "WANDB_DATA_DIR" not in os.environ
+    assert [artifact.type for artifact in evaluation.artifacts] == ["run_table"]
+
+
+def test_evaluation_records_the_checkpoint_that_it_read(runs: tuple[OfflineRun, OfflineRun], folder: Path) -> None:
+    _, evaluation = runs
+    assert evaluation.config["checkpoint"] == {
+        "path": str(folder / "checkpoints" / "last.ckpt"),
+        "sha256": hashlib.sha256(b"weights of epoch 3").hexdigest(),
+        "artifact": "my-run",
+    }
+    assert evaluation.config["run"] == "my run"
+
+
+def test_headline_numbers_are_the_summary(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    _, evaluation = runs
+    expected = {
+        "ood/svhn/running/energy/auroc": 0.91,
+        "ood/svhn/batch/mixed_0_1/128/msp/fpr95": 0.33,
+        "id/cifar10/batch/mixed_0_1/128/with_svhn/accuracy": 0.875,
+        "ood/svhn/recalibrated_id/msp/mean": 0.61,
+    }
+    numbers = {key: value for key, value in evaluation.summary.items() if key.startswith(("ood/svhn", "id/"))}
+    assert numbers == expected
+    assert all(evaluation.metrics[key].summary.last for key in expected)
+
+
+def test_metric_table_is_complete(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    _, evaluation = runs
+    table, _ = evaluation_tables()
+    (logged,) = [row["ood/table"] for row in evaluation.history if "ood/table" in row]
+    content = json.loads(evaluation.media(logged).read_text())
+    assert content["columns"] == list(table.columns)
+    assert len(content["data"]) == len(table) == 5
+    found = pd.DataFrame(content["data"], columns=content["columns"])
+    for column in ("value", "low", "high", "n", "batch_size"):
+        np.testing.assert_array_equal(found[column].to_numpy(float), table[column].to_numpy(float))
+    for column in ("statistics", "composition", "score", "companion"):
+        assert list(found[column]) == list(table[column])
+
+
+def test_figures_are_images(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    _, evaluation = runs
+    (logged,) = [row["figures/histograms"] for row in evaluation.history if "figures/histograms" in row]
+    file = evaluation.media(logged)
+    assert file.is_relative_to(evaluation.folder / "files" / "media" / "images")
+    with Image.open(file) as image:
+        assert image.size == (7, 5) and image.getpixel((0, 0)) == (200, 200, 200)
+
+
+def test_score_histograms_count_every_image_of_shuffle_0_once(runs: tuple[OfflineRun, OfflineRun]) -> None:
+    _, evaluation = runs
+    _, scores = evaluation_tables()
+    (row,) = [row for row in evaluation.history if "ood/table" in row]
+    keys = {key for key in row if key.startswith("scores/")}
+    sets = ("cifar10/running", "svhn/running", "cifar10/batch/mixed_0_1/128/with_svhn", "svhn/batch/mixed_0_1/128")
+    assert keys == {f"scores/{part}/{score}" for part in sets for score in ("msp", "energy", "max_logit")}
+    first = scores[scores["shuffle"] == 0]
+    for key in keys:
+        _, dataset, statistics, *_, score = key.split("/")
+        wanted = first[(first["dataset"] == dataset) & (first["statistics"] == statistics)][score].to_numpy()
+        histogram = row[key]
+        counts, edges = histogram["values"], np.array(histogram["bins"])
+        assert histogram["_type"] == "histogram" and len(counts) <= 64
+        assert sum(counts) == (50 if dataset == "cifar10" else 40)
+        assert (edges[0], edges[-1]) == (first[score].min(), first[score].max())  # the same for every set
+        bins = [min(int((edges <= value).sum()) - 1, len(counts) - 1) for value in wanted]
+        assert counts == [bins.count(number) for number in range(len(counts))]
+
+
+def test_finishing_says_how_to_upload(folder: Path, runs: tuple[OfflineRun, OfflineRun]) -> None:
+    lines = json.loads((folder / "lines.json").read_text())
+    for line, run in zip(lines, runs, strict=True):
+        assert line == f"wandb: to upload this run: wandb sync '{run.folder}'"  # quoted: there is a space in it
+
+
+def test_a_run_that_ends_with_an_exception_is_marked_failed(tmp_path: Path) -> None:
+    run = tracking.start_run(
+        TrackingOptions(mode="offline"), name="n", job_type="training", tags=[], config={}, folder=tmp_path
+    )
+    with pytest.raises(ZeroDivisionError):
+        try:
+            1 / 0  # noqa: B018
+        finally:
+            tracking.finish(run)
+    (written,) = read_offline_runs(tmp_path)
+    assert written.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        (TrackingOptions(project="a/b", mode="offline"), "", "Invalid project name 'a/b'"),
+        (TrackingOptions(tags=("",), mode="offline"), "", "wandb.tags: '' has 0 characters"),
+        (TrackingOptions(tags=("y" * 65,), mode="offline"), "", "has 65 characters, but a tag has 1 to 64"),
+        (TrackingOptions(mode="offline"), "ofline", "WANDB_MODE is 'ofline'"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: TrackingOptions, environment: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", environment)
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        tracking.start_run(options, name="n", job_type="training", tags=[], config={}, folder=tmp_path)
+    assert "\n" not in str(raised.value)
+    options.enabled = False
+    assert tracking.start_run(options, name="n", job_type="t", tags=[], config={}, folder=tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/wandb: cannot be written \(Not a directory\)"):
+        tracking.start_run(
+            TrackingOptions(mode="offline"), name="n", job_type="t", tags=[], config={}, folder=tmp_path / "file"
+        )
+
+
+def test_only_the_first_process_of_a_distributed_training_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    options = TrackingOptions(mode="offline")
+    assert tracking.start_run(options, name="n", job_type="t", tags=[], config={}, folder=tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_artifact_names_hold_only_allowed_characters() -> None:
+    assert tracking.artifact_name("cifar10/resnet 18:bn_0-1.5") == "cifar10-resnet-18-bn_0-1.5"
+    assert len(tracking.artifact_name("x" * 200)) == 128
+
+
+def in_child(code: str, home: Path, interactive: bool = False, **environment: str) -> tuple[str, str, float]:
+    """Run code in a fresh process without any configuration of wandb: its output, its errors, its seconds.
+
+    An interactive process has a terminal, where a prompt would wait for an answer that never comes.
+    """
+    home.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_", "NETRC"))}
+    env = kept | {"HOME": str(home), "PYTHONPATH": str(Path(tracking.__file__).parent.parent)} | environment
+    ours, terminal = pty.openpty()
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD + code],
+            env=env,
+            cwd=home,
+            stdin=terminal if interactive else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=terminal if interactive else subprocess.PIPE,
+            text=True,
+            timeout=90,
+        )
+        os.write(terminal, b"\n")  # reading would wait if nothing was written
+        errors = os.read(ours, 1 << 16).decode() if interactive else done.stderr
+    finally:
+        os.close(ours)
+        os.close(terminal)
+    assert done.returncode == 0, errors
+    return done.stdout, errors, time.monotonic() - start
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from bnood import tracking
+from bnood.tracking import TrackingOptions
+def start(name, **options):
+    arguments = dict(name=name, job_type="t", tags=[], config={}, folder=Path("out", name))
+    return tracking.start_run(TrackingOptions(**options), **arguments)
+"""
+
+
+def test_disabled_creates_nothing_and_imports_nothing(tmp_path: Path) -> None:
+    code = """
+runs = [start("a", enabled=False)]
+os.environ["WANDB_MODE"] = "disabled"
+runs += [start("b"), start("c", mode="online")]
+for run in runs:
+    assert run is None and tracking.lightning_logger(run) is None and tracking.finish(run) is None
+    tracking.define_training_metrics(run)
+    tracking.log_checkpoint(run, Path("none"), "a", {})
+    tracking.use_checkpoint(run, Path("none"), "a")
+    tracking.log_evaluation(run, None, None, [])
+print("wandb" in sys.modules, sorted(os.listdir(".")))
+"""
+    out, _, _ = in_child(code, tmp_path / "home")
+    assert out.strip() == "False []"
+
+
+def test_without_a_key_it_is_offline_at_once_and_asks_nothing(tmp_path: Path) -> None:
+    code = """
+for name, mode in (("a", "auto"), ("b", "online")):
+    run = start(name, mode=mode)
+    run.log({"x": 1})
+    print(run.offline, tracking.finish(run))
+"""
+    out, err, seconds = in_child(code, tmp_path / "home", interactive=True)
+    lines = out.splitlines()
+    assert [line.split(" wandb sync ")[0] for line in lines] == ["True wandb: to upload this run:"] * 2
+    for line, name in zip(lines, "ab", strict=True):
+        run = Path(tmp_path, "home", line.split(" wandb sync ")[1])
+        assert run.is_relative_to(tmp_path / "home" / "out" / name) and list(run.glob("run-*.wandb"))
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 1 and said[0].startswith(
+        "wandb: logging offline (no API key: set WANDB_API_KEY or run `wandb login`); to upload the finished run: "
+        "wandb sync out/b/wandb/offline-run-"
+    )
+    assert seconds < 60
+
+
+def test_a_server_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        code = """
+tracking.INIT_SECONDS = 3
+run = start("a")
+run.log({"x": 1})
+tracking.finish(run)
+"""
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        _, err, seconds = in_child(code, tmp_path / "home", WANDB_API_KEY="a" * 40, WANDB_BASE_URL=address)
+    said = [line for line in err.splitlines() if "logging offline" in line]
+    assert len(said) == 1 and "giving up" in said[0] and "wandb sync out/a/wandb/offline-run-" in said[0]
+    (run,) = read_offline_runs(tmp_path / "home" / "out" / "a")
+    assert [row["x"] for row in run.history] == [1]
+    assert not list((tmp_path / "home" / "out" / "a" / "wandb").glob("run-*"))
+    assert seconds < 25  # wandb alone waits another 20 s for the server when the process ends
+
+
+def test_training_and_evaluation_outlive_the_death_of_wandbs_service(tmp_path: Path) -> None:
+    code = """
+import signal, subprocess, time, pandas as pd
+run = start("a", mode="offline")
+logger = tracking.lightning_logger(run)
+processes = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True).stdout.splitlines()
+(service,) = [int(line.split()[0]) for line in processes if line.split()[1:] == [str(os.getpid()), "wandb-core"]]
+os.kill(service, signal.SIGKILL)
+time.sleep(0.3)
+for step in range(3):
+    logger.log_metrics({"train/loss": 1.0}, step)
+    time.sleep(0.1)
+columns = "role dataset statistics composition batch_size companion score metric value shuffle msp energy max_logit"
+row = ["id", "d", "running", "", 0, "", "", "accuracy", 1.0, 0, 0.5, 1.0, 2.0]
+frame = pd.DataFrame([row], columns=columns.split())
+tracking.log_evaluation(run, frame, frame, [])
+print(tracking.finish(run))
+assert start("b", mode="offline") is None
+"""
+    out, err, _ = in_child(code, tmp_path / "home")
+    assert "wandb: to upload this run: wandb sync out/a/" in out
+    said = [line.split(":")[1] for line in err.splitlines() if line.startswith("wandb: could not")]
+    assert said.pop(0) == " could not log any further metrics"
+    assert said == [
+        " could not log the evaluation",
+        " could not log the end of the run",
+        " could not log the run b at all",
+    ]
