@@ -209,8 +209,8 @@ class Conditions:
             batches = min(len(id_set) // id_per_batch, len(ood_set) // ood_per_batch)
             if batches == 0:
                 self.notes.append(
-                    f"{ood_set.name}: {len(ood_set)} images and {len(id_set)} in-distribution ones do not fill a batch of "
-                    f"{size} with an OOD share of {share:g}: skipped"
+                    f"{ood_set.name}: {len(ood_set)} images and {len(id_set)} in-distribution ones do not fill a batch "
+                    f"of {size} with an OOD share of {share:g}: skipped"
                 )
                 continue
             for shuffle in range(self.options.shuffles):
@@ -288,7 +288,7 @@ class Conditions:
     def _forward(
         self, images: Tensor, statistics: BatchNormStatistics | Mode | None, size: int
     ) -> tuple[Tensor, Tensor]:
-        """Logits and features (float32, CPU) of uint8 ``[n, H, W, 3]``, in batches of exactly ``size`` (last: the rest)."""
+        """Logits and features (float32, CPU) of uint8 ``[n, H, W, 3]``, in batches of ``size`` (the last: the rest)."""
         self.cost.scored += len(images)
         if statistics is None:
             return forward(self.classifier, images, size)

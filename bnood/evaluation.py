@@ -90,10 +90,7 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
     config["download"] = options.download or config.get("download", False)
     data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
     train, validation = data.split()
-    if options.id_split == "val":
-        id_set = validation
-    else:
-        id_set = _load(data, data.in_distribution, "test")
+    id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
     id_set = ImageSet(data.in_distribution, id_set.images, id_set.labels)
     classes = run.classifier.hparams["num_classes"]
     if id_set.labels is not None and id_set.labels.max() >= classes:

@@ -208,7 +208,7 @@ def _picture(path: Path) -> Picture:
 
 def _cell(column: str, value: object) -> str:
     """A table cell as text: figures to four decimals, missing ones empty."""
-    if not isinstance(value, str) and pd.isna(value):  # type: ignore[call-overload]
+    if not isinstance(value, str) and pd.isna(value):
         return ""
     if column in ("value", "low", "high"):
         return f"{value:.4f}"

@@ -8,10 +8,10 @@ timm's BatchNormAct2d), affine or not, with or without running statistics::
     with use_statistics(model, target):  # or "running", or "batch"
         logits = model(x)
 
-**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set of
-images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over *all*
-elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and b, means m
-and sums of squared deviations S, ::
+**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set
+of images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over
+*all* elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and
+b, means m and sums of squared deviations S, ::
 
     delta = m_b - m_a
     m     = m_a + delta * b / (a + b)
@@ -35,17 +35,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import safe_open, save_file
+from safetensors.torch import safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnood.errors import UserError
+from bnood.moments import PooledMoments, channel_moments
 
 Method = Literal["one_pass", "sequential"]
 Mode = Literal["running", "batch"]
-ROWS_PER_BLOCK = 1024
+Buffers = dict[str, Tensor | None]
+# The own buffers of the layers that are in use_statistics: what "running" means there, however deep contexts nest.
+_SET_ASIDE: WeakKeyDictionary[nn.Module, Buffers] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return BatchNormStatistics({name: mix(self[name], other[name]) for name in self})
 
     def with_prior(self, target: "BatchNormStatistics", prior: float, images: float) -> "BatchNormStatistics":
-        """Schneider et al.'s (2020, equation 2) mixture: the source counts as ``prior`` images beside ``images`` targets.
+        """Schneider et al.'s (2020, equation 2) mixture: the source counts as ``prior`` images beside the targets.
 
         ``self`` are the source statistics; the result is N / (N + n) source + n / (N + n) target.
         """
@@ -115,7 +121,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return self.interpolate(target, images / (prior + images))
 
     def distance(self, other: "BatchNormStatistics") -> dict[str, tuple[float, float]]:
-        """How far ``other`` lies from these statistics, per layer, as the root mean square over channels of two figures.
+        """How far ``other`` lies from these statistics, per layer: two root mean squares over the channels.
 
         The shift of the mean in these statistics' standard deviations, and the natural logarithm of the ratio of the
         standard deviations. Channels that are constant in both count as 0.
@@ -133,8 +139,12 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return result
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``."""
-        tensors = {}
+        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``.
+
+        Raises:
+            OSError: if the file cannot be written; nothing is left behind then.
+        """
+        tensors: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.var": layer.var.contiguous()}
             tensors[f"{name}.count"] = torch.tensor(layer.count, dtype=torch.int64)
@@ -142,7 +152,8 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         partial = path.with_name(path.name + ".partial")
         try:
             # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
-            save_file(tensors, partial, metadata={"format": "bnood.statistics", "layers": "\n".join(self._layers)})
+            metadata = {"format": "bnood.statistics", "layers": "\n".join(self._layers)}
+            partial.write_bytes(to_safetensors(tensors, metadata))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -173,6 +184,12 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         if self._layers.keys() != other._layers.keys():
             differing = sorted(self._layers.keys() ^ other._layers.keys())
             raise UserError(f"these statistics are of another model: layer {differing[0]!r} is in only one of the two")
+        for name in self:
+            ours, theirs = len(self[name].mean), len(other[name].mean)
+            if ours != theirs:
+                raise UserError(
+                    f"these statistics are of another model: layer {name!r} has {ours} and {theirs} channels"
+                )
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -187,7 +204,7 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
             f"{type(model).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or replace"
         )
     for name, layer in layers.items():
-        if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
             raise UserError(f"layer {name!r} is lazy and has no channels yet: run one batch through the model first")
     return layers
 
@@ -198,14 +215,14 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def read_statistics(model: nn.Module) -> BatchNormStatistics:
-    """The running statistics of all BatchNorm layers, copied.
+    """The running statistics of all BatchNorm layers, copied; within :func:`use_statistics` too the model's own.
 
     Raises:
         UserError: if the model has no BatchNorm layer, or one that was built with ``track_running_stats=False``.
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
-        mean, var = layer.running_mean, layer.running_var
+        mean, var = _own_buffers(layer).values()
         if mean is None or var is None:
             raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False)")
         seen = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
@@ -218,7 +235,7 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
     """Let every BatchNorm layer normalise with the given statistics; everything else is in evaluation mode.
 
     On leaving, also by an error, buffers, training flags, momentum and hooks are exactly what they were: the model's
-    own buffers are set aside, never written. Contexts nest; the innermost counts.
+    own buffers are set aside, never written. Contexts nest; the innermost counts, and "running" is the model's own.
 
     Args:
         model: the network; compiled or wrapped ones too.
@@ -233,11 +250,10 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
     layers = batchnorm_layers(model)
     _check_usable(layers, statistics)
     training = [(module, module.training) for module in model.modules()]
-    saved = [
-        (layer, layer.track_running_stats, {key: layer._buffers.get(key) for key in ("running_mean", "running_var")})
-        for layer in layers.values()
-    ]
+    saved = [(layer, layer.track_running_stats, _buffers(layer)) for layer in layers.values()]
+    outermost = {layer: buffers for layer, _, buffers in saved if layer not in _SET_ASIDE}
     try:
+        _SET_ASIDE.update(outermost)
         for module, _ in training:
             module.training = False  # not .eval(): models that override train() would be run into
         for name, layer in layers.items():
@@ -245,9 +261,13 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
                 # Train mode without tracking hands F.batch_norm no buffers: nothing is there to be changed.
                 layer.training, layer.track_running_stats = True, False
             elif isinstance(statistics, BatchNormStatistics) and name in statistics:
-                _put(layer, statistics[name].mean, statistics[name].var)
+                _put(layer, model, statistics[name].mean, statistics[name].var)
+            else:
+                layer._buffers.update(_own_buffers(layer))
         yield model
     finally:
+        for layer in outermost:
+            del _SET_ASIDE[layer]
         for layer, tracks, buffers in saved:
             layer.track_running_stats = tracks
             layer._buffers.update(buffers)
@@ -303,16 +323,24 @@ def estimate_statistics(
         if moved <= tolerance:
             return current
     warnings.warn(
-        f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used as they are",
+        f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used anyway",
         stacklevel=2,
     )
     return BatchNormStatistics(current, passes=passes, converged=False)
 
 
+def _buffers(layer: nn.Module) -> Buffers:
+    return {key: layer._buffers.get(key) for key in ("running_mean", "running_var")}
+
+
+def _own_buffers(layer: nn.Module) -> Buffers:
+    return _SET_ASIDE[layer] if layer in _SET_ASIDE else _buffers(layer)
+
+
 def _measure(
     model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | None
 ) -> dict[str, LayerStatistics]:
-    """One pass: the pooled statistics of each layer's input, behind layers that use ``upstream`` (None: the batch's)."""
+    """One pass: pooled statistics of each layer's input, behind layers that use ``upstream`` (None: the batch's)."""
     layers = batchnorm_layers(model)
     moments = {name: PooledMoments() for name in layers}
 
@@ -323,7 +351,7 @@ def _measure(
             if upstream is None:
                 # The layer then normalises with what was measured: its own computation of the same moments is
                 # saved, and in channels_last it would lose the variance to cancellation where means are large.
-                _put(layer, mean, deviations / count)
+                _put(layer, model, mean, deviations / count)
 
         return measure
 
@@ -331,14 +359,17 @@ def _measure(
     handles = []
     neutral = BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in _widths(layers)})
     # The context's buffers are replaced by the hooks batch by batch, and by the model's own at the end.
-    with use_statistics(model, neutral if upstream is None else upstream), torch.no_grad():
+    context = use_statistics(model, neutral if upstream is None else upstream)
+    # A graph that was compiled without the hooks would not call them, one compiled with them would never stop to.
+    with context, torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
             handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
             seen = False
             for batch in batches:
-                seen = True
                 images = batch[0] if isinstance(batch, (tuple, list)) else batch
-                model(images.to(device))
+                if len(images):
+                    seen = True
+                    model(images.to(device))
         finally:
             for handle in handles:
                 handle.remove()
@@ -352,58 +383,13 @@ def _measure(
     return {name: LayerStatistics(p.mean, p.deviations / p.count, p.count) for name, p in moments.items()}
 
 
-class PooledMoments:
-    """Count, mean and sum of squared deviations per channel, merged batch by batch (Chan et al. 1979), in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.deviations = torch.zeros(0, dtype=torch.float64)
-
-    def merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
-        """Add ``count`` elements per channel with this mean and sum of squared deviations, each ``[C]``."""
-        mean, deviations = _to_float64(mean), _to_float64(deviations)
-        if self.count == 0:
-            self.count, self.mean, self.deviations = count, mean, deviations
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.deviations = self.deviations + deviations + delta.square() * (self.count * count / total)
-        self.count = total
-
-
-def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Elements per channel, mean ``[C]`` and sum of squared deviations ``[C]`` (float64) of ``[N, C, ...]``.
-
-    float32 values are first shifted by a rough mean of their channel, then added up in float32 over blocks of
-    1,024 and in float64 over blocks. The shift keeps E[x^2] - E[x]^2 from cancelling (a variance of 1 at a mean of
-    5,000 keeps seven digits), and this is several times faster than converting every value to float64.
-    """
-    x = x.detach()
-    channels_last = x.movedim(1, -1)  # a view of channels_last memory; of contiguous memory the reshape copies
-    values = channels_last.reshape(-1, x.shape[1])
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    count = len(values)
-    # A sample spread over the whole batch, so that sorted batches get a fair shift too.
-    shift = values[:: max(1, count // 64)].mean(dim=0)
-    centred = values - shift
-    whole = count - count % ROWS_PER_BLOCK
-    parts = [centred[:whole].view(-1, ROWS_PER_BLOCK, x.shape[1]), centred[whole:].unsqueeze(0)]
-    sums = torch.cat([part.sum(dim=1) for part in parts]).double().sum(dim=0)
-    squares = torch.cat([part.square().sum(dim=1) for part in parts]).double().sum(dim=0)
-    offset = sums / count
-    return count, shift.double() + offset, (squares - sums * offset).clamp_min(0.0)
-
-
-def _put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
-    """Let the layer normalise with these statistics, in fresh buffers."""
-    reference = next(_tensors(layer), None)
+def _put(layer: nn.Module, model: nn.Module, mean: Tensor, var: Tensor) -> None:
+    """Let the layer normalise with these statistics, in fresh buffers of its type, or the model's if it has none."""
+    reference = next((tensor for module in (layer, model) for tensor in _tensors(module)), None)
     kind = torch.float32 if reference is None else reference.dtype
     device = mean.device if reference is None else reference.device
-    layer._buffers["running_mean"] = mean.to(device=device, dtype=kind)
-    layer._buffers["running_var"] = var.to(device=device, dtype=kind)
+    layer._buffers["running_mean"] = mean.to(device=device, dtype=kind, copy=True)
+    layer._buffers["running_var"] = var.to(device=device, dtype=kind, copy=True)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -427,11 +413,11 @@ def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatist
                 raise UserError(f"layer {name!r} has {channels} channels, but the statistics have {len(given.mean)}")
     elif statistics not in ("running", "batch"):
         raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
-    needs_running = layers.keys() if statistics == "running" else ()
+    needs_running = list(layers) if statistics == "running" else []
     if isinstance(statistics, BatchNormStatistics):
         needs_running = [name for name in layers if name not in statistics]
     for name in needs_running:
-        if layers[name].running_mean is None:
+        if None in _own_buffers(layers[name]).values():
             raise UserError(
                 f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
             )

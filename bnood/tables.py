@@ -79,7 +79,7 @@ class Tables:
         }
 
     def add(self, cell: Cell) -> None:
-        """Score a cell and sum its activations up; the first cell has to be the in-distribution set under ``running``."""
+        """Score a cell and sum its activations up; the first has to be the in-distribution set under ``running``."""
         features = cell.features.numpy()
         counts = self._counts_of(cell.dataset, cell.index)
         if self._reference is None:
@@ -145,9 +145,9 @@ class Tables:
         """The in-distribution cells that an OOD condition is compared with; None if those were left out."""
         mixed = condition.composition.startswith("mixed")
         for other, cells in self._cells.items():
-            if other.role == "id" and other[:3] == condition[:3]:
-                if other.companion == (condition.dataset if mixed else ""):
-                    return cells
+            companion = condition.dataset if mixed else ""
+            if other.role == "id" and other[:3] == condition[:3] and other.companion == companion:
+                return cells
         return None
 
     def _detection_rows(

@@ -1,4 +1,4 @@
-"""Train one classifier: python scripts/train.py --config configs/cifar10_small.yaml [--model.norm gn] [--name my-run]"""
+"""Train one classifier: python scripts/train.py --config configs/cifar10_small.yaml [--model.norm gn] [--name a]"""
 
 from bnood.errors import one_line_errors
 

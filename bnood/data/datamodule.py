@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -156,5 +156,6 @@ class ImageDataModule(L.LightningDataModule):
         return images, labels
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
+    """Collate function: a batch comes ready from :class:`Images`."""
     return batch

@@ -28,11 +28,13 @@ class ImageSet:
         images, labels = self.images, self.labels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
-                f"{self.name}: images are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (RGB, 0 to 255)"
+                f"{self.name}: images are {images.dtype} {list(images.shape)}; "
+                f"expected uint8 [N, H, W, 3] (RGB, 0 to 255)"
             )
         if labels is not None and (labels.dtype != np.int64 or labels.shape != (len(images),)):
             raise UserError(
-                f"{self.name}: labels are {labels.dtype} {list(labels.shape)}; expected int64 [{len(images)}], one per image"
+                f"{self.name}: labels are {labels.dtype} {list(labels.shape)}; "
+                f"expected int64 [{len(images)}], one per image"
             )
 
     def __len__(self) -> int:

@@ -180,8 +180,8 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
             svhn = datasets.SVHN(root, split, download=download)
             images, labels = svhn.data.transpose(0, 2, 3, 1), svhn.labels
         else:
-            dataset = known.reader(root, train=split == "train", download=download)  # type: ignore[call-arg]
-            images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)  # type: ignore[attr-defined]
+            dataset = known.reader(root, train=split == "train", download=download)
+            images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
     except _READING_ERRORS as error:
         raise UserError(_fault(name, split, root, download, error)) from error
     if name == "dtd":

@@ -14,7 +14,7 @@ Architecture = Literal["resnet", "wide_resnet"]
 def build_model(
     architecture: Architecture, depth: int, width: int, norm: Norm, groups: int = 8, num_classes: int = 10
 ) -> nn.Module:
-    """The network by name. ``width`` is the channels of the first stage (ResNet) or the widening factor (WideResNet)."""
+    """The network by name. ``width``: channels of the first stage (ResNet) or widening factor (WideResNet)."""
     if architecture == "resnet":
         return ResNet(depth, width, norm, groups, num_classes)
     if architecture == "wide_resnet":

@@ -1,0 +1,182 @@
+"""The command line of ``scripts/eval_ood.py``: evaluate runs, write their folders, print one table."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jsonargparse import ActionConfigFile, ArgumentParser
+from rich.console import Console
+
+from bnood import tracking
+from bnood.conditions import ConditionOptions
+from bnood.console import print_results
+from bnood.errors import UserError
+from bnood.evaluation import SetOptions, evaluate, load_evaluation_images, write_evaluation
+from bnood.figures import write_figures
+from bnood.report import write_report
+from bnood.runs import Run, load_run, newest_run
+from bnood.tracking import TrackingOptions
+
+
+def build_parser() -> ArgumentParser:
+    """Options of ``scripts/eval_ood.py``; lists are written with commas."""
+    parser = ArgumentParser(
+        prog="scripts/eval_ood.py", description="Score OOD sets under several BatchNorm statistics."
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
+    parser.add_argument(
+        "--run", type=str | None, default=None, help="Run folder(s), by comma; default: the newest run."
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="Where the newest run is looked for.")
+    add = parser.add_argument
+    add("--ood", type=str | None, default=None, help="OOD sets, by comma: names, .npz files, folders.")
+    add("--statistics", default="running,batch,recalibrated", help="Conditions, by comma.")
+    add("--id_split", "--id-split", default="test", help="In-distribution images: test, or val (held out of training).")
+    add("--id_count", "--id-count", type=int | None, default=None, help="Score so many in-distribution images; all.")
+    add("--ood_count", "--ood-count", type=int | None, default=None, help="Open so many images of each OOD set; all.")
+    add("--batch_sizes", "--batch-sizes", default="128", help="Batch sizes under batch, by comma.")
+    add("--shares", default="0.1,0.5", help="OOD shares of mixed batches, by comma.")
+    for name, default, text in (
+        ("shuffles", 3, "Random orders of the images under batch."),
+        ("calibration_images", 5000, "In-distribution training images that statistics are estimated on."),
+        ("forward_batch", 500, "Images per forward pass where the batch does not matter."),
+        ("resamples", 1000, "Bootstrap resamples behind each interval."),
+        ("seed", 0, "Of shuffles, halves of the OOD sets and bootstrap."),
+    ):
+        flags = [f"--{name}"] + [f"--{name.replace('_', '-')}"] * ("_" in name)
+        add(*flags, type=int, default=default, help=text)
+    add("--mixture_share", "--mixture-share", type=float, default=0.5, help="OOD share behind recalibrated:mixture.")
+    add("--estimator", default="sequential", choices=["one_pass", "sequential"], help="How statistics are estimated.")
+    add("--root", "--data.root", type=Path | None, default=None, help="Folder of the data sets; the run's own.")
+    add("--download", "--data.download", type=bool, default=False, help="Let torchvision download what is missing.")
+    parser.add_class_arguments(TrackingOptions, "wandb")
+    parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> list[Path]:
+    """Evaluate as ``scripts/eval_ood.py`` does.
+
+    Args:
+        arguments: the command line after the program's name; None for the process's own.
+
+    Returns:
+        The folders ``runs/<name>/ood`` that were written.
+
+    Raises:
+        UserError: for bad input.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    config = build_parser().parse_args(given)
+    conditions = ConditionOptions(
+        statistics=tuple(_listed(config.statistics)),
+        batch_sizes=tuple(_numbers(config.batch_sizes, int, "batch_sizes")),
+        shares=tuple(_numbers(config.shares, float, "shares")),
+        shuffles=config.shuffles,
+        mixture_share=config.mixture_share,
+        calibration_images=config.calibration_images,
+        estimator=config.estimator,
+        forward_batch=config.forward_batch,
+        seed=config.seed,
+    )
+    sets = SetOptions(
+        ood=None if config.ood is None else tuple(_listed(config.ood)),
+        id_split=config.id_split,
+        id_count=config.id_count,
+        ood_count=config.ood_count,
+        root=config.root,
+        download=config.download,
+    )
+    if config.resamples < 2:
+        raise UserError(f"resamples is {config.resamples}: an interval needs at least 2 (1,000 to be of use)")
+    folders = [Path(run) for run in _listed(config.run)] if config.run else [newest_run(config.runs)]
+    # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
+    runs = [load_run(folder) for folder in folders]
+    options = TrackingOptions(**config.wandb.as_dict())
+    options.enabled = options.enabled and not config.no_wandb
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    command = shlex.join(["python", "scripts/eval_ood.py", *given])
+    tables, notes, lines = [], [], []
+    for run in runs:
+        table, run_notes, line = _evaluate_run(run, sets, conditions, config.resamples, options, command, console)
+        tables.append(table)
+        notes += [f"{run.name}: {note}" for note in run_notes]
+        lines += [line] if line else []
+    id_set = runs[0].config["data"]["in_distribution"]
+    title = f"{', '.join(run.name for run in runs)}: {id_set} ({sets.id_split}) against OOD"
+    print_results(console, pd.concat(tables), title, notes)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for run in runs:
+        console.print(f"report: {run.folder / 'ood' / 'report.html'}", highlight=False, soft_wrap=True)
+    return [run.folder / "ood" for run in runs]
+
+
+def _evaluate_run(
+    run: Run,
+    sets: SetOptions,
+    conditions: ConditionOptions,
+    resamples: int,
+    options: TrackingOptions,
+    command: str,
+    console: Console,
+) -> tuple[pd.DataFrame, list[str], str | None]:
+    """Evaluate, write and track one run; its table, its notes, and the line that says how to sync it."""
+    images = load_evaluation_images(run, sets, conditions.seed)
+    folder = run.folder / "ood"
+    folder.mkdir(parents=True, exist_ok=True)
+    norm, id_set = run.classifier.norm, images.id_set.name
+    tracked = tracking.start_run(
+        options,
+        name=f"{run.name}-ood",
+        job_type="evaluation",
+        tags=[f"norm:{norm}", f"seed:{run.seed}", f"set:{id_set}"],
+        config={
+            "run": run.name,
+            "conditions": asdict(conditions),
+            "sets": _plain(asdict(sets)),
+            "training": run.config,
+        },
+        folder=run.folder,
+    )
+    line = None
+    try:
+        tracking.use_checkpoint(tracked, run.checkpoint, run.name)
+        evaluation = evaluate(run, images, conditions, resamples=resamples, console=console)
+        write_evaluation(evaluation, folder)
+        figures = write_figures(evaluation.table, evaluation.scores, evaluation.units, folder / "figures")
+        write_report(
+            folder,
+            run_name=run.name,
+            config=run.config,
+            summary=run.summary | {"evaluation": evaluation.record},
+            table=evaluation.table,
+            figures=figures,
+            commands=[f"python scripts/train.py --config {run.folder / 'config.yaml'}", command],
+        )
+        tracking.log_evaluation(tracked, evaluation.table, evaluation.scores, figures)
+    finally:
+        line = tracking.finish(tracked)
+    return evaluation.table, evaluation.notes, line
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+
+
+def _listed(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"{text!r} names nothing: give one or more names, separated by commas")
+    return parts
+
+
+def _numbers(text: str, kind: type, option: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{option} {text}: give {wanted}, separated by commas") from error

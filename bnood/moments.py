@@ -1,0 +1,51 @@
+"""Count, mean and variance per channel of data that arrives in batches."""
+
+import torch
+from torch import Tensor
+
+ROWS_PER_BLOCK = 1024
+
+
+class PooledMoments:
+    """Count, mean and sum of squared deviations per channel, merged batch by batch (Chan et al. 1979), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.deviations = torch.zeros(0, dtype=torch.float64)
+
+    def merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Add ``count`` elements per channel with this mean and sum of squared deviations, each ``[C]``."""
+        mean, deviations = (figure.detach().to("cpu", torch.float64, copy=True) for figure in (mean, deviations))
+        if self.count == 0:
+            self.count, self.mean, self.deviations = count, mean, deviations
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.deviations = self.deviations + deviations + delta.square() * (self.count * count / total)
+        self.count = total
+
+
+def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Elements per channel, mean ``[C]`` and sum of squared deviations ``[C]`` (float64) of ``[N, C, ...]``.
+
+    float32 values are first shifted by a rough mean of their channel, then added up in float32 over blocks of
+    1,024 and in float64 over blocks. The shift keeps E[x^2] - E[x]^2 from cancelling (a variance of 1 at a mean of
+    5,000 keeps seven digits), and this is several times faster than converting every value to float64.
+    """
+    x = x.detach()
+    channels_last = x.movedim(1, -1)  # a view of channels_last memory; of contiguous memory the reshape copies
+    values = channels_last.reshape(-1, x.shape[1])
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    count = len(values)
+    # A sample spread over the whole batch, so that sorted batches get a fair shift too.
+    shift = values[:: max(1, count // 64)].mean(dim=0)
+    centred = values - shift
+    whole = count - count % ROWS_PER_BLOCK
+    parts = [centred[:whole].view(-1, ROWS_PER_BLOCK, x.shape[1]), centred[whole:].unsqueeze(0)]
+    sums = torch.cat([part.sum(dim=1) for part in parts]).double().sum(dim=0)
+    squares = torch.cat([part.square().sum(dim=1) for part in parts]).double().sum(dim=0)
+    offset = sums / count
+    return count, shift.double() + offset, (squares - sums * offset).clamp_min(0.0)
