@@ -251,7 +251,7 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
     _check_usable(layers, statistics)
     training = [(module, module.training) for module in model.modules()]
     saved = [(layer, layer.track_running_stats, _buffers(layer)) for layer in layers.values()]
-    outermost = {layer: buffers for layer, _, buffers in saved if layer not in _SET_ASIDE}
+    outermost: dict[nn.Module, Buffers] = {layer: buffers for layer, _, buffers in saved if layer not in _SET_ASIDE}
     try:
         _SET_ASIDE.update(outermost)
         for module, _ in training:

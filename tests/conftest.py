@@ -1,0 +1,35 @@
+"""What every test starts from: no network, no writing outside temporary folders, few threads, fixed seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    """Before any test file imports wandb or starts threads."""
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def wandb_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's cache of artifacts would otherwise grow in the user's home."""
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images that ``BNOOD_DATA`` names; tests that need it are skipped without."""
+    root = os.environ.get("BNOOD_DATA")
+    if not root:
+        pytest.skip("BNOOD_DATA does not name a folder of real images")
+    if not Path(root).is_dir():
+        pytest.skip(f"BNOOD_DATA names {root}, which is no folder")
+    return Path(root)

@@ -1,0 +1,213 @@
+"""Statistics as values: reading, mixing, comparing, saving; every figure worked out by hand or by numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bnood.errors import UserError
+from bnood.statistics import (
+    BatchNormStatistics,
+    LayerStatistics,
+    batchnorm_layers,
+    has_batchnorm,
+    read_statistics,
+    use_statistics,
+)
+
+
+def layer(mean: list[float], var: list[float], count: int = 1) -> LayerStatistics:
+    return LayerStatistics(torch.tensor(mean, dtype=torch.float64), torch.tensor(var, dtype=torch.float64), count)
+
+
+def random_statistics(seed: int) -> BatchNormStatistics:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(channels: int) -> torch.Tensor:
+        return torch.rand(channels, generator=generator, dtype=torch.float64)
+
+    # Neither alphabetical nor numerical order, so that a reader that sorts is caught.
+    return BatchNormStatistics(
+        {name: LayerStatistics(draw(c) - 0.5, draw(c), 10**12 + seed) for name, c in (("z.1", 3), ("a", 5), ("z.0", 1))}
+    )
+
+
+def trained_model() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(6), nn.BatchNorm1d(6))
+    model(torch.randn(8, 3, 6, 6))
+    model(torch.randn(8, 3, 6, 6) + 1)
+    return model
+
+
+def test_layers_are_found_by_name_in_order() -> None:
+    model = nn.Sequential(nn.BatchNorm3d(2), nn.Sequential(nn.BatchNorm1d(3), nn.GroupNorm(1, 3)), nn.SyncBatchNorm(4))
+    assert list(batchnorm_layers(model)) == ["0", "1.0", "2"]
+    assert batchnorm_layers(model)["1.0"] is model[1][0]
+    assert has_batchnorm(model) and not has_batchnorm(model[1][1])
+
+
+def test_a_model_without_batchnorm_is_named() -> None:
+    model = nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3, track_running_stats=True))
+    with pytest.raises(UserError, match="Sequential has no BatchNorm layer"):
+        read_statistics(model)
+    with pytest.raises(UserError, match="no BatchNorm layer"), use_statistics(model, "running"):
+        pass
+
+
+def test_a_lazy_layer_is_named() -> None:
+    with pytest.raises(UserError, match="layer '1' is lazy"):
+        batchnorm_layers(nn.Sequential(nn.Identity(), nn.LazyBatchNorm2d()))
+
+
+def test_reading_gives_copies_of_the_buffers() -> None:
+    model = trained_model()
+    read = read_statistics(model)
+    assert list(read) == ["1", "4"] and len(read) == 2 and read.passes == 0
+    for name in read:
+        module = model.get_submodule(name)
+        np.testing.assert_array_equal(read[name].mean, module.running_mean.double().numpy())
+        np.testing.assert_array_equal(read[name].var, module.running_var.double().numpy())
+        assert read[name].count == 2
+        assert read[name].mean.dtype == torch.float64
+    before = read["1"].mean.clone()
+    model(torch.randn(8, 3, 6, 6) + 9)
+    assert torch.equal(read["1"].mean, before)
+    double = nn.BatchNorm1d(2).double()
+    copied = read_statistics(double)[""]
+    double.running_mean.fill_(5)
+    assert copied.mean.tolist() == [0.0, 0.0]
+
+
+def test_a_layer_without_running_statistics_has_none_to_read() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
+    with pytest.raises(UserError, match="layer '1' keeps no running statistics"):
+        read_statistics(model)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.8, 1.0])
+def test_interpolation_is_linear_in_means_and_variances(share: float) -> None:
+    ours, theirs = random_statistics(1), random_statistics(2)
+    between = ours.interpolate(theirs, share)
+    assert list(between) == list(ours)
+    for name in ours:
+        for figure in ("mean", "var"):
+            a, b = (np.asarray(getattr(s[name], figure)) for s in (ours, theirs))
+            np.testing.assert_allclose(getattr(between[name], figure), (1 - share) * a + share * b, rtol=1e-13)
+
+
+def test_interpolation_ends_are_exact() -> None:
+    ours, theirs = random_statistics(1), random_statistics(2)
+    for share, end in ((0.0, ours), (1.0, theirs)):
+        between = ours.interpolate(theirs, share)
+        for name in ours:
+            assert torch.equal(between[name].mean, end[name].mean) and torch.equal(between[name].var, end[name].var)
+            assert between[name].count == end[name].count
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
+def test_shares_outside_the_unit_interval(share: float) -> None:
+    with pytest.raises(UserError, match="has to lie between 0 and 1"):
+        random_statistics(1).interpolate(random_statistics(2), share)
+
+
+def test_statistics_of_different_models_do_not_mix() -> None:
+    one, two = BatchNormStatistics({"a": layer([0], [1])}), BatchNormStatistics({"b": layer([0], [1])})
+    wide = BatchNormStatistics({"a": layer([0, 0], [1, 1])})
+    with pytest.raises(UserError, match="layer 'a' is in only one"):
+        one.interpolate(two, 0.5)
+    # One channel would otherwise be broadcast over two.
+    with pytest.raises(UserError, match="layer 'a' has 1 or 2 channels"):
+        one.interpolate(wide, 0.5)
+    with pytest.raises(UserError, match="layer 'a' has 2 or 1 channels"):
+        wide.distance(one)
+
+
+@pytest.mark.parametrize(("prior", "images"), [(0, 5), (5, 0), (16, 48), (1.5, 0.5)])
+def test_prior_follows_the_equation(prior: float, images: float) -> None:
+    source, target = random_statistics(3), random_statistics(4)
+    mixed = source.with_prior(target, prior, images)
+    for name in source:
+        for figure in ("mean", "var"):
+            s, t = (np.asarray(getattr(of[name], figure)) for of in (source, target))
+            expected = prior / (prior + images) * s + images / (prior + images) * t
+            np.testing.assert_allclose(getattr(mixed[name], figure), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("prior", "images"), [(0, 0), (-1, 5), (5, -1)])
+def test_priors_that_mean_nothing(prior: float, images: float) -> None:
+    with pytest.raises(UserError, match="non-negative and not both zero"):
+        random_statistics(1).with_prior(random_statistics(2), prior, images)
+
+
+def test_distance_by_hand() -> None:
+    """Shifts of 3 and 4 standard deviations: root mean square sqrt(12.5). Standard deviations times e and 1 / e: 1."""
+    ours = BatchNormStatistics({"x": layer([0, 1], [1, 4]), "y": layer([2], [9])})
+    theirs = BatchNormStatistics({"x": layer([3, 9], [np.e**2, 4 * np.e**-2]), "y": layer([2], [9])})
+    distance = ours.distance(theirs)
+    assert distance["x"] == pytest.approx((np.sqrt(12.5), 1.0), rel=1e-12)
+    assert distance["y"] == (0.0, 0.0)
+    assert theirs.distance(ours)["x"] == pytest.approx((np.sqrt((9 / np.e**2 + 16 * np.e**2) / 2), 1.0), rel=1e-12)
+
+
+def test_distance_ignores_channels_that_are_constant_in_both_only() -> None:
+    ours, theirs = BatchNormStatistics({"x": layer([0, 0], [0, 1])}), BatchNormStatistics({"x": layer([5, 2], [0, 1])})
+    assert ours.distance(theirs)["x"] == pytest.approx((np.sqrt(2), 0.0))
+    awake = BatchNormStatistics({"x": layer([0, 0], [1, 1])})
+    assert ours.distance(awake)["x"][1] > 100
+
+
+def test_saving_and_loading_gives_the_same_bits_in_the_same_order(tmp_path: Path) -> None:
+    saved = random_statistics(5)
+    saved.save(tmp_path / "s.safetensors")
+    loaded = BatchNormStatistics.load(str(tmp_path / "s.safetensors"))
+    assert list(loaded) == ["z.1", "a", "z.0"]
+    for name in saved:
+        assert torch.equal(loaded[name].mean, saved[name].mean) and torch.equal(loaded[name].var, saved[name].var)
+        assert loaded[name].mean.dtype == loaded[name].var.dtype == torch.float64
+        assert loaded[name].count == saved[name].count == 10**12 + 5
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_statistics_of_a_bare_layer_and_of_views_can_be_saved(tmp_path: Path) -> None:
+    strided = torch.arange(6, dtype=torch.float64)[::2]
+    BatchNormStatistics({"": LayerStatistics(strided, strided + 1, 3)}).save(tmp_path / "s")
+    assert BatchNormStatistics.load(tmp_path / "s")[""].mean.tolist() == [0.0, 2.0, 4.0]
+
+
+def test_saving_where_it_cannot_be_saved_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as caught:
+        random_statistics(1).save(tmp_path / "missing" / "s.safetensors")
+    assert "missing" in str(caught.value.filename)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        random_statistics(1).save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    random_statistics(1).save(path)
+    before = path.read_bytes()
+    broken = BatchNormStatistics({"a": LayerStatistics(torch.zeros(2), torch.ones(2), 2**70)})
+    with pytest.raises((RuntimeError, OverflowError)):
+        broken.save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_hold_no_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    with pytest.raises(UserError, match="no such file"):
+        BatchNormStatistics.load(path)
+    random_statistics(1).save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"not a safetensors file", whole[:-1], whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="does not hold BatchNorm statistics") as caught:
+            BatchNormStatistics.load(path)
+        assert str(path) in str(caught.value)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="does not hold BatchNorm statistics"):
+        BatchNormStatistics.load(path)
