@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnood.bootstrap import weighted_means
+from bnood.errors import UserError
 
 UNIT_FIGURES = ("unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99")
 
@@ -31,8 +32,17 @@ class UnitReference:
 
     @classmethod
     def of(cls, features: np.ndarray, counts: np.ndarray) -> "UnitReference":
-        """From features ``[N, D]`` of the reference images and resample counts ``[R, N]``."""
+        """From features ``[N, D]`` of the reference images and resample counts ``[R, N]``.
+
+        Raises ``UserError`` where the per-unit means do not differ, as in a network whose units are all dead: nothing
+        can be measured relative to them.
+        """
         means = weighted_means(features, counts)
+        if not (means.std(axis=1, ddof=1) > 0).all():
+            raise UserError(
+                "the penultimate units all have the same mean on in-distribution images (all zero, perhaps), so "
+                "activations cannot be compared with it: has the training diverged?"
+            )
         p99 = np.percentile(features, 99, axis=0).astype(np.float64)
         return cls(p99, means.std(axis=1, ddof=1), means.max(axis=1))
 

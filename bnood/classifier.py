@@ -74,8 +74,21 @@ class Classifier(L.LightningModule):
         memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__()
-        if not 0 <= warmup < 1:
-            raise UserError(f"model.warmup is {warmup}: it is a share of all steps, from 0 up to but not including 1")
+        for name, value, right, expected in (
+            ("depth", depth, depth >= 1, "a number of layers from 1 up"),
+            ("width", width, width >= 1, "a number of channels from 1 up"),
+            ("groups", groups, groups >= 1, "a number of groups from 1 up"),
+            ("num_classes", num_classes, num_classes >= 2, "at least 2"),
+            ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
+            ("momentum", momentum, 0 <= momentum < 1, "from 0 up to but not including 1"),
+            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or above"),
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 up to but not including 1"),
+            ("warmup", warmup, 0 <= warmup < 1, "a share of all steps, from 0 up to but not including 1"),
+            ("final_learning_rate", final_learning_rate, 0 <= final_learning_rate < math.inf, "0 or above"),
+            ("clip_gradient_norm", clip_gradient_norm, 0 <= clip_gradient_norm < math.inf, "0 (no bound) or above"),
+        ):
+            if not right:
+                raise UserError(f"model.{name} is {value}; expected {expected}")
         self.save_hyperparameters()
         try:
             self.network = build_model(architecture, depth, width, norm, groups, num_classes)
@@ -116,15 +129,23 @@ class Classifier(L.LightningModule):
         if self.hparams["compile"]:
             self.network.compile()
 
+    def check_labels(self, data: ImageDataModule) -> None:
+        """Raise :class:`UserError` unless all labels are 0 to ``num_classes`` - 1."""
+        for images in (data.train_set, data.validation_set):
+            assert images is not None and images.labels is not None
+            low, high = int(images.labels.min()), int(images.labels.max())
+            if low < 0:  # cross_entropy would leave out images with the label -100 without a word
+                raise UserError(f"{data.in_distribution} has the label {low}; expected labels from 0 up")
+            if high >= self.hparams["num_classes"]:
+                raise UserError(
+                    f"{data.in_distribution} has labels up to {high}, but model.num_classes is "
+                    f"{self.hparams['num_classes']}: set --model.num_classes {high + 1}"
+                )
+
     def take_constants(self, data: ImageDataModule) -> None:
         """Set the normalisation constants to those of the training images."""
-        assert data.train_set is not None and data.train_set.labels is not None
-        classes = int(data.train_set.labels.max()) + 1
-        if classes > self.hparams["num_classes"]:
-            raise UserError(
-                f"{data.in_distribution} has labels up to {classes - 1}, but model.num_classes is "
-                f"{self.hparams['num_classes']}: set --model.num_classes {classes}"
-            )
+        assert data.train_set is not None
+        self.check_labels(data)
         mean, std = channel_constants(data.train_set.images)
         self.image_mean.copy_(torch.tensor(mean))
         self.image_std.copy_(torch.tensor(std).clamp_min(1e-3))

@@ -9,7 +9,8 @@ What each condition scores:
 - ``batch``, pure: batches of one set alone. Each shuffle cuts a new random order into full batches; the last short
   batch is left out (its statistics would be of another size), so n is a multiple of the batch size.
 - ``batch``, mixed: every batch holds ``round(share * batch size)`` images (at least one) of one OOD set, the rest are
-  in-distribution. Each shuffle fills as many batches as it can without using an image twice.
+  in-distribution. Each shuffle fills as many batches as it can without using an image twice. A share that small batches
+  cannot hold exactly is noted.
 - ``recalibrated:id``: statistics of clean in-distribution training images, under the test transform.
 - ``recalibrated:target``: each set under statistics of its own other half: an OOD set under those of its calibration
   half, the in-distribution set under those of training images (as ``recalibrated:id``, whose cell is used again).
@@ -21,6 +22,7 @@ No image is scored under statistics that were estimated on it, except under ``ba
 
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +68,14 @@ class ConditionOptions:
         unknown = [name for name in self.statistics if name not in FAMILIES]
         if unknown or not self.statistics:
             raise UserError(f"statistics {', '.join(unknown) or 'are empty'}: choose from {', '.join(FAMILIES)}")
+        # Pure batches alone would tell the network which set it sees, so mixed ones are always shown beside them.
+        for name in ("batch_sizes", "shares") if "batch" in self.statistics else ():
+            if not getattr(self, name):
+                raise UserError(f"{name} is empty: statistics batch needs at least one, for pure and mixed batches")
+        for name in ("batch_sizes", "shares"):
+            given = [f"{value:g}" for value in getattr(self, name)]
+            if len(set(given)) < len(given):
+                raise UserError(f"{name} is {', '.join(given)}: each may be given once only")
         for size in self.batch_sizes:
             if size < 2:
                 raise UserError(f"batch size {size}: batch statistics need at least 2 images in a batch")
@@ -166,6 +176,22 @@ class Conditions:
         if "recalibrated" in wanted and normalised:
             yield from self._recalibrated()
 
+    def number_of_cells(self) -> int:
+        """How many cells :meth:`cells` will yield, for a progress bar."""
+        options, wanted, ood_sets = self.options, set(self.options.statistics), len(self.images.ood)
+        total = ood_sets + 1
+        if not has_batchnorm(self.classifier):
+            return total
+        if "batch" in wanted:
+            for size in options.batch_sizes:
+                total += options.shuffles * sum(len(images) >= size for _, images in self.scored_sets())
+                for share in options.shares:
+                    fitting = sum(self._mixture(size, share, ood)[0] > 0 for _, ood in self.images.ood.values())
+                    total += options.shuffles * 2 * fitting
+        if "recalibrated" in wanted:
+            total += 2 + ood_sets + ood_sets + 2 * ood_sets
+        return total
+
     def scored_sets(self) -> list[tuple[str, ImageSet]]:
         """Role and images of every set that is scored, the in-distribution set first."""
         return [("id", self.images.id_set), *(("ood", scored) for _, scored in self.images.ood.values())]
@@ -201,18 +227,30 @@ class Conditions:
                 logits, features = self._forward(torch.from_numpy(images.images[index]), "batch", size)
                 yield Cell("batch", "pure", size, shuffle, "", images.name, role, index, logits, features)
 
-    def _mixed(self, size: int, share: float) -> Iterator[Cell]:
-        id_set = self.images.id_set
+    def _mixture(self, size: int, share: float, ood_set: ImageSet) -> tuple[int, int, int]:
+        """How many mixed batches can be filled, and the ID and OOD images in each."""
         ood_per_batch = min(size - 1, max(1, round(share * size)))
         id_per_batch = size - ood_per_batch
+        batches = min(len(self.images.id_set) // id_per_batch, len(ood_set) // ood_per_batch)
+        return batches, id_per_batch, ood_per_batch
+
+    def _note_share(self, what: str, wanted: float, ood: int, total: int) -> None:
+        """A share that whole images cannot make up is named as asked for; the true one is noted, once."""
+        note = f"{what}: the OOD share {wanted:g} comes to {ood} of {total} images, {ood / total:.3g}"
+        if abs(ood / total - wanted) > 0.01 and note not in self.notes:
+            self.notes.append(note)
+
+    def _mixed(self, size: int, share: float) -> Iterator[Cell]:
+        id_set = self.images.id_set
         for _, ood_set in self.images.ood.values():
-            batches = min(len(id_set) // id_per_batch, len(ood_set) // ood_per_batch)
+            batches, id_per_batch, ood_per_batch = self._mixture(size, share, ood_set)
             if batches == 0:
                 self.notes.append(
                     f"{ood_set.name}: {len(ood_set)} images and {len(id_set)} in-distribution ones do not fill a batch "
                     f"of {size} with an OOD share of {share:g}: skipped"
                 )
                 continue
+            self._note_share(f"mixed batches of {size}", share, ood_per_batch, size)
             for shuffle in range(self.options.shuffles):
                 parts, indices = [], []
                 for images, each in ((id_set, id_per_batch), (ood_set, ood_per_batch)):
@@ -256,16 +294,19 @@ class Conditions:
             share = options.mixture_share
             ood_count = min(len(calibration), max(1, round(len(id_images) * share / (1 - share))))
             id_count = min(len(id_images), max(1, round(ood_count * (1 - share) / share)))
-            stream = np.concatenate([id_images[:id_count], calibration.images[:ood_count]])
-            # In random order: each batch of the estimate is then itself a mixture, as in a stream of both.
-            stream = stream[np.random.RandomState(options.seed).permutation(len(stream))]
+            self._note_share(f"recalibrated:mixture with {name}", share, ood_count, id_count + ood_count)
+            # Any part of a set that is sorted by class would be a part of its classes.
+            some = np.sort(self._permutation(len(calibration))[:ood_count])
+            stream = np.concatenate([id_images[:id_count], calibration.images[some]])
             mixture = self._estimate(f"mixture:{name}", stream)
             composition = f"mixed {share:g}"
             yield self._cell(id_set, "id", "recalibrated:mixture", mixture, composition, companion=name)
             yield self._cell(scored, "ood", "recalibrated:mixture", mixture, composition)
 
     def _estimate(self, name: str, images: np.ndarray) -> BatchNormStatistics:
-        tensor = torch.from_numpy(images)
+        # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
+        # a mixture was asked for, would have unlike statistics.
+        tensor = torch.from_numpy(images[self._permutation(len(images))])
         size = self.options.forward_batch
         # Nearly equal batches: a short last one would have unlike statistics in the one-pass estimate.
         batches = list(tensor.tensor_split(-(-len(tensor) // size)))
@@ -276,9 +317,14 @@ class Conditions:
             apart = estimate.distance(one_pass).values()
             self.estimator_distance[name] = (max(pair[0] for pair in apart), max(pair[1] for pair in apart))
             self.cost.estimated_on += len(images)
+            if not estimate.converged:
+                self.notes.append(f"statistics {name}: they still moved after {estimate.passes} passes; used anyway")
         self.cost.estimated_on += len(images) * estimate.passes
         self.estimates[name] = estimate
         return estimate
+
+    def _permutation(self, count: int) -> np.ndarray:
+        return np.random.RandomState(self.options.seed).permutation(count)
 
     def _order(self, images: ImageSet, shuffle: int) -> np.ndarray:
         """A random order of a set's images that depends on the seed, the set's name and the shuffle alone."""
@@ -290,10 +336,24 @@ class Conditions:
     ) -> tuple[Tensor, Tensor]:
         """Logits and features (float32, CPU) of uint8 ``[n, H, W, 3]``, in batches of ``size`` (the last: the rest)."""
         self.cost.scored += len(images)
-        if statistics is None:
+        context = (
+            evaluation_mode(self.classifier) if statistics is None else use_statistics(self.classifier, statistics)
+        )
+        with context:
             return forward(self.classifier, images, size)
-        with use_statistics(self.classifier, statistics):
-            return forward(self.classifier, images, size)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """For networks without BatchNorm: everything in evaluation mode, and every flag as it was afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def forward(classifier: Classifier, images: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from bnood.data.sources import load_images
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.provenance import commit, machine, versions
-from bnood.runs import Run, write_beside
+from bnood.runs import Run
 from bnood.tables import Tables
 
 
@@ -91,14 +92,18 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
     data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
     train, validation = data.split()
     id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
-    id_set = ImageSet(data.in_distribution, id_set.images, id_set.labels)
+    if len(id_set) < 2:
+        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
+    if options.id_split == "test" and _share_contained(id_set, train) > 0.5:
+        raise UserError(
+            f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
+            "score those that were held out of training: id_split val"
+        )
     classes = run.classifier.hparams["num_classes"]
     if id_set.labels is not None and id_set.labels.max() >= classes:
         raise UserError(
             f"{id_set.name} has labels up to {id_set.labels.max()}, but the network of {run.name} has {classes} classes"
         )
-    if len(id_set) < 2:
-        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
     id_set = _thinned(id_set, options.id_count, seed)
     shuffled = np.random.RandomState(seed).permutation(len(train))
     ood: dict[str, tuple[ImageSet, ImageSet]] = {}
@@ -115,6 +120,13 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
 
 def _load(data: ImageDataModule, name: str, split: str) -> ImageSet:
     return load_images(name, split, data.root, download=data.download, image_size=data.image_size)
+
+
+def _share_contained(images: ImageSet, others: ImageSet) -> float:
+    """Share of the images (of 1,000 at most) that are among the others, pixel by pixel."""
+    known = {hash(image.tobytes()) for image in others.images}
+    some = images.images[:: -(-len(images) // 1000)]
+    return float(np.mean([hash(image.tobytes()) in known for image in some]))
 
 
 def _thinned(images: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -134,7 +146,7 @@ def evaluate(
     """Evaluate a network under all conditions.
 
     Args:
-        run: the trained network; left as it was.
+        run: the trained network; left as it was, but on the accelerator if there is one.
         images: see :func:`load_evaluation_images`.
         options: the conditions.
         resamples: bootstrap resamples behind each interval.
@@ -144,14 +156,16 @@ def evaluate(
     run.classifier.to(device)
     conditions = Conditions(run.classifier, images, options)
     tables = Tables([images.id_set, *(scored for _, scored in images.ood.values())], resamples, options.seed)
-    started = time.perf_counter()
+    started, summing = time.perf_counter(), 0.0
     with _progress(console) as progress:
-        task = progress.add_task(run.name, total=None)
+        task = progress.add_task(run.name, total=conditions.number_of_cells())
         for cell in conditions.cells():
             progress.update(
                 task, description=f"{run.name}: {cell.dataset}, {cell.statistics} {cell.composition}".rstrip()
             )
+            began = time.perf_counter()
             tables.add(cell)
+            summing += time.perf_counter() - began
             progress.advance(task)
         forwarded = time.perf_counter()
         progress.update(task, description=f"{run.name}: metrics and intervals")
@@ -169,8 +183,8 @@ def evaluate(
             name: {"mean_shift": shift, "log_std_ratio": ratio}
             for name, (shift, ratio) in conditions.estimator_distance.items()
         },
-        "seconds_forward": forwarded - started,
-        "seconds_metrics": time.perf_counter() - forwarded,
+        "seconds_forward": forwarded - started - summing,
+        "seconds_metrics": time.perf_counter() - forwarded + summing,
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),
@@ -195,12 +209,30 @@ def _progress(console: Console | None) -> Progress:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write ``scores.parquet``, ``table.csv``, ``units.parquet`` and ``evaluation.json`` into ``runs/<name>/ood/``."""
+    """Write ``scores.parquet``, ``table.csv``, ``units.parquet`` and ``evaluation.json`` into ``runs/<name>/ood/``.
+
+    All four are written beside, then renamed: files of two evaluations never stand side by side.
+
+    Raises:
+        UserError: if the folder is read-only or the disk full; what was there before is still there then.
+    """
     scores = evaluation.scores.copy()
     for column in scores.select_dtypes(["object", "string"]):
         scores[column] = scores[column].astype("category")
-    write_beside(folder / "scores.parquet", lambda path: scores.to_parquet(path, index=False))
-    write_beside(folder / "units.parquet", lambda path: evaluation.units.to_parquet(path, index=False))
-    write_beside(folder / "table.csv", lambda path: evaluation.table.to_csv(path, index=False, float_format="%.6g"))
     text = json.dumps(evaluation.record, indent=2, default=str) + "\n"
-    write_beside(folder / "evaluation.json", lambda path: path.write_text(text))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            beside = Path(partial)
+            scores.to_parquet(beside / "scores.parquet", index=False)
+            evaluation.units.to_parquet(beside / "units.parquet", index=False)
+            evaluation.table.to_csv(beside / "table.csv", index=False, float_format="%.6g")
+            (beside / "evaluation.json").write_text(text)
+            for file in sorted(beside.iterdir()):
+                file.replace(folder / file.name)
+    except OSError as error:
+        # Arrow's errors name no file and the system's name one of the temporary folder.
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(
+            f"{folder}: the evaluation cannot be written there ({reason}); earlier files are kept"
+        ) from error

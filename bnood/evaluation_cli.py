@@ -11,8 +11,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 
 from bnood import tracking
+from bnood.command_line import one_line_parsing
 from bnood.conditions import ConditionOptions
 from bnood.console import print_results
+from bnood.data.datamodule import has_test_images
 from bnood.errors import UserError
 from bnood.evaluation import SetOptions, evaluate, load_evaluation_images, write_evaluation
 from bnood.figures import write_figures
@@ -24,7 +26,9 @@ from bnood.tracking import TrackingOptions
 def build_parser() -> ArgumentParser:
     """Options of ``scripts/eval_ood.py``; lists are written with commas."""
     parser = ArgumentParser(
-        prog="scripts/eval_ood.py", description="Score OOD sets under several BatchNorm statistics."
+        prog="scripts/eval_ood.py",
+        description="Score OOD sets under several BatchNorm statistics.",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_argument(
@@ -70,7 +74,9 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         UserError: for bad input.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    config = build_parser().parse_args(given)
+    parser = build_parser()
+    with one_line_parsing(parser, given):
+        config = parser.parse_args(given)
     conditions = ConditionOptions(
         statistics=tuple(_listed(config.statistics)),
         batch_sizes=tuple(_numbers(config.batch_sizes, int, "batch_sizes")),
@@ -90,11 +96,15 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         root=config.root,
         download=config.download,
     )
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed is {config.seed}; expected a whole number from 0 to 4294967295")
     if config.resamples < 2:
         raise UserError(f"resamples is {config.resamples}: an interval needs at least 2 (1,000 to be of use)")
-    folders = [Path(run) for run in _listed(config.run)] if config.run else [newest_run(config.runs)]
+    folders = [Path(run) for run in dict.fromkeys(_listed(config.run))] if config.run else [newest_run(config.runs)]
     # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
     runs = [load_run(folder) for folder in folders]
+    for run in runs:
+        _check_id_split(run, sets)
     options = TrackingOptions(**config.wandb.as_dict())
     options.enabled = options.enabled and not config.no_wandb
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -115,6 +125,17 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     return [run.folder / "ood" for run in runs]
 
 
+def _check_id_split(run: Run, sets: SetOptions) -> None:
+    """Refuse to score images as test images that the network was trained on."""
+    data = run.config["data"]
+    root = sets.root or data.get("root")
+    if sets.id_split == "test" and not has_test_images(data["in_distribution"], None if root is None else Path(root)):
+        raise UserError(
+            f"{data['in_distribution']} has no test images of its own, {run.name} was trained on them: "
+            "score its held-out images with --id-split val"
+        )
+
+
 def _evaluate_run(
     run: Run,
     sets: SetOptions,
@@ -127,7 +148,6 @@ def _evaluate_run(
     """Evaluate, write and track one run; its table, its notes, and the line that says how to sync it."""
     images = load_evaluation_images(run, sets, conditions.seed)
     folder = run.folder / "ood"
-    folder.mkdir(parents=True, exist_ok=True)
     norm, id_set = run.classifier.norm, images.id_set.name
     tracked = tracking.start_run(
         options,

@@ -68,7 +68,7 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{config_file} is missing: {folder} is not a run of scripts/train.py")
     try:
         config = yaml.safe_load(config_file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{config_file} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not {"data", "model", "seed_everything"} <= config.keys():
         raise UserError(f"{config_file}: expected the sections seed_everything, data and model of a training config")
@@ -76,7 +76,10 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
     classifier = load_classifier(checkpoint, config["model"])
     summary_file = folder / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    try:
+        summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{summary_file} is not readable as JSON ({error}): remove it, or train again") from error
     return Run(folder, config, summary, classifier)
 
 
@@ -123,12 +126,17 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
 def write_beside(target: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``target``, then rename it: a reader never sees half a file.
 
-    If writing fails (disk full, no permission), nothing is left behind and the error goes on.
+    If writing fails (disk full, no permission), nothing is left behind.
+
+    Raises:
+        UserError: naming the file and the reason that the system gave.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(target)
+    except OSError as error:
+        raise UserError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -188,7 +188,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
             ours, theirs = len(self[name].mean), len(other[name].mean)
             if ours != theirs:
                 raise UserError(
-                    f"these statistics are of another model: layer {name!r} has {ours} and {theirs} channels"
+                    f"these statistics are of another model: layer {name!r} has {ours} or {theirs} channels"
                 )
 
 
@@ -266,8 +266,8 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
                 layer._buffers.update(_own_buffers(layer))
         yield model
     finally:
-        for layer in outermost:
-            del _SET_ASIDE[layer]
+        for entered in outermost:
+            del _SET_ASIDE[entered]
         for layer, tracks, buffers in saved:
             layer.track_running_stats = tracks
             layer._buffers.update(buffers)

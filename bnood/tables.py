@@ -6,7 +6,7 @@ shuffles is the mean over them within each resample.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -52,12 +52,12 @@ class Tables:
     """Collects cells; ``scores``, ``units`` and ``metrics`` are the tables of what was collected.
 
     Args:
-        sets: the sets that are scored, for their sizes and labels.
+        sets: the sets that are scored, the in-distribution set first, for their sizes and labels.
         resamples: bootstrap resamples, at least 1,000 for intervals worth printing.
         seed: of the bootstrap.
     """
 
-    sets: Iterable[ImageSet]
+    sets: Sequence[ImageSet]
     resamples: int = 1000
     seed: int = 0
     _reference: UnitReference | None = None
@@ -82,13 +82,14 @@ class Tables:
         """Score a cell and sum its activations up; the first has to be the in-distribution set under ``running``."""
         features = cell.features.numpy()
         counts = self._counts_of(cell.dataset, cell.index)
-        if self._reference is None:
-            assert cell.role == "id" and cell.statistics == "running", "the reference has to come first"
-            self._reference = UnitReference.of(features, counts)
         try:
             scores = {name: score(cell.logits).numpy() for name, score in SCORES.items()}
         except UserError as error:
-            raise UserError(f"{cell.dataset} under {cell.statistics} {cell.composition}: {error}") from error
+            where = f"{cell.dataset} under {cell.statistics} {cell.composition}".rstrip()
+            raise UserError(f"{where}: {error}") from error
+        if self._reference is None:
+            assert cell.role == "id" and cell.statistics == "running", "the reference has to come first"
+            self._reference = UnitReference.of(features, counts)
         prediction = cell.logits.argmax(dim=1).numpy()
         labels = self._labels[cell.dataset]
         label = np.full(len(cell.index), -1) if labels is None or cell.role == "ood" else labels[cell.index]
@@ -153,7 +154,7 @@ class Tables:
     def _detection_rows(
         self, condition: Condition, id_cells: list[ScoredCell], ood_cells: list[ScoredCell]
     ) -> Iterator[dict[str, object]]:
-        id_name = next(name for name in self._counts)
+        id_name = self.sets[0].name
         # Mixed batches pair the shuffles, in any other condition they are independent; their numbers are equal.
         for score in SCORES:
             values: dict[str, list[np.ndarray]] = defaultdict(list)

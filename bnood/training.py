@@ -1,8 +1,11 @@
 """Training one network from a typed config (LightningCLI), into ``runs/<name>/``."""
 
 import csv
+import io
 import json
 import logging
+import os
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -15,9 +18,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bnood import tracking
 from bnood.classifier import Classifier
+from bnood.command_line import one_line_parsing
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import UserError
 from bnood.provenance import commit, machine, versions
@@ -28,6 +33,7 @@ class TrainingCLI(LightningCLI):
     """The command line of ``scripts/train.py``: trainer, data and model, plus the run's name and its tracking."""
 
     run_folder: Path
+    run_is_new: bool
     tracked: Any = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -38,23 +44,50 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
         parser.link_arguments("seed_everything", "data.seed")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with one line for what is wrong, and before anything is written."""
+        with one_line_parsing(parser, args):
+            super().parse_arguments(parser, args)
+        check_config(self.config)
+
     def before_instantiate_classes(self) -> None:
+        """Name the run, and refuse to write over another one."""
         config = self.config
         if config.name is None:
             config.name = default_name(config)
+        if config.name in ("", ".", "..") or any(each in config.name for each in ("/", os.sep)):
+            raise UserError(f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path")
         self.run_folder = Path(config.runs) / config.name
+        trained = self.run_folder / CHECKPOINT
         if config.ckpt_path is not None:
-            content = read_checkpoint(Path(config.ckpt_path))
-            check_same_network(Path(config.ckpt_path), content["hyper_parameters"], config.model.as_dict())
-        elif (self.run_folder / CHECKPOINT).exists():
+            check_resumable(Path(config.ckpt_path), config)
+        if trained.exists() and (config.ckpt_path is None or not trained.samefile(config.ckpt_path)):
             raise UserError(
                 f"{self.run_folder} already holds a trained network: choose another --name, "
-                f"or resume with --ckpt_path {self.run_folder / CHECKPOINT}"
+                f"or resume with --ckpt_path {trained}"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that writes its log and its checkpoint into the run's folder."""
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        """A trainer that writes its log and its checkpoint into the run's folder.
+
+        The images are loaded first, so that what is wrong with them shows before there is a folder.
+        """
+        self.datamodule.setup("fit")
+        self.model.check_labels(self.datamodule)
+        self.run_is_new = not self.run_folder.exists()
+        try:
+            return self._instantiate_trainer_in_folder(**kwargs)
+        except BaseException:
+            tracking.finish(self.tracked)
+            self.remove_if_untrained()
+            raise
+
+    def remove_if_untrained(self) -> None:
+        """Remove a run's folder that this process made, if the training never began."""
+        if self.run_is_new and not (self.run_folder / CHECKPOINT).exists():
+            shutil.rmtree(self.run_folder, ignore_errors=True)
+
+    def _instantiate_trainer_in_folder(self, **kwargs: Any) -> L.Trainer:
         plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         plain.pop("ckpt_path", None)
         write_beside(self.run_folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(plain, sort_keys=False)))
@@ -79,11 +112,12 @@ class TrainingCLI(LightningCLI):
             self.run_folder / CHECKPOINT.parent, save_last=True, save_top_k=0, save_on_train_epoch_end=True
         )
         checkpoints.CHECKPOINT_NAME_LAST = CHECKPOINT.stem
-        extra = [checkpoints, RichProgressBar(), Stopwatch()]
+        given = self.config_init.trainer
+        bar = [] if given.enable_progress_bar is False else [RichProgressBar()]
         return super().instantiate_trainer(
             logger=loggers,
-            callbacks=extra,
-            plugins=[RenamedCheckpoint()],
+            callbacks=[*_listed(given.callbacks), checkpoints, *bar, Stopwatch()],
+            plugins=[*_listed(given.plugins), RenamedCheckpoint()],
             default_root_dir=str(self.run_folder),
             **kwargs,
         )
@@ -97,8 +131,10 @@ class TrainingCLI(LightningCLI):
             with log.open(newline="") as file:
                 found = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
             rows = [row | {"step": int(row["step"])} for row in found if row["step"] < done]
-        logger = CSVLogger(self.config.runs, name=self.config.name, version="")
+        # Every row is written when it is logged: a checkpoint must not outlive the rows of its epochs.
+        logger = CSVLogger(self.config.runs, name=self.config.name, version="", flush_logs_every_n_steps=1)
         logger.experiment.metrics.extend(rows)
+        logger.experiment.save()  # the logger has just removed the old file
         return logger
 
 
@@ -106,7 +142,10 @@ class RenamedCheckpoint(TorchCheckpointIO):
     """Writes a checkpoint beside its final place and renames it, so that a kill never leaves half of one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_beside(Path(path), lambda partial: torch.save(checkpoint, partial))
+        # By way of memory: on a full disk, torch.save itself raises a RuntimeError without file or reason.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_beside(Path(path), lambda partial: partial.write_bytes(content.getbuffer()))
 
 
 class Stopwatch(L.Callback):
@@ -130,6 +169,32 @@ class Stopwatch(L.Callback):
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
 
+def check_config(config: Any) -> None:
+    """Raise :class:`UserError` for what the types of the config allow, but no training can do."""
+    seed, trainer = config.seed_everything, config.trainer
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {str(seed).lower()}: it has to be a whole number from 0 to 4294967295")
+    for key in ("logger", "default_root_dir"):
+        if trainer[key] is not None:
+            raise UserError(f"trainer.{key} can't be set: runs are logged to --runs, and to W&B by the section wandb")
+    if trainer.fast_dev_run:
+        raise UserError("trainer.fast_dev_run leaves no run behind: use --trainer.max_epochs 1 --data.train_count 256")
+    endless = trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1)
+    if endless or (trainer.max_epochs is not None and trainer.max_epochs < 1 and trainer.max_epochs != -1):
+        raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
+
+
+def check_resumable(checkpoint: Path, config: Any) -> None:
+    """Raise :class:`UserError` unless the training of a config can go on from a checkpoint."""
+    content = read_checkpoint(checkpoint)
+    check_same_network(checkpoint, content["hyper_parameters"], config.model.as_dict())
+    if "optimizer_states" not in content or "global_step" not in content:
+        raise UserError(f"{checkpoint} holds a network, but no optimizer state: expected a last.ckpt of this program")
+    done, wanted = content["epoch"] + 1, config.trainer.max_epochs
+    if wanted is not None and 0 <= wanted <= done:
+        raise UserError(f"{checkpoint} has finished all {done} epoch(s): to go on, set --trainer.max_epochs above {done}")
+
+
 def default_name(config: Any) -> str:
     """``cifar10-resnet18x16-bn-s0``: set, network, norm and seed of a training config."""
     model = config.model
@@ -150,6 +215,13 @@ def train(arguments: list[str] | None = None) -> Path:
         UserError: for bad input, and :class:`bnood.classifier.NonFiniteLoss` when training diverges.
     """
     _quiet()
+    try:
+        return _train(arguments)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _train(arguments: list[str] | None) -> Path:
     cli = TrainingCLI(
         Classifier,
         ImageDataModule,
@@ -160,15 +232,17 @@ def train(arguments: list[str] | None = None) -> Path:
         auto_configure_optimizers=False,
         trainer_defaults={"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False,
                           "log_every_n_steps": 20, "enable_autolog_hparams": False},
-        parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/."},
+        parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/.",
+                       "exit_on_error": False},
     )  # fmt: skip
     checkpoint = cli.config.ckpt_path
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
         summary = summarise(cli)
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
+        accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"
         print(
-            f"{cli.run_folder}: validation accuracy {summary['accuracy']:.4f}, {summary['seconds']:.0f} s of training "
+            f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
             f"at {summary['images_per_second']:.0f} images/s"
         )
         tracking.log_checkpoint(cli.tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
@@ -176,18 +250,20 @@ def train(arguments: list[str] | None = None) -> Path:
         line = tracking.finish(cli.tracked)
         if line:
             print(line)
+        if cli.trainer.global_step == 0:
+            cli.remove_if_untrained()
     return cli.run_folder
 
 
 def summarise(cli: TrainingCLI) -> dict[str, Any]:
-    """The contents of ``summary.json``."""
+    """The contents of ``summary.json``; None for what was not measured (validation can be turned off)."""
     measured = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     watch = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
     return {
-        "accuracy": measured["validation/accuracy"],
-        "nll": measured["validation/nll"],
-        "ece": measured["validation/ece"],
-        "train_accuracy": measured["train/accuracy"],
+        "accuracy": measured.get("validation/accuracy"),
+        "nll": measured.get("validation/nll"),
+        "ece": measured.get("validation/ece"),
+        "train_accuracy": measured.get("train/accuracy"),
         "epochs": cli.trainer.current_epoch,
         "seconds": watch.seconds,
         "images_per_second": watch.images / max(watch.seconds, 1e-9),
@@ -198,9 +274,18 @@ def summarise(cli: TrainingCLI) -> dict[str, Any]:
     }
 
 
+def _listed(given: Any) -> list[Any]:
+    """What a config gives as nothing, one or several."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def _quiet() -> None:
     """Leave out Lightning's advice that does not apply: the images are in memory, and no worker could be faster."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")

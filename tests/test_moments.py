@@ -5,14 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy_moments import numpy_moments
 
 from bnood.moments import ROWS_PER_BLOCK, PooledMoments, channel_moments
-
-
-def numpy_moments(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and biased variance per channel of ``[N, C, ...]``, in float64, two passes."""
-    values = x.double().numpy().swapaxes(0, 1).reshape(x.shape[1], -1)
-    return values.mean(axis=1), values.var(axis=1)
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (1, 5), (4, 3, 9), (6, 2, 5, 7), (2, 3, 4, 5, 6), (1, 2, 40, 40)])

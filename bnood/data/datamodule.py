@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bnood.data.augmentation import crop_and_flip
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import load_images
+from bnood.data.sources import TORCHVISION, data_root, load_images
 from bnood.data.splits import stratified_split
+from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -65,6 +66,22 @@ def channel_constants(images: np.ndarray) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.sqrt(variance).tolist()
 
 
+def has_test_images(name: str, root: Path | None = None) -> bool:
+    """Whether a set's ``test`` images are others than its ``train`` images.
+
+    A path, and ``<root>/<name>/images/**``, have no splits (:func:`bnood.data.sources.load_images`): asked for test
+    images, they give the very images that a network was trained on.
+    """
+    if name in SYNTHETIC:
+        return True
+    if name.lower().endswith(".npz") or Path(name).name != name:
+        return False
+    folder = data_root(root) / name
+    if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
+        return True
+    return name in TORCHVISION and not (folder / "images").is_dir()
+
+
 class ImageDataModule(L.LightningDataModule):
     """In-distribution images for training and validation.
 
@@ -80,7 +97,7 @@ class ImageDataModule(L.LightningDataModule):
         augmentation: ``crop_flip`` (zero-pad by 4, crop, mirror), ``flip`` (mirror only) or ``none``.
         download: let torchvision download what is missing.
         image_size: side of the square images, in pixels.
-        train_count: use only the first so many training images (after the split); None for all of them.
+        train_count: use only so many training images, drawn by ``split_seed`` (after the split); None for all.
         seed: of shuffling and augmentation; set from ``seed_everything``.
     """
 
@@ -100,6 +117,14 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("evaluation_batch_size", evaluation_batch_size),
+            ("image_size", image_size),
+            ("train_count", train_count),
+        ):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; expected a whole number from 1 up")
         self.in_distribution, self.root, self.ood = in_distribution, root, ood
         self.validation, self.split_seed = validation, split_seed
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
@@ -126,7 +151,7 @@ class ImageDataModule(L.LightningDataModule):
         )
         if images.labels is None:
             raise UserError(f"{images.name}: training needs labels, but the set has none")
-        train, validation = stratified_split(images.labels, self.validation, self.split_seed)
+        train, validation = stratified_split(images.labels, self.validation, self.split_seed, images.name)
         if self.train_count is not None:
             # An arbitrary but fixed subset that keeps no class order of the source.
             train = np.sort(np.random.RandomState(self.split_seed).permutation(train)[: self.train_count])

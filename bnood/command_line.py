@@ -1,0 +1,108 @@
+"""Command lines of the scripts: what the parser refuses becomes one line that names the key and the nearest right one."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnood.errors import UserError
+
+_PLAIN_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+
+@contextmanager
+def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Iterator[None]:
+    """Parse inside; a misspelt key or value raises :class:`UserError` with one line instead of a page of usage.
+
+    Args:
+        parser: one built with ``exit_on_error=False``, so that it raises.
+        arguments: what it parses; None for the process's own. The config files among them are opened first, because
+            the parser's own messages do not say which file they are about.
+    """
+    configs = read_configs(sys.argv[1:] if arguments is None else arguments)
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise UserError(explain(str(error), parser, configs)) from error
+
+
+def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
+    """The config files of a command line, by path, each as dotted keys and their values.
+
+    Raises:
+        UserError: if one is missing, not readable as YAML, or no mapping.
+    """
+    paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
+    paths += [after for flag, after in zip(arguments, arguments[1:], strict=False) if flag in ("-c", "--config")]
+    return {Path(path): dict(_dotted(_read_mapping(Path(path)))) for path in paths}
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
+    return content
+
+
+def _dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def explain(message: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
+    """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
+    text = " ".join(message.split())
+    if found := re.match(r"unrecognized arguments: (\S+)", text):
+        option = found[1].partition("=")[0]
+        if not option.startswith("--"):
+            return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
+        return f"there is no option {option}{_nearest(option.lstrip('-'), _keys(parser), '--')} (see --help)"
+    if found := re.search(r"Group '(?P<group>.*?)' does not accept option '(?P<key>.*?)'", text):
+        return _unknown_key(f"{found['group']}.{found['key']}", parser, configs)
+    if found := re.search(r"Option '(?P<key>.*?)' is not accepted", text):
+        return _unknown_key(found["key"], parser, configs)
+    if found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text):
+        return _wrong_value(found["key"], found["reason"], configs)
+    return text
+
+
+def _unknown_key(key: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
+    where = [str(path) for path, content in configs.items() if key in content]
+    return f"{where[0] if where else 'the config'}: there is no key {key}{_nearest(key, _keys(parser))} (see --help)"
+
+
+def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
+    given = re.search(r"(?:Got|Given) value: (.*)$", reason)
+    choices = [choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
+    kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
+    expected = list(dict.fromkeys([*choices, *kinds]))
+    if given is None or not expected:
+        return f"{key}: {reason}"
+    value = given[1].strip()
+    files = [str(path) for path, content in configs.items() if key in content and str(content[key]) == value]
+    where = f"{files[0]}: " if files else ""
+    return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
+
+
+def _keys(parser: argparse.ArgumentParser) -> list[str]:
+    options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+    return [option for option in dict.fromkeys(options) if len(option) > 1]
+
+
+def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

@@ -1,0 +1,269 @@
+"""Evaluating a run from the files of its sets to the files of its tables, on a small untrained network."""
+
+import json
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_evaluation import CLASSES, SIDE, identities, small_classifier, small_set
+
+from bnood.conditions import ConditionOptions
+from bnood.data.image_set import ImageSet
+from bnood.errors import UserError, one_line_errors
+from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
+from bnood.runs import Run
+
+OPTIONS = ConditionOptions(batch_sizes=(16,), shares=(0.5,), shuffles=1, calibration_images=32, forward_batch=50)
+FILES = ["evaluation.json", "scores.parquet", "table.csv", "units.parquet"]
+
+
+def save(root: Path, split: str, images: ImageSet) -> None:
+    (root / images.name).mkdir(parents=True, exist_ok=True)
+    arrays = {"images": images.images} if images.labels is None else {"images": images.images, "labels": images.labels}
+    np.savez(root / images.name / f"{split}.npz", **arrays)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a labelled ID set (train, test) and OOD sets of several sizes."""
+    folder = tmp_path_factory.mktemp("data")
+    save(folder, "train", small_set("known", 100, 1))
+    save(folder, "test", small_set("known", 40, 2))
+    for position, (name, n) in enumerate({"far": 51, "near": 40, "pair": 2, "lonely": 1}.items()):
+        save(folder, "test", small_set(name, n, 20 + position, 60 + 60 * position, labels=name == "near"))
+    return folder
+
+
+def make_run(root: Path, **data: Any) -> Run:
+    config = {
+        "in_distribution": "known",
+        "root": str(root),
+        "ood": ["far", "near"],
+        "validation": 30,
+        "batch_size": 16,
+        "image_size": SIDE,
+    }
+    everything = {"data": config | data, "model": {"norm": "bn"}, "seed_everything": 4}
+    return Run(Path("runs/small"), everything, {}, small_classifier())
+
+
+@pytest.fixture(scope="module")
+def evaluation(root: Path) -> Evaluation:
+    run = make_run(root)
+    return evaluate(run, load_evaluation_images(run, SetOptions(), 0), OPTIONS, resamples=20)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_calibration_scoring_and_training_images_are_kept_apart(root: Path, split: str) -> None:
+    images = load_evaluation_images(make_run(root), SetOptions(id_split=split), 0)
+    train = identities(np.load(root / "known" / "train.npz")["images"])
+    test = np.load(root / "known" / "test.npz")
+    calibration, scored = identities(images.id_calibration.images), identities(images.id_set.images)
+    assert len(images.id_calibration) == 70 and calibration < train
+    assert not calibration & scored
+    if split == "test":
+        assert np.array_equal(images.id_set.images, test["images"])
+        assert np.array_equal(images.id_set.labels, test["labels"])
+    else:
+        assert len(images.id_set) == 30 and calibration | scored == train
+    for name, sizes in {"far": (25, 26), "near": (20, 20)}.items():
+        first, second = (identities(half.images) for half in images.ood[name])
+        assert (len(first), len(second)) == sizes
+        assert not first & second
+        assert first | second == identities(np.load(root / name / "test.npz")["images"])
+
+
+def test_the_halves_and_the_calibration_images_follow_from_the_seed(root: Path) -> None:
+    first, again, other = (load_evaluation_images(make_run(root), SetOptions(), seed) for seed in (0, 0, 1))
+    for found, same in ((again, True), (other, False)):
+        assert np.array_equal(found.id_calibration.images, first.id_calibration.images) == same
+        assert np.array_equal(found.ood["far"][0].images, first.ood["far"][0].images) == same
+
+
+def test_fewer_images_are_scored_on_request(root: Path) -> None:
+    images = load_evaluation_images(make_run(root), SetOptions(id_count=12, ood_count=11, ood=("far",)), 0)
+    assert len(images.id_set) == 12 and list(images.ood) == ["far"]
+    assert tuple(len(half) for half in images.ood["far"]) == (5, 6)
+    test = np.load(root / "known" / "test.npz")
+    known = {image.tobytes(): label for image, label in zip(test["images"], test["labels"], strict=True)}
+    assert [known[image.tobytes()] for image in images.id_set.images] == images.id_set.labels.tolist()
+    more = load_evaluation_images(make_run(root), SetOptions(id_count=10_000, ood_count=10_000), 0)
+    assert len(more.id_set) == 40 and sum(len(half) for half in more.ood["far"]) == 51
+
+
+def test_another_data_root_takes_the_place_of_the_runs_own(root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "moved-away")
+    with pytest.raises(UserError, match="known"):
+        load_evaluation_images(run, SetOptions(), 0)
+    assert len(load_evaluation_images(run, SetOptions(root=root), 0).id_set) == 40
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "named"),
+    [
+        ({}, {"ood": ("lonely",)}, "lonely: it has 1 image"),
+        ({}, {"ood": ("far", "far")}, "'far' is already"),
+        ({}, {"ood": ("known",)}, "'known' is already"),
+        ({}, {"ood": ("fra",)}, "'fra' is no known set"),
+        ({"ood": []}, {}, "no OOD set was named"),
+        ({"image_size": 32}, {}, "known"),
+    ],
+)
+def test_wrong_sets_are_named(root: Path, data: dict[str, Any], options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named) as raised:
+        load_evaluation_images(make_run(root, **data), SetOptions(**options), 0)
+    assert "\n" not in str(raised.value)
+
+
+def test_id_sets_that_cannot_be_scored_are_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    save(tmp_path, "test", small_set("known", 1, 2))
+    with pytest.raises(UserError, match="known: 1 image"):
+        load_evaluation_images(make_run(tmp_path), SetOptions(), 0)
+    many = small_set("known", 9, 2)
+    save(tmp_path, "test", replace(many, labels=np.arange(9)))
+    with pytest.raises(UserError, match=f"labels up to 8.*{CLASSES} classes"):
+        load_evaluation_images(make_run(tmp_path), SetOptions(), 0)
+
+
+def test_a_file_without_splits_cannot_test_what_it_trained(root: Path) -> None:
+    """Every split of an .npz path is the whole file: its test images are those that the network was trained on."""
+    run = make_run(root, in_distribution=str(root / "known" / "train.npz"))
+    with pytest.raises(UserError, match=r"train: its test images are the training images.*val"):
+        load_evaluation_images(run, SetOptions(), 0)
+    images = load_evaluation_images(run, SetOptions(id_split="val"), 0)
+    assert len(images.id_set) == 30
+    assert not identities(images.id_set.images) & identities(images.id_calibration.images)
+
+
+def test_a_set_of_two_images_is_scored(root: Path) -> None:
+    run = make_run(root)
+    images = load_evaluation_images(run, SetOptions(ood=("pair",)), 0)
+    table = evaluate(run, images, OPTIONS, resamples=10).table
+    row = table.query("dataset == 'pair' and statistics == 'running' and score == 'energy' and metric == 'auroc'")
+    assert row["n"].tolist() == [1] and row["n_id"].tolist() == [40]
+
+
+@pytest.mark.parametrize("wrong", [{"id_split": "train"}, {"id_count": 1}, {"ood_count": 0}])
+def test_set_options_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        SetOptions(**wrong)
+
+
+def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> None:
+    record = evaluation.record
+    assert record["run"] == "small" and record["id"] == {"name": "known", "n": 40}
+    assert record["ood"] == {"far": {"calibration": 25, "scored": 26}, "near": {"calibration": 20, "scored": 20}}
+    options = record["options"]
+    assert isinstance(options, dict)
+    assert options["resamples"] == 20 and options["batch_sizes"] == (16,) and options["estimator"] == "sequential"
+    names = {"id", "target:far", "target:near", "mixture:far", "mixture:near"}
+    assert record["estimator_passes"].keys() == record["estimator_distance"].keys() == names  # type: ignore[attr-defined]
+    # running and recalibrated:id and :target score 46 OOD images each, :mixture too; the ID set is scored 2 + 2 times
+    # so; batches: 32 + 16 + 16 pure and, for each of two sets, as many batches of 8 + 8 as its 26 and 20 images fill.
+    assert record["images_scored"] == 4 * 46 + 4 * 40 + (32 + 16 + 16) + (3 * 16 + 2 * 16)
+    assert record["notes"] == evaluation.notes == []
+    assert torch.__version__.startswith(record["versions"]["torch"])  # type: ignore[index]
+    for name in ("seconds_forward", "seconds_metrics"):
+        assert 0 < record[name] < 600  # type: ignore[operator]
+    assert record["machine"] and "commit" in record
+    json.dumps(record, allow_nan=False)
+    assert set(evaluation.table["seed"]) == {4} and set(evaluation.table["run"]) == {"small"}
+
+
+def test_evaluating_leaves_the_network_as_it_was_and_repeats_itself(root: Path, evaluation: Evaluation) -> None:
+    run = make_run(root)
+    before = {key: values.clone() for key, values in run.classifier.state_dict().items()}
+    again = evaluate(run, load_evaluation_images(run, SetOptions(), 0), OPTIONS, resamples=20)
+    pd.testing.assert_frame_equal(again.table, evaluation.table)
+    pd.testing.assert_frame_equal(again.scores, evaluation.scores)
+    after = run.classifier.state_dict()
+    assert all(torch.equal(after[key].cpu(), before[key]) for key in before)
+    assert not any(module.training for module in run.classifier.modules())
+
+
+def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "small" / "ood"
+    write_evaluation(evaluation, folder)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    scores = pd.read_parquet(folder / "scores.parquet")
+    for column in scores:
+        assert scores[column].tolist() == evaluation.scores[column].tolist()
+    units = pd.read_parquet(folder / "units.parquet")
+    pd.testing.assert_frame_equal(units, evaluation.units, check_dtype=False)
+    table = pd.read_csv(folder / "table.csv", keep_default_na=False)
+    assert list(table.columns) == list(evaluation.table.columns)
+    numbers = ["value", "low", "high"]
+    np.testing.assert_allclose(table[numbers], evaluation.table[numbers], rtol=1e-5)
+    others = [column for column in table if column not in numbers]
+    assert table[others].to_numpy().tolist() == evaluation.table[others].to_numpy().tolist()
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["id"] == evaluation.record["id"] and record["notes"] == []
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 4 kB, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_what_was_there(evaluation: Evaluation, tmp_path: Path, full_disk: None) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text("of an earlier evaluation")
+    with pytest.raises(UserError):
+        write_evaluation(evaluation, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"of an earlier evaluation"}
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    evaluation: Evaluation, tmp_path: Path, full_disk: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        write_evaluation(evaluation, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "too large" in lines[0].lower()
+    assert str(tmp_path) in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that may not be written to: by the owner's permission or, for root, who may all, as another user."""
+    parent = Path(tempfile.mkdtemp())  # pytest's own temporary folders are closed to other users
+    folder = parent / "ood"
+    folder.mkdir()
+    parent.chmod(0o755)
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(parent)
+
+
+def test_a_read_only_folder_is_named_and_left_empty(
+    evaluation: Evaluation, read_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        write_evaluation(evaluation, read_only)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and str(read_only) in lines[0] and "Permission denied" in lines[0]
+    assert list(read_only.iterdir()) == []
