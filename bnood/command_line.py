@@ -1,4 +1,4 @@
-"""Command lines of the scripts: what the parser refuses becomes one line that names the key and the nearest right one."""
+"""What the command line's parser refuses, as one line that names the key and the nearest right one."""
 
 import argparse
 import difflib
@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import yaml
 
 from bnood.errors import UserError
 
-_PLAIN_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_PLAIN_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
         UserError: if one is missing, not readable as YAML, or no mapping.
     """
     paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
-    paths += [after for flag, after in zip(arguments, arguments[1:], strict=False) if flag in ("-c", "--config")]
+    paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
     return {Path(path): dict(_dotted(_read_mapping(Path(path)))) for path in paths}
 
 
@@ -87,7 +94,9 @@ def _unknown_key(key: str, parser: argparse.ArgumentParser, configs: dict[Path, 
 
 def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
     given = re.search(r"(?:Got|Given) value: (.*)$", reason)
-    choices = [choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
+    choices = [
+        choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")
+    ]
     kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
     expected = list(dict.fromkeys([*choices, *kinds]))
     if given is None or not expected:

@@ -49,7 +49,8 @@ class ConditionOptions:
         shuffles: how many random orders of the images are batched; metrics are averaged over them.
         mixture_share: OOD share of the images behind ``recalibrated:mixture``.
         calibration_images: in-distribution training images that statistics are estimated on, at most.
-        estimator: ``one_pass`` or ``sequential``; see :mod:`bnood.statistics`.
+        estimator: ``one_pass`` or ``sequential``, which takes up to as many passes as the network has layers and
+            records how far the one-pass estimate was from it; see :mod:`bnood.statistics`.
         forward_batch: images per forward pass where the batch does not matter.
         seed: of shuffles, of the halves of the OOD sets and of the bootstrap.
     """
@@ -60,7 +61,7 @@ class ConditionOptions:
     shuffles: int = 3
     mixture_share: float = 0.5
     calibration_images: int = 5000
-    estimator: Method = "sequential"
+    estimator: Method = "one_pass"
     forward_batch: int = 500
     seed: int = 0
 

@@ -53,7 +53,7 @@ def build_parser() -> ArgumentParser:
         flags = [f"--{name}"] + [f"--{name.replace('_', '-')}"] * ("_" in name)
         add(*flags, type=int, default=default, help=text)
     add("--mixture_share", "--mixture-share", type=float, default=0.5, help="OOD share behind recalibrated:mixture.")
-    add("--estimator", default="sequential", choices=["one_pass", "sequential"], help="How statistics are estimated.")
+    add("--estimator", default="one_pass", choices=["one_pass", "sequential"], help="How statistics are estimated.")
     add("--root", "--data.root", type=Path | None, default=None, help="Folder of the data sets; the run's own.")
     add("--download", "--data.download", type=bool, default=False, help="Let torchvision download what is missing.")
     parser.add_class_arguments(TrackingOptions, "wandb")

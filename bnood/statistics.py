@@ -25,8 +25,10 @@ on batches sorted by class it misses the variance between the classes altogether
 with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
 nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
 layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
-network that uses them. In a chain of layers the first is exact after one pass, the second after two, and so on; in
-practice a few passes do. :meth:`BatchNormStatistics.distance` says how far apart two estimates are.
+network that uses them. The layers nearest the input are exact after one pass, those behind them after two, and so on,
+so a feed-forward network of L layers is settled after L passes at most. It may well take most of them: a change in the
+first layers grows on its way through the network before it dies out, so a small step is no sign of being close. The
+one-pass estimate costs a single pass and is usually near: :meth:`BatchNormStatistics.distance` says how near.
 """
 
 import warnings
@@ -281,8 +283,8 @@ def estimate_statistics(
     *,
     method: Method = "one_pass",
     start: BatchNormStatistics | None = None,
-    max_passes: int = 20,
-    tolerance: float = 1e-3,
+    max_passes: int | None = None,
+    tolerance: float = 1e-4,
 ) -> BatchNormStatistics:
     """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
 
@@ -294,7 +296,8 @@ def estimate_statistics(
             Tensors are moved to the model's device.
         method: ``one_pass`` or ``sequential``.
         start: where ``sequential`` begins; by default at what one pass finds.
-        max_passes: how many passes ``sequential`` may take, the first included.
+        max_passes: how many passes ``sequential`` may take, the first included; by default enough for any
+            feed-forward network: two more than it has layers.
         tolerance: ``sequential`` ends when no layer's :meth:`~BatchNormStatistics.distance` to the pass before
             exceeds this.
 
@@ -303,7 +306,7 @@ def estimate_statistics(
             NaN or infinite values, or if an iterator was given where several passes are needed. A ``sequential``
             estimate that does not settle in time comes with a warning and ``converged=False``.
     """
-    batchnorm_layers(model)
+    layers = batchnorm_layers(model)
     if method == "sequential" and isinstance(batches, Iterator):
         raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
@@ -311,6 +314,8 @@ def estimate_statistics(
         return BatchNormStatistics(_measure(model, once(), None), passes=1)
     if method != "sequential":
         raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
+    # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
+    max_passes = len(layers) + 2 if max_passes is None else max_passes
     passes = 0
     if start is None:
         start, passes = BatchNormStatistics(_measure(model, once(), None)), 1

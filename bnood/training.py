@@ -56,7 +56,9 @@ class TrainingCLI(LightningCLI):
         if config.name is None:
             config.name = default_name(config)
         if config.name in ("", ".", "..") or any(each in config.name for each in ("/", os.sep)):
-            raise UserError(f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path")
+            raise UserError(
+                f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path"
+            )
         self.run_folder = Path(config.runs) / config.name
         trained = self.run_folder / CHECKPOINT
         if config.ckpt_path is not None:
@@ -192,7 +194,9 @@ def check_resumable(checkpoint: Path, config: Any) -> None:
         raise UserError(f"{checkpoint} holds a network, but no optimizer state: expected a last.ckpt of this program")
     done, wanted = content["epoch"] + 1, config.trainer.max_epochs
     if wanted is not None and 0 <= wanted <= done:
-        raise UserError(f"{checkpoint} has finished all {done} epoch(s): to go on, set --trainer.max_epochs above {done}")
+        raise UserError(
+            f"{checkpoint} has finished all {done} epoch(s): to go on, set --trainer.max_epochs above {done}"
+        )
 
 
 def default_name(config: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 def pytest_configure() -> None:
     """Before any test file imports wandb or starts threads."""
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 from bnood.statistics import estimate_statistics
 
-OPTIONS = ConditionOptions(batch_sizes=(16,), shares=(0.25,), shuffles=2, calibration_images=64, forward_batch=32)
+OPTIONS = ConditionOptions(
+    batch_sizes=(16,), shares=(0.25,), shuffles=2, calibration_images=64, forward_batch=32, estimator="sequential"
+)
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

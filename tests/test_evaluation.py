@@ -22,7 +22,9 @@ from bnood.errors import UserError, one_line_errors
 from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
 from bnood.runs import Run
 
-OPTIONS = ConditionOptions(batch_sizes=(16,), shares=(0.5,), shuffles=1, calibration_images=32, forward_batch=50)
+OPTIONS = ConditionOptions(
+    batch_sizes=(16,), shares=(0.5,), shuffles=1, calibration_images=32, forward_batch=50, estimator="sequential"
+)
 FILES = ["evaluation.json", "scores.parquet", "table.csv", "units.parquet"]
 
 

@@ -79,7 +79,9 @@ def test_logged_metrics_are_those_of_the_validation_images() -> None:
     bins = np.minimum((confidence * 15).astype(int), 14)
     ece = sum(abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins))
     assert loaded.summary["accuracy"] == pytest.approx(accuracy_score(validation.labels, probabilities.argmax(1)))
-    assert loaded.summary["nll"] == pytest.approx(log_loss(validation.labels, probabilities, labels=range(10)), rel=1e-4)
+    assert loaded.summary["nll"] == pytest.approx(
+        log_loss(validation.labels, probabilities, labels=range(10)), rel=1e-4
+    )
     assert loaded.summary["ece"] == pytest.approx(ece, abs=1e-4)
     for name in ("accuracy", "nll", "ece"):
         logged = column(run, f"validation/{name}")
@@ -158,9 +160,7 @@ def test_non_finite_loss_stops_with_epoch_and_step(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_trains(tmp_path: Path) -> None:
-    run = train(
-        training_arguments(tmp_path, "half", "--trainer.precision", "bf16-mixed", *ONE_STEP)
-    )
+    run = train(training_arguments(tmp_path, "half", "--trainer.precision", "bf16-mixed", *ONE_STEP))
     assert all(torch.isfinite(value).all() for value in weights(run).values())
     assert weights(run)["network.conv1.weight"].dtype == torch.float32
 

@@ -97,9 +97,7 @@ class KillProcess(L.Callback):
     def __init__(self, epoch: int, batch: int = 1) -> None:
         self.epoch, self.batch = epoch, batch
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -28,9 +28,7 @@ def draws_of(before: np.ndarray, after: np.ndarray, padding: int) -> list[tuple[
             for row in range(2 * padding + 1)
             for column in range(2 * padding + 1)
             for flip in (False, True)
-            if np.array_equal(
-                padded[row : row + height, column : column + width][:, :: -1 if flip else 1], result
-            )
+            if np.array_equal(padded[row : row + height, column : column + width][:, :: -1 if flip else 1], result)
         ]
         assert len(matches) == 1
         found += matches
