@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def load_run(folder: Path) -> Run:
         config = yaml.safe_load(config_file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{config_file} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not {"data", "model", "seed_everything"} <= config.keys():
+    sections = ("data", "model", "seed_everything")
+    if not isinstance(config, dict) or any(config.get(key) is None for key in sections):
         raise UserError(f"{config_file}: expected the sections seed_everything, data and model of a training config")
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
@@ -114,7 +116,10 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
     hyper_parameters = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_")}
     if model_config is not None:
         check_same_network(checkpoint, hyper_parameters, model_config)
-    classifier = Classifier(**{**hyper_parameters, "compile": False})
+    try:
+        classifier = Classifier(**{**hyper_parameters, "compile": False})
+    except TypeError as error:
+        raise UserError(f"{checkpoint} holds settings of another version of bnood: {error}") from error
     try:
         classifier.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -139,4 +144,7 @@ def write_beside(target: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise UserError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        # Where the folder is none or may not be entered, there is nothing to remove, and unlink's own error would
+        # hide the one that says so.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

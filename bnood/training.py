@@ -116,13 +116,16 @@ class TrainingCLI(LightningCLI):
         checkpoints.CHECKPOINT_NAME_LAST = CHECKPOINT.stem
         given = self.config_init.trainer
         bar = [] if given.enable_progress_bar is False else [RichProgressBar()]
-        return super().instantiate_trainer(
-            logger=loggers,
-            callbacks=[*_listed(given.callbacks), checkpoints, *bar, Stopwatch()],
-            plugins=[*_listed(given.plugins), RenamedCheckpoint()],
-            default_root_dir=str(self.run_folder),
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=loggers,
+                callbacks=[*_listed(given.callbacks), checkpoints, *bar, Stopwatch()],
+                plugins=[*_listed(given.plugins), RenamedCheckpoint()],
+                default_root_dir=str(self.run_folder),
+                **kwargs,
+            )
+        except ValueError as error:  # Lightning's, for an accelerator or a strategy that it does not know
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _csv_logger(self) -> CSVLogger:
         """Lightning's CSV logger on ``metrics.csv``, with the rows of the run that is resumed."""

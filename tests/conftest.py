@@ -8,8 +8,12 @@ import torch
 
 
 def pytest_configure() -> None:
-    """Before any test file imports wandb or starts threads."""
-    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
+    """Before any test file imports wandb or starts threads.
+
+    One thread, here and in the scripts that tests start: on a busy machine several of them wait for each other most of
+    the time, and sums in another order would not be the same bit for bit.
+    """
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
 
 
