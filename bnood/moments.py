@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 ROWS_PER_BLOCK = 1024
-# Values worked on at a time on a CPU: half a MiB of float32, which stays in the processor's cache. Working through whole
-# layers at once was six times slower, all of it page faults.
+# Values worked on at a time on a CPU: half a MiB of float32, which stays in the processor's cache. Working through
+# whole layers at once was about five times slower, most of it page faults.
 VALUES_PER_PORTION = 1 << 17
 
 

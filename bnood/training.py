@@ -110,10 +110,15 @@ class TrainingCLI(LightningCLI):
         if logger is not None:
             tracking.define_training_metrics(self.tracked)
             loggers.append(logger)
+        # The one file is written over after every epoch. Not by save_last with save_top_k=0: since Lightning 2.6 that
+        # writes nothing before the training has ended, and a killed run would be lost.
         checkpoints = ModelCheckpoint(
-            self.run_folder / CHECKPOINT.parent, save_last=True, save_top_k=0, save_on_train_epoch_end=True
+            self.run_folder / CHECKPOINT.parent,
+            filename=CHECKPOINT.stem,
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         )
-        checkpoints.CHECKPOINT_NAME_LAST = CHECKPOINT.stem
         given = self.config_init.trainer
         bar = [] if given.enable_progress_bar is False else [RichProgressBar()]
         try:

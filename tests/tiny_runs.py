@@ -63,9 +63,13 @@ def evaluation_arguments(*more: str) -> list[str]:
     ]
 
 
-@cache
 def trained(norm: str = "bn") -> Path:
     """The folder of a trained run; for reading only."""
+    return _trained(norm)
+
+
+@cache  # which would take trained() and trained("bn") for two
+def _trained(norm: str) -> Path:
     return train(training_arguments(data_root() / "runs", norm, "--model.norm", norm))
 
 
@@ -103,7 +107,7 @@ class KillProcess(L.Callback):
 
 
 class CountBatches(L.Callback):
-    """Writes how many batches were trained on into a file."""
+    """Writes how many batches were trained on, and the seed of their order, into a file."""
 
     def __init__(self, file: str) -> None:
         self.file, self.batches = file, 0
@@ -112,4 +116,4 @@ class CountBatches(L.Callback):
         self.batches += 1
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        Path(self.file).write_text(str(self.batches))
+        Path(self.file).write_text(f"{self.batches} batches, seed {trainer.datamodule.seed}")  # type: ignore[attr-defined]

@@ -1,0 +1,28 @@
+"""What a user sees where a script refuses to go on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bnood.errors import one_line_errors
+
+
+def refusal(door: Callable[[list[str]], object], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a script's function as the script does; the one line on standard error that it has to end with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        door(arguments)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "Traceback" not in captured.out + captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err.rstrip("\n")
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder: the content of its files, None for folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
