@@ -1,5 +1,6 @@
 """The LightningModule: its normalisation, optimizer, schedule and settings."""
 
+import itertools
 import math
 from typing import Any
 
@@ -65,8 +66,8 @@ def test_cosine_with_warmup_by_hand() -> None:
     assert values[12] == pytest.approx((1 + 0.01) / 2)
     assert values[8] == pytest.approx(0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2)
     assert values[20] == pytest.approx(0.01)
-    assert all(a < b for a, b in zip(values[:4], values[1:5], strict=True))
-    assert all(a > b for a, b in zip(values[4:-1], values[5:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(values))
+    assert all(a > b for a, b in itertools.pairwise(values))
     assert cosine_with_warmup(25, 20, 0.2, 0.01) == pytest.approx(0.01)
     assert cosine_with_warmup(0, 10, 0.0, 0.0) == 1
 

@@ -141,7 +141,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     for path in (file, tmp_path / "new.ckpt"):
         with pytest.raises(UserError, match="is not a readable checkpoint"):
             read_checkpoint(path)
-    with pytest.raises(UserError, match="none.ckpt: no such checkpoint"):
+    with pytest.raises(UserError, match=r"none.ckpt: no such checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
     with pytest.raises(UserError, match="no such run folder"):
         load_run(tmp_path / "none")

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from refusal import refusal, tree
-from tiny_runs import data_root, trained, training_arguments
+from tiny_runs import SIZE, trained, training_arguments, write_set
 
 from bnood.runs import load_run
 from bnood.training import train
@@ -95,7 +96,7 @@ def test_a_truncated_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest
 
 
 def test_data_that_lack_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = data_root() / "tiny" / "images"
-    arguments = training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(root))
-    assert f"{root}: there is no such file or folder" in refusal(train, arguments, capsys)
-    assert tree(tmp_path) == {}
+    file = write_set(tmp_path / "plain.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
+    arguments = training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(file))
+    assert "plain: training needs labels, but the set has none" in refusal(train, arguments, capsys)
+    assert tree(tmp_path).keys() == {"plain.npz"}

@@ -1,0 +1,274 @@
+"""``scripts/eval_ood.py`` as a user runs it: once as a process of its own, the rest through the function it calls."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from refusal import refusal, tree
+from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
+
+from bnood.evaluation_cli import main
+
+ROOT = Path(__file__).parents[2]
+TABLES = {"scores.parquet", "table.csv", "units.parquet", "evaluation.json", "report.html"}
+# Enough for what is asked of the command line; the conditions are tested beside their code.
+QUICK = ("--statistics", "batch", "--ood", "marks", "--shares", "0.5", "--shuffles", "1")
+
+
+def copies(folder: Path, *norms: str) -> list[Path]:
+    return [copy_of_run(folder / norm, norm) for norm in norms]
+
+
+def written(run: Path) -> set[str]:
+    """The files of an evaluation."""
+    return {name for name, content in tree(run / "ood").items() if content is not None}
+
+
+def evaluate(*arguments: str) -> list[pd.DataFrame]:
+    """Evaluate, and read the tables back."""
+    folders = main(evaluation_arguments(*arguments))
+    return [pd.read_csv(folder / "table.csv", keep_default_na=False) for folder in folders]
+
+
+def accuracy_rows(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["metric"] == "accuracy") & (table["statistics"] == "running")]
+
+
+def test_the_script_evaluates_the_newest_run(tmp_path: Path) -> None:
+    """All conditions of the newer of two runs; what is printed, and what is written."""
+    older, newer = copies(tmp_path / "runs", "ln", "bn")
+    for run, time in ((older, 1_000), (newer, 2_000)):
+        os.utime(run / "checkpoints" / "last.ckpt", (time, time))
+    before = tree(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "eval_ood.py"), *evaluation_arguments()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    for words in ("bn: tiny (test) against OOD", "marks", "grounds", "batch pure (16)", "recalibrated:mixture 0.5"):
+        assert words in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "report: runs/bn/ood/report.html"
+    after = tree(tmp_path)
+    assert {name for name in after.keys() - before.keys() if not name.startswith("runs/bn/ood")} == set()
+    assert {name: after[name] for name in before} == before
+    figures = {name for name in written(newer) if name.startswith("figures/") and name.endswith(".png")}
+    assert figures and written(newer) == TABLES | figures
+
+    table = pd.read_csv(newer / "ood" / "table.csv", keep_default_na=False)
+    assert set(table["run"]) == {"bn"} and set(table["dataset"]) == {"tiny", "marks", "grounds"}
+    assert set(table["statistics"]) == {
+        *("running", "batch", "recalibrated:id", "recalibrated:target", "recalibrated:mixture")
+    }
+    scores = pd.read_parquet(newer / "ood" / "scores.parquet")
+    running = scores[scores["statistics"] == "running"]
+    assert running.groupby("dataset", observed=True).size().to_dict() == {
+        "tiny": 60,  # --id_count
+        "marks": OOD // 2,
+        "grounds": OOD // 2,
+    }
+
+
+def test_two_runs_share_a_table_and_a_net_without_statistics_says_once_that_it_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batchnorm, layernorm = copies(tmp_path, "bn", "ln")
+    tables = evaluate("--run", f"{batchnorm},{layernorm}", *QUICK[2:])
+    printed = capsys.readouterr().out
+    assert printed.count("bn, ln: tiny (test) against OOD") == 1
+    skipped = [line for line in printed.splitlines() if "keeps no statistics" in line]
+    assert skipped == [
+        "note: ln: norm ln keeps no statistics: only running is evaluated, batch and recalibrated are skipped"
+    ]
+    assert [f"report: {run / 'ood' / 'report.html'}" in printed.splitlines() for run in (batchnorm, layernorm)] == [
+        *(True, True)
+    ]
+    assert [set(table["run"]) for table in tables] == [{"bn"}, {"ln"}]
+    assert set(tables[1]["statistics"]) == {"running"}
+    assert "batch" in set(tables[0]["statistics"])
+    assert all(written(run) >= TABLES for run in (batchnorm, layernorm))
+
+
+@pytest.mark.parametrize("flag", ["--id-split", "--id_split"])
+def test_the_held_out_images_can_be_scored(flag: str, tmp_path: Path) -> None:
+    (run,) = copies(tmp_path, "ln")
+    rows = accuracy_rows(evaluate("--runs", str(tmp_path), flag, "val", *QUICK, "--id_count", str(TEST))[0])
+    assert rows["n"].tolist() == [VALIDATION]  # and not the 120 of the test images
+    summary = yaml.safe_load((run / "summary.json").read_text())
+    assert rows["value"].item() == pytest.approx(summary["accuracy"], abs=1e-5)
+
+
+def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    (run,) = copies(tmp_path, "ln")
+    evaluate("--run", str(run), *QUICK)
+    first = written(run)
+    table = evaluate("--run", str(run), *QUICK[:2], "--ood", "grounds")[0]
+    assert set(table["dataset"]) == {"tiny", "grounds"}
+    assert written(run) == first
+
+
+OPTIONS: list[tuple[list[str], str]] = [
+    (["--statistcs", "batch"], "there is no option --statistcs (did you mean --statistics?)"),
+    (["batch"], "'batch' is not expected here"),
+    (["--statistics", "batch,runing"], "statistics runing: choose from running, batch, recalibrated"),
+    (["--batch_sizes", "1"], "batch size 1: batch statistics need at least 2 images in a batch"),
+    (["--batch-sizes", "16,x"], "--batch_sizes 16,x: give whole numbers, separated by commas"),
+    (["--shares", "1.5"], "OOD share 1.5"),
+    (["--resamples", "0"], "resamples is 0: an interval needs at least 2"),
+    (["--resamples", "many"], "resamples is 'many'; expected a whole number"),
+    (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
+    (["--id_split", "train"], "id_split is 'train': choose test or val"),
+    (["--ood", "nowhere"], "'nowhere' is no known set"),
+    (["--ood", ","], "',' names nothing"),
+    (["--ood", "tiny"], "tiny: a set of the name 'tiny' is already being evaluated"),
+    (["--run", "none"], "none: no such run folder"),
+    (["--config", "none.yaml"], "none.yaml: no such config file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), OPTIONS, ids=[" ".join(arguments) for arguments, _ in OPTIONS])
+def test_wrong_options_are_one_line_and_leave_nothing(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = copies(tmp_path, "bn")
+    before = tree(tmp_path)
+    assert words in refusal(main, evaluation_arguments("--run", str(run), *arguments), capsys)
+    assert tree(tmp_path) == before
+
+
+def one_npz(folder: Path) -> Path:
+    return write_set(folder / "lonely.npz", np.zeros((1, SIZE, SIZE, 3), np.uint8))
+
+
+def empty_npz(folder: Path) -> Path:
+    return write_set(folder / "empty.npz", np.zeros((0, SIZE, SIZE, 3), np.uint8))
+
+
+def one_picture(folder: Path) -> Path:
+    (folder / "lonely").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(folder / "lonely" / "a.png")
+    return folder / "lonely"
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def truncated_npz(folder: Path) -> Path:
+    file = write_set(folder / "short.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
+    file.write_bytes(file.read_bytes()[:-30])
+    return file
+
+
+def larger_npz(folder: Path) -> Path:
+    return write_set(folder / "large.npz", np.zeros((9, 2 * SIZE, 2 * SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (one_npz, "lonely: it has 1 image(s); expected at least 2"),
+        (one_picture, "lonely: it has 1 image(s); expected at least 2"),
+        (empty_npz, "empty.npz: it holds no images; expected at least one"),
+        (empty_folder, "empty: there are no images in it or below it; expected files in .bmp"),
+        (truncated_npz, "short.npz: it is cut short or not an .npz archive"),
+        (larger_npz, "large.npz: images are 32 x 32 pixels; expected 16 x 16"),
+    ],
+)
+def test_sets_that_cannot_be_scored_are_named(
+    make: Callable[[Path], Path], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = copies(tmp_path, "bn")
+    place = make(tmp_path)
+    before = tree(tmp_path)
+    assert words in refusal(main, evaluation_arguments("--run", str(run), "--ood", f"marks,{place}"), capsys)
+    assert tree(tmp_path) == before
+
+
+def no_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def truncated(run: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+
+
+def not_a_number(run: Path) -> None:
+    content = checkpoint(run)
+    content["state_dict"]["network.head.weight"][0, 0] = float("nan")
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+
+
+def other_setting(key: str, value: object) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["model"][key] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_checkpoint, "last.ckpt is missing: the run has not finished its first epoch"),
+        (truncated, "last.ckpt is not a readable checkpoint (truncated or of another program)"),
+        (not_a_number, "tiny under running: "),
+        (other_setting("norm", "gn"), "holds a network with norm 'bn', but the config says 'gn'"),
+        (other_setting("architecture", "wide_resnet"), "architecture 'resnet', but the config says 'wide_resnet'"),
+    ],
+)
+def test_a_spoilt_run_is_one_line_and_nothing_is_written(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = copies(tmp_path, "ln", "bn")
+    spoil(bad)
+    before = tree(tmp_path)
+    # The defect of a run shows before the good one is evaluated, unless it takes a forward pass to see it.
+    runs = str(bad) if spoil is not_a_number else f"{good},{bad}"
+    line = refusal(main, evaluation_arguments("--run", runs, *QUICK), capsys)
+    assert words in line and (spoil is not not_a_number or "nan" in line.lower())
+    assert tree(tmp_path) == before
+
+
+def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(main, evaluation_arguments("--runs", str(tmp_path)), capsys)
+    assert f"no run with a checkpoint in {tmp_path}/: train one with scripts/train.py" in line
+
+
+def test_a_file_where_the_output_should_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = copies(tmp_path, "ln")
+    (run / "ood").write_text("mine")
+    before = tree(tmp_path)
+    line = refusal(main, evaluation_arguments("--run", str(run), *QUICK), capsys)
+    assert f"{run / 'ood'}: the evaluation cannot be written there (File exists)" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_leaves_no_half_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files, which the tables fit in and the figures don't, stands for the full disk."""
+    resource = pytest.importorskip("resource")
+    (run,) = copies(tmp_path, "ln")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        line = refusal(main, evaluation_arguments("--run", str(run), *QUICK), capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in line and str(run / "ood" / "figures") in line
+    assert [name for name in tree(run) if ".partial" in name] == []
+    for file in (run / "ood" / "figures").glob("*.png"):
+        Image.open(file).load()
