@@ -89,7 +89,10 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
         config["root"] = options.root
     config["root"] = None if config.get("root") is None else Path(config["root"])
     config["download"] = options.download or config.get("download", False)
-    data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
+    try:
+        data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
+    except TypeError as error:
+        raise UserError(f"{run.folder / 'config.yaml'}, section data: {error}") from error
     train, validation = data.split()
     id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
     if len(id_set) < 2:

@@ -22,9 +22,12 @@ from bnood.report import write_report
 from bnood.runs import Run, load_run, newest_run
 from bnood.tracking import TrackingOptions
 
+# As it stands on a command line (with commas) or in a YAML file (a list, or a single number).
+Listed = str | float | list[str | float]
+
 
 def build_parser() -> ArgumentParser:
-    """Options of ``scripts/eval_ood.py``; lists are written with commas."""
+    """Options of ``scripts/eval_ood.py``; lists are written with commas, in a YAML file also as lists."""
     parser = ArgumentParser(
         prog="scripts/eval_ood.py",
         description="Score OOD sets under several BatchNorm statistics.",
@@ -32,17 +35,17 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_argument(
-        "--run", type=str | None, default=None, help="Run folder(s), by comma; default: the newest run."
+        "--run", type=Listed | None, default=None, help="Run folder(s), by comma; default: the newest run."
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="Where the newest run is looked for.")
     add = parser.add_argument
-    add("--ood", type=str | None, default=None, help="OOD sets, by comma: names, .npz files, folders.")
-    add("--statistics", default="running,batch,recalibrated", help="Conditions, by comma.")
+    add("--ood", type=Listed | None, default=None, help="OOD sets, by comma: names, .npz files, folders.")
+    add("--statistics", type=Listed, default="running,batch,recalibrated", help="Conditions, by comma.")
     add("--id_split", "--id-split", default="test", help="In-distribution images: test, or val (held out of training).")
     add("--id_count", "--id-count", type=int | None, default=None, help="Score so many in-distribution images; all.")
     add("--ood_count", "--ood-count", type=int | None, default=None, help="Open so many images of each OOD set; all.")
-    add("--batch_sizes", "--batch-sizes", default="128", help="Batch sizes under batch, by comma.")
-    add("--shares", default="0.1,0.5", help="OOD shares of mixed batches, by comma.")
+    add("--batch_sizes", "--batch-sizes", type=Listed, default="128", help="Batch sizes under batch, by comma.")
+    add("--shares", type=Listed, default="0.1,0.5", help="OOD shares of mixed batches, by comma.")
     for name, default, text in (
         ("shuffles", 3, "Random orders of the images under batch."),
         ("calibration_images", 5000, "In-distribution training images that statistics are estimated on."),
@@ -175,7 +178,10 @@ def _evaluate_run(
             summary=run.summary | {"evaluation": evaluation.record},
             table=evaluation.table,
             figures=figures,
-            commands=[f"python scripts/train.py --config {run.folder / 'config.yaml'}", command],
+            commands=[
+                f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again",
+                command,
+            ],
         )
         tracking.log_evaluation(tracked, evaluation.table, evaluation.scores, figures)
     finally:
@@ -187,16 +193,20 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
 
 
-def _listed(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"{text!r} names nothing: give one or more names, separated by commas")
-    return parts
+def _listed(given: Listed) -> list[str]:
+    parts = given if isinstance(given, list) else str(given).split(",")
+    names = [str(part).strip() for part in parts if str(part).strip()]
+    if not names:
+        raise UserError(f"{given!r} names nothing: give one or more names, separated by commas")
+    return names
 
 
-def _numbers(text: str, kind: type, option: str) -> list[Any]:
+def _numbers(text: Listed, kind: type, option: str) -> list[Any]:
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in _listed(text)]
+        if kind is int and any(number % 1 for number in numbers):
+            raise ValueError(f"{text} is no whole number")
+        return [kind(number) for number in numbers]
     except ValueError as error:
         wanted = "whole numbers" if kind is int else "numbers"
         raise UserError(f"--{option} {text}: give {wanted}, separated by commas") from error

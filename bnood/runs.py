@@ -74,6 +74,11 @@ def load_run(folder: Path) -> Run:
     sections = ("data", "model", "seed_everything")
     if not isinstance(config, dict) or any(config.get(key) is None for key in sections):
         raise UserError(f"{config_file}: expected the sections seed_everything, data and model of a training config")
+    data, right = config["data"], {"in_distribution": str, "ood": list}
+    if not isinstance(config["model"], dict) or not isinstance(config["seed_everything"], int):
+        raise UserError(f"{config_file}: expected a mapping under model and a whole number under seed_everything")
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), kind) for key, kind in right.items()):
+        raise UserError(f"{config_file}: expected under data a name (in_distribution) and a list (ood)")
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
     classifier = load_classifier(checkpoint, config["model"])
@@ -82,6 +87,10 @@ def load_run(folder: Path) -> Run:
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
     except ValueError as error:
         raise UserError(f"{summary_file} is not readable as JSON ({error}): remove it, or train again") from error
+    if not isinstance(summary, dict):
+        raise UserError(
+            f"{summary_file} holds a {type(summary).__name__}, expected a mapping: remove it, or train again"
+        )
     return Run(folder, config, summary, classifier)
 
 
@@ -91,7 +100,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint}: no such checkpoint")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except PermissionError:
+        raise
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
         raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
