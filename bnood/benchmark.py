@@ -260,9 +260,7 @@ def measure_evaluation(options: BenchmarkOptions, console: Console) -> list[Resu
     with _quiet():
         record = evaluate(run, images, conditions, resamples=2).record  # says how many passes the estimates take
     assert isinstance(record["estimator_passes"], dict)
-    # Beside the passes of the sequential estimate there is the one-pass estimate that it starts at.
-    passes = {name: found + 1 for name, found in record["estimator_passes"].items()}
-    plan = forward_plan(images, conditions, passes)
+    plan = forward_plan(images, conditions, record["estimator_passes"])
 
     def cells() -> float:
         started = time.perf_counter()

@@ -318,11 +318,6 @@ class Conditions:
             apart = estimate.distance(one_pass).values()
             self.estimator_distance[name] = (max(pair[0] for pair in apart), max(pair[1] for pair in apart))
             self.cost.estimated_on += len(images)
-            shift, ratio = self.estimator_distance[name]
-            self.notes.append(
-                f"statistics {name}: in the layer that differs most, one pass lies {shift:.3f} standard deviations "
-                f"(means) and {ratio:.3f} (log standard deviation) from the sequential estimate"
-            )
             if not estimate.converged:
                 self.notes.append(f"statistics {name}: they still moved after {estimate.passes} passes; used anyway")
         self.cost.estimated_on += len(images) * estimate.passes

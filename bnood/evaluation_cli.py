@@ -16,7 +16,7 @@ from bnood.conditions import ConditionOptions
 from bnood.console import print_results
 from bnood.data.datamodule import has_test_images
 from bnood.errors import UserError
-from bnood.evaluation import SetOptions, evaluate, load_evaluation_images, write_evaluation
+from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
 from bnood.figures import write_figures
 from bnood.report import write_report
 from bnood.runs import Run, load_run, newest_run
@@ -186,7 +186,18 @@ def _evaluate_run(
         tracking.log_evaluation(tracked, evaluation.table, evaluation.scores, figures)
     finally:
         line = tracking.finish(tracked)
-    return evaluation.table, evaluation.notes, line
+    return evaluation.table, evaluation.notes + _distances(evaluation), line
+
+
+def _distances(evaluation: Evaluation) -> list[str]:
+    """How far the one-pass estimate of the statistics was from the sequential one, a line for each estimate."""
+    found = evaluation.record["estimator_distance"]
+    assert isinstance(found, dict)
+    return [
+        f"statistics {name}: in the layer that differs most, one pass lies {apart['mean_shift']:.3f} standard "
+        f"deviations (means) and {apart['log_std_ratio']:.3f} (log standard deviation) from the sequential estimate"
+        for name, apart in found.items()
+    ]
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def test_cosine_with_warmup_by_hand() -> None:
     assert values[12] == pytest.approx((1 + 0.01) / 2)
     assert values[8] == pytest.approx(0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2)
     assert values[20] == pytest.approx(0.01)
-    assert all(a < b for a, b in itertools.pairwise(values))
-    assert all(a > b for a, b in itertools.pairwise(values))
+    assert all(a < b for a, b in itertools.pairwise(values[:5]))
+    assert all(a > b for a, b in itertools.pairwise(values[4:]))
     assert cosine_with_warmup(25, 20, 0.2, 0.01) == pytest.approx(0.01)
     assert cosine_with_warmup(0, 10, 0.0, 0.0) == 1
 

@@ -334,7 +334,7 @@ def test_a_failed_write_leaves_the_old_figure_and_nothing_beside_it(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Figure, "savefig", half_written)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_figures(*few, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["detection_energy.png"]
     assert old.read_bytes() == b"the figure of before"
