@@ -291,7 +291,7 @@ def detection_by_condition(table: pd.DataFrame, score: str = "energy") -> Figure
     panels[0].set_ylabel(names if len(norms) == 1 else f"norm · {names}")
     panels[0].set_xlabel("AUROC (share)\nhigher is better")
     panels[1].set_xlabel("FPR95 (share of OOD accepted where 95 % of ID is)\nlower is better")
-    figure.legend(handles=_legend(frame, sets, norms), loc="outside lower center", ncols=4)
+    figure.legend(handles=_legend(frame, sets, norms), loc="outside lower center", ncols=3)
     runs = frame["run"].unique()
     what = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
     figure.suptitle(f"OOD detection by {score}, 95 % intervals: {what}, ID {_count(frame['n_id'].tolist())}")
