@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from limits import files_up_to
 from small_evaluation import CLASSES, SIDE, identities, small_classifier, small_set
 
 from bnood.conditions import ConditionOptions
@@ -212,28 +212,19 @@ def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -
     assert record["id"] == evaluation.record["id"] and record["notes"] == []
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 4 kB, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_what_was_there(evaluation: Evaluation, tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_leaves_what_was_there(evaluation: Evaluation, tmp_path: Path) -> None:
     for name in FILES:
         (tmp_path / name).write_text("of an earlier evaluation")
-    with pytest.raises(UserError):
+    with files_up_to(4096), pytest.raises(UserError):
         write_evaluation(evaluation, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert {path.read_text() for path in tmp_path.iterdir()} == {"of an earlier evaluation"}
 
 
 def test_a_disk_that_fills_up_is_one_line(
-    evaluation: Evaluation, tmp_path: Path, full_disk: None, capsys: pytest.CaptureFixture[str]
+    evaluation: Evaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit), one_line_errors():
+    with files_up_to(4096), pytest.raises(SystemExit), one_line_errors():
         write_evaluation(evaluation, tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and "too large" in lines[0].lower()

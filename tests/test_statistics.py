@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import files_up_to
 from safetensors.torch import save_file
 from torch import nn
 
@@ -188,17 +189,11 @@ def test_saving_where_it_cannot_be_saved_leaves_nothing_behind(tmp_path: Path) -
 
 
 def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")  # the limit of a file's size stands in for the disk's; not on Windows
     path = tmp_path / "s.safetensors"
     random_statistics(1).save(path)
     before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            random_statistics(2).save(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_up_to(100), pytest.raises(OSError, match="too large"):
+        random_statistics(2).save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 

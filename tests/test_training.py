@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from limits import files_up_to
 from sklearn.metrics import accuracy_score, log_loss
 from tiny_runs import (
     SIZE,
@@ -274,20 +274,10 @@ def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "notes.txt").read_text() == "mine"
 
 
-def limited(size: int) -> Any:
-    resource = pytest.importorskip("resource")
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    return resource, (size, hard), (resource.getrlimit(resource.RLIMIT_FSIZE))
-
-
 def test_full_disk_is_one_line_and_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: writing fails in the middle of the checkpoint."""
-    resource, limit, before = limited(100_000)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    try:
-        with pytest.raises(UserError, match=r"last.ckpt can't be written: ") as error:
-            train(training_arguments(tmp_path, "full", *ONE_STEP))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    arguments = training_arguments(tmp_path, "full", *ONE_STEP)
+    with files_up_to(100_000), pytest.raises(UserError, match=r"last.ckpt can't be written: ") as error:
+        train(arguments)
     assert "\n" not in str(error.value)
     assert [path for path in files_below(tmp_path) if path.suffix == ".ckpt" or ".partial" in path.name] == []

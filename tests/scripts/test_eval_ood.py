@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from limits import files_up_to
 from PIL import Image
 from refusal import refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
@@ -260,14 +261,10 @@ def test_a_file_where_the_output_should_be(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_disk_that_fills_up_leaves_no_half_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files, which the tables fit in and the figures don't, stands for the full disk."""
-    resource = pytest.importorskip("resource")
     (run,) = copies(tmp_path, "ln")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-    try:
-        line = refusal(main, evaluation_arguments("--run", str(run), *QUICK), capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    arguments = evaluation_arguments("--run", str(run), *QUICK)
+    with files_up_to(30_000):
+        line = refusal(main, arguments, capsys)
     assert "File too large" in line and str(run / "ood" / "figures") in line
     assert [name for name in tree(run) if ".partial" in name] == []
     for file in (run / "ood" / "figures").glob("*.png"):
