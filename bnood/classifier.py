@@ -160,7 +160,7 @@ class Classifier(L.LightningModule):
         if (loss.device.type == "cpu" or logged) and not torch.isfinite(loss):
             raise NonFiniteLoss(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, step {self.global_step}: training "
-                f"stopped (learning rate {self.optimizers().param_groups[0]['lr']:.3g}; a lower "  # type: ignore
+                f"stopped (learning rate {self.optimizers().param_groups[0]['lr']:.3g}; a lower "  # type: ignore[union-attr]
                 f"--model.learning_rate or --model.clip_gradient_norm 1 may help)"
             )
         if logged:
