@@ -40,6 +40,12 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; default: set-network-seed.")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
         parser.add_argument("--ckpt_path", type=Path | None, default=None, help="Resume from this checkpoint.")
+        parser.add_argument(
+            "--keep_epochs",
+            type=bool,
+            default=False,
+            help="Also keep the weights after every epoch, as checkpoints/epoch-<number>.ckpt.",
+        )
         parser.add_class_arguments(tracking.TrackingOptions, "wandb")
         parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
         parser.link_arguments("seed_everything", "data.seed")
@@ -119,12 +125,28 @@ class TrainingCLI(LightningCLI):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        kept = ModelCheckpoint(
+            self.run_folder / CHECKPOINT.parent,
+            filename="epoch-{epoch:03d}",
+            auto_insert_metric_name=False,
+            monitor="epoch",  # Lightning tells two such callbacks apart by what they monitor
+            save_top_k=-1,
+            save_weights_only=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
         given = self.config_init.trainer
         bar = [] if given.enable_progress_bar is False else [RichProgressBar()]
         try:
             return super().instantiate_trainer(
                 logger=loggers,
-                callbacks=[*_listed(given.callbacks), checkpoints, *bar, Stopwatch()],
+                callbacks=[
+                    *_listed(given.callbacks),
+                    checkpoints,
+                    *([kept] if self.config.keep_epochs else []),
+                    *bar,
+                    Stopwatch(),
+                ],
                 plugins=[*_listed(given.plugins), RenamedCheckpoint()],
                 default_root_dir=str(self.run_folder),
                 **kwargs,
