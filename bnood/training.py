@@ -136,7 +136,7 @@ class TrainingCLI(LightningCLI):
             enable_version_counter=False,
         )
         given = self.config_init.trainer
-        bar = [] if given.enable_progress_bar is False else [RichProgressBar()]
+        bar = [] if given.enable_progress_bar is False else [ProgressBar()]
         try:
             return super().instantiate_trainer(
                 logger=loggers,
@@ -168,6 +168,13 @@ class TrainingCLI(LightningCLI):
         logger.experiment.metrics.extend(rows)
         logger.experiment.save()  # the logger has just removed the old file
         return logger
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version number: a run's name says which it is."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class RenamedCheckpoint(TorchCheckpointIO):

@@ -137,6 +137,16 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert load_run(killed).summary["accuracy"] == load_run(trained()).summary["accuracy"]
 
 
+def test_kept_epochs_are_the_weights_after_each_epoch(tmp_path: Path) -> None:
+    whole = train(training_arguments(tmp_path, "kept", "--keep_epochs", "true"))
+    first, last = (torch.load(whole / "checkpoints" / f"epoch-00{n}.ckpt", weights_only=True) for n in (0, 1))
+    own = weights(whole)
+    assert all(torch.equal(last["state_dict"][key], own[key]) for key in own)  # the last epoch's are the run's own
+    assert not torch.equal(first["state_dict"]["network.head.weight"], own["network.head.weight"])
+    assert first["global_step"] == STEPS and "optimizer_states" not in first
+    assert equal_weights(whole, trained())  # keeping them changes nothing
+
+
 def test_the_schedule_moves_at_every_step(tmp_path: Path) -> None:
     settings = ("--trainer.log_every_n_steps", "1", "--model.learning_rate", "0.2", "--model.warmup", "0.25")
     settings += ("--data.batch_size", "8", "--data.train_count", "32")
