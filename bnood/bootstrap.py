@@ -2,12 +2,15 @@
 
 A resample of n images, drawn with replacement, is kept as one row of *counts*: how often each image was drawn. A
 metric of the resample is then the metric of the images weighted by their counts, and many resamples are computed
-at once as array operations. Drawn once per set, the same counts serve every condition and score, so that differences
-between conditions are *paired*: both sides of a comparison see the same images.
+at once as array operations. Drawn once per set, by the set's name, the same counts serve every condition, score and
+network, so that differences between them are *paired*: both sides of a comparison see the same images.
 
 The intervals say how much a figure depends on which images were in the test set. They say nothing about training
 with another seed; that takes several runs.
 """
+
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +20,21 @@ from bnood.errors import UserError
 _VALUES_PER_CHUNK = 1 << 16
 
 
-def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
+def set_counts(name: str, n: int, resamples: int, seed: int) -> np.ndarray:
+    """The set ``name`` as it is, then its resamples: ``[1 + resamples, n]`` uint8.
+
+    Row 0 counts every image once, so that a metric under it is the value itself; the other rows give its draws. They
+    depend on the arguments alone, whatever other sets there are: draws of one set are paired over conditions, runs and
+    networks. Raises ``UserError`` where ``resample_counts`` does.
+
+    >>> set_counts("svhn", 4, 2, seed=0)[0].tolist()
+    [1, 1, 1, 1]
+    """
+    resampled = resample_counts(n, resamples, [seed, zlib.crc32(name.encode())])
+    return np.concatenate([np.ones((1, n), np.uint8), resampled])
+
+
+def resample_counts(n: int, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
     """How often each of ``n`` images is drawn in each resample: ``[resamples, n]`` uint8, every row sums to ``n``.
 
     The counts depend on the arguments alone: ``RandomState``'s stream is frozen (NumPy Enhancement Proposal 19), so

@@ -125,11 +125,13 @@ class Images:
         id_set: the in-distribution images that are scored.
         id_calibration: clean in-distribution training images, for recalibration.
         ood: for each OOD set its calibration half and its scoring half.
+        tuning: labelled in-distribution images that are neither trained on nor scored, for mitigations; none: left out.
     """
 
     id_set: ImageSet
     id_calibration: ImageSet
     ood: Mapping[str, tuple[ImageSet, ImageSet]]
+    tuning: ImageSet | None = None
 
 
 @dataclass
@@ -176,6 +178,12 @@ class Conditions:
                     yield from self._mixed(size, share)
         if "recalibrated" in wanted and normalised:
             yield from self._recalibrated()
+
+    def tuning_outputs(self) -> tuple[Tensor, Tensor]:
+        """Logits and features of the tuning images under ``running``."""
+        assert self.images.tuning is not None
+        statistics: Mode | None = "running" if has_batchnorm(self.classifier) else None
+        return self._forward(torch.from_numpy(self.images.tuning.images), statistics, self.options.forward_batch)
 
     def number_of_cells(self) -> int:
         """How many cells :meth:`cells` will yield, for a progress bar."""

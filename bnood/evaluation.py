@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images
 from bnood.data.splits import halves
 from bnood.errors import UserError
+from bnood.mitigations import Mitigations
 from bnood.provenance import commit, machine, versions
 from bnood.runs import Run
 from bnood.tables import Tables
@@ -35,6 +36,9 @@ class SetOptions:
         ood_count: open only so many images of each OOD set, before it is halved; none: all.
         root: folder of the data sets; none: that of the run's config.
         download: let torchvision download what is missing.
+        tuning_images: images held out of training that mitigations are fitted on, at most (:mod:`bnood.mitigations`);
+            with ``id_split`` val they are set aside and not scored, a fifth of the held-out images if these are fewer
+            than twice as many. 0: no mitigations.
     """
 
     ood: tuple[str, ...] | None = None
@@ -43,6 +47,7 @@ class SetOptions:
     ood_count: int | None = None
     root: Path | None = None
     download: bool = False
+    tuning_images: int = 1000
 
     def __post_init__(self) -> None:
         if self.id_split not in ("test", "val"):
@@ -51,6 +56,8 @@ class SetOptions:
             count = getattr(self, name)
             if count is not None and count < 2:
                 raise UserError(f"{name} is {count}; at least 2 images are needed")
+        if self.tuning_images < 0:
+            raise UserError(f"tuning_images is {self.tuning_images}; it has to be 0 (no mitigations) or more")
 
 
 @dataclass
@@ -61,12 +68,16 @@ class Evaluation:
         table: tidy metrics (:mod:`bnood.tables`).
         scores: one row per image and condition.
         units: one row per penultimate unit, set and condition.
+        draws: every row of ``table`` with all its draws of the bootstrap.
+        differences: every row of ``table`` under another condition than ``running``, minus that under ``running``.
         record: options, cost, notes, versions: how the tables came about.
     """
 
     table: pd.DataFrame
     scores: pd.DataFrame
     units: pd.DataFrame
+    draws: pd.DataFrame
+    differences: pd.DataFrame
     record: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -94,7 +105,9 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
     except TypeError as error:
         raise UserError(f"{run.folder / 'config.yaml'}, section data: {error}") from error
     train, validation = data.split()
+    validation, tuning = _set_aside(validation, options, seed)
     id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
+    id_set = replace(id_set, name=_set_name(data.in_distribution, id_set))
     if len(id_set) < 2:
         raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
     if options.id_split == "test" and _share_contained(id_set, train) > 0.5:
@@ -112,17 +125,40 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
     ood: dict[str, tuple[ImageSet, ImageSet]] = {}
     for name in options.ood if options.ood is not None else data.ood:
         images = _thinned(_load(data, name, "test"), options.ood_count, seed)
+        images = replace(images, name=_set_name(name, images))
         if images.name in ood or images.name == id_set.name:
             raise UserError(f"{name}: a set of the name {images.name!r} is already being evaluated")
         calibration, scored = (images.subset(part) for part in halves(len(images), seed, name=images.name))
         ood[images.name] = (calibration, scored)
     if not ood:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
-    return Images(id_set, train.subset(shuffled), ood)
+    return Images(id_set, train.subset(shuffled), ood, tuning)
 
 
 def _load(data: ImageDataModule, name: str, split: str) -> ImageSet:
     return load_images(name, split, data.root, download=data.download, image_size=data.image_size)
+
+
+def _set_name(given: str, images: ImageSet) -> str:
+    """The name of a set; ``svhn`` for the file ``svhn/test.npz``, whose own name says nothing."""
+    path = Path(given).expanduser()
+    if path.suffix.lower() == ".npz" and path.stem in ("train", "val", "test"):
+        return path.resolve().parent.name or images.name
+    return images.name
+
+
+def _set_aside(held_out: ImageSet, options: SetOptions, seed: int) -> tuple[ImageSet, ImageSet | None]:
+    """What of the held-out images may be scored, and what mitigations are tuned on, every class in proportion."""
+    wanted, whole = options.tuning_images, len(held_out)
+    # Where the official test images are scored, held-out ones are there to be tuned on.
+    count = min(wanted, whole) if options.id_split == "test" or whole >= 2 * wanted else min(wanted, whole // 5)
+    if count == 0 or held_out.labels is None:
+        return held_out, None
+    order = np.random.RandomState(seed).permutation(whole)
+    by_class = order[np.argsort(held_out.labels[order], kind="stable")]
+    chosen = np.sort(by_class[(2 * np.arange(count) + 1) * whole // (2 * count)])
+    tuning = held_out.subset(chosen)
+    return (held_out if options.id_split == "test" else held_out.subset(np.setdiff1d(order, chosen))), tuning
 
 
 def _share_contained(images: ImageSet, others: ImageSet) -> float:
@@ -158,8 +194,10 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run.classifier.to(device)
     conditions = Conditions(run.classifier, images, options)
-    tables = Tables([images.id_set, *(scored for _, scored in images.ood.values())], resamples, options.seed)
     started, summing = time.perf_counter(), 0.0
+    mitigations = _fitted(conditions)
+    scored_sets = [images.id_set, *(scored for _, scored in images.ood.values())]
+    tables = Tables(scored_sets, resamples, options.seed, mitigations)
     with _progress(console) as progress:
         task = progress.add_task(run.name, total=conditions.number_of_cells())
         for cell in conditions.cells():
@@ -172,12 +210,13 @@ def evaluate(
             progress.advance(task)
         forwarded = time.perf_counter()
         progress.update(task, description=f"{run.name}: metrics and intervals")
-        table = tables.metrics(run.name, run.classifier.norm, run.seed)
+        results = tables.results(run.name, run.classifier.norm, run.seed)
     record: dict[str, object] = {
         "run": run.name,
         "options": asdict(options) | {"resamples": resamples},
         "id": {"name": images.id_set.name, "n": len(images.id_set)},
         "ood": _sizes(images.ood),
+        "mitigations": None if mitigations is None else mitigations.record(),
         "notes": conditions.notes,
         "images_scored": conditions.cost.scored,
         "images_estimated_on": conditions.cost.estimated_on,
@@ -192,7 +231,21 @@ def evaluate(
         "commit": commit(),
         "machine": machine(),
     }
-    return Evaluation(table, tables.scores(), tables.units(), record)
+    return Evaluation(results.table, tables.scores(), tables.units(), results.draws, results.differences, record)
+
+
+def _fitted(conditions: Conditions) -> Mitigations | None:
+    """The mitigations, fitted on the tuning images under ``running``; None where there are none."""
+    tuning = conditions.images.tuning
+    if tuning is None or tuning.labels is None:
+        return None
+    head = conditions.classifier.network.head
+    assert isinstance(head, torch.nn.Linear), "every network of bnood.models has a linear head"
+    logits, features = conditions.tuning_outputs()
+    try:
+        return Mitigations.fit(head, features, logits, tuning.labels)
+    except UserError as error:
+        raise UserError(f"{tuning.name} under running: {error}") from error
 
 
 def _sizes(ood: Mapping[str, tuple[ImageSet, ImageSet]]) -> dict[str, dict[str, int]]:
@@ -212,9 +265,10 @@ def _progress(console: Console | None) -> Progress:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write ``scores.parquet``, ``table.csv``, ``units.parquet`` and ``evaluation.json`` into ``runs/<name>/ood/``.
+    """Write the tables and ``evaluation.json`` into ``runs/<name>/ood/``.
 
-    All four are written beside, then renamed: files of two evaluations never stand side by side.
+    The tables are ``table.csv``, ``differences.csv``, ``scores.parquet``, ``units.parquet`` and ``draws.parquet``. All
+    are written beside, then renamed: files of two evaluations never stand side by side.
 
     Raises:
         UserError: if the folder is read-only or the disk full; what was there before is still there then.
@@ -229,7 +283,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
             beside = Path(partial)
             scores.to_parquet(beside / "scores.parquet", index=False)
             evaluation.units.to_parquet(beside / "units.parquet", index=False)
+            evaluation.draws.to_parquet(beside / "draws.parquet", index=False)
             evaluation.table.to_csv(beside / "table.csv", index=False, float_format="%.6g")
+            evaluation.differences.to_csv(beside / "differences.csv", index=False, float_format="%.6g")
             (beside / "evaluation.json").write_text(text)
             for file in sorted(beside.iterdir()):
                 file.replace(folder / file.name)

@@ -15,6 +15,7 @@ Every detection metric is computed by one piece of code, for the images as they 
 them (see ``bnood.bootstrap``), where counts weigh the images; a weight of 2 is exactly an image that occurs twice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, overload
 
@@ -50,7 +51,7 @@ def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> floa
     """
     if not 0 < tpr <= 1:
         raise UserError(f"tpr has to lie above 0 and be at most 1 (0.95, say), not {tpr}")
-    return float(_detection(id_scores, ood_scores, None, None, tpr)[DETECTION_METRICS.index("fpr95"), 0])
+    return float(_detection(id_scores, None, [(ood_scores, None)], tpr)[0, DETECTION_METRICS.index("fpr95"), 0])
 
 
 def fpr95_ood_positive(id_scores: Values, ood_scores: Values) -> float:
@@ -102,93 +103,143 @@ def detection_metrics(
     >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
     [0.75, 1.0]
     """
-    values = _detection(id_scores, ood_scores, id_counts, ood_counts, tpr=0.95)
-    return dict(zip(DETECTION_METRICS, values, strict=True))
+    values = _detection(id_scores, id_counts, [(ood_scores, ood_counts)], tpr=0.95)
+    return dict(zip(DETECTION_METRICS, values[0], strict=True))
+
+
+def detection_metrics_of_sets(
+    id_scores: Values, id_counts: np.ndarray, ood: Sequence[tuple[Values, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """``detection_metrics`` of several OOD sets against the same ID images; what the ID side needs is done once.
+
+    ``ood`` holds scores ``[M]`` and counts ``[R, M]`` of each set. Raises as ``detection_metrics`` does.
+    """
+    values = _detection(id_scores, id_counts, ood, tpr=0.95)
+    return [dict(zip(DETECTION_METRICS, each, strict=True)) for each in values]
 
 
 def _detection(
-    id_scores: Values, ood_scores: Values, id_counts: np.ndarray | None, ood_counts: np.ndarray | None, tpr: float
+    id_scores: Values, id_counts: np.ndarray | None, ood: Sequence[tuple[Values, np.ndarray | None]], tpr: float
 ) -> np.ndarray:
-    """The detection metrics ``[5, R]``, a few resamples at a time."""
-    order = _Order.of(_scores(id_scores, "ID scores"), _scores(ood_scores, "OOD scores"))
-    n, m = len(order.id_order), len(order.ood_order)
-    if id_counts is None and ood_counts is None:
-        id_counts, ood_counts = np.ones((1, n), np.uint8), np.ones((1, m), np.uint8)
-    if id_counts is None or ood_counts is None:
-        raise UserError("resampled detection metrics need counts of both the ID and the OOD images")
-    id_counts, ood_counts = checked_counts(id_counts, n, "ID images"), checked_counts(ood_counts, m, "OOD images")
-    if len(id_counts) != len(ood_counts):
-        raise UserError(
-            f"counts of {len(id_counts)} ID resamples cannot be paired with {len(ood_counts)} OOD resamples"
-        )
-    values = np.empty((len(DETECTION_METRICS), len(id_counts)))
-    for rows in row_chunks(len(id_counts), n + m):
-        values[:, rows] = _detection_chunk(order, id_counts[rows], ood_counts[rows], tpr)
+    """The detection metrics ``[sets, 5, R]``, a few resamples at a time."""
+    ids = _scores(id_scores, "ID scores")
+    id_order = _IdOrder.of(ids)
+    orders, all_counts = [], []
+    for ood_scores, ood_counts in ood:
+        orders.append(_OodOrder.of(ids[id_order.order], _scores(ood_scores, "OOD scores")))
+        if id_counts is None and ood_counts is None:
+            ood_counts = np.ones((1, len(orders[-1].order)), np.uint8)
+        if ood_counts is None or (id_counts is None and len(ood_counts) > 1):
+            raise UserError("resampled detection metrics need counts of both the ID and the OOD images")
+        all_counts.append(checked_counts(ood_counts, len(orders[-1].order), "OOD images"))
+    id_counts = (
+        np.ones((1, len(ids)), np.uint8) if id_counts is None else checked_counts(id_counts, len(ids), "ID images")
+    )
+    for counts in all_counts:
+        if len(id_counts) != len(counts):
+            raise UserError(
+                f"counts of {len(id_counts)} ID resamples cannot be paired with {len(counts)} OOD resamples"
+            )
+    values = np.empty((len(orders), len(DETECTION_METRICS), len(id_counts)))
+    for rows in row_chunks(len(id_counts), len(ids)):
+        id_side = _IdSide.of(id_order, id_counts[rows], tpr)
+        for position, (order, counts) in enumerate(zip(orders, all_counts, strict=True)):
+            values[position][:, rows] = _detection_chunk(id_side, order, counts[rows], tpr)
     return values
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Where the scores stand relative to each other: all that the detection metrics need to know of them.
+class _IdOrder:
+    """The order of the ID scores among themselves."""
+
+    order: np.ndarray  # [N], sorts the ID images by score, lowest first
+    below: np.ndarray | None  # [N], number of scores < each; None where no two are equal, so that it is 0, 1, 2, ...
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> "_IdOrder":
+        order = np.argsort(scores)
+        ids = scores[order]
+        return cls(order, np.searchsorted(ids, ids, "left") if (ids[1:] == ids[:-1]).any() else None)
+
+
+@dataclass(frozen=True)
+class _OodOrder:
+    """Where the scores of an OOD set stand, among themselves and relative to the ID scores.
 
     ``x_below_y[j]`` is the number of x scores < the j-th lowest y score, ``x_upto_y[j]`` the number <= it.
     """
 
-    id_order: np.ndarray  # [N], sorts the ID images by score, lowest first
-    ood_order: np.ndarray  # [M]
+    order: np.ndarray  # [M], sorts the OOD images by score, lowest first
     ood_below_id: np.ndarray  # [N]
-    ood_upto_id: np.ndarray | None  # [N]; None where no ID score equals an OOD score, so that it is ood_below_id
     id_upto_ood: np.ndarray  # [M]
-    id_below_id: np.ndarray | None  # [N]; None where no two ID scores are equal, so that it is 0, 1, 2, ...
-    ood_upto_ood: np.ndarray | None  # [M]; None likewise, for 1, 2, 3, ...
+    id_below_ood: np.ndarray | None  # [M]; None where no ID score equals an OOD score, so that it is id_upto_ood
+    ood_upto_ood: np.ndarray | None  # [M]; None where no two OOD scores are equal, so that it is 1, 2, 3, ...
 
     @classmethod
-    def of(cls, id_scores: np.ndarray, ood_scores: np.ndarray) -> "_Order":
-        id_order, ood_order = np.argsort(id_scores), np.argsort(ood_scores)
-        ids, oods = id_scores[id_order], ood_scores[ood_order]
-        ood_below_id, ood_upto_id = np.searchsorted(oods, ids, "left"), np.searchsorted(oods, ids, "right")
+    def of(cls, ids: np.ndarray, ood_scores: np.ndarray) -> "_OodOrder":
+        order = np.argsort(ood_scores)
+        oods = ood_scores[order]
+        id_below_ood, id_upto_ood = np.searchsorted(ids, oods, "left"), np.searchsorted(ids, oods, "right")
         return cls(
-            id_order=id_order,
-            ood_order=ood_order,
-            ood_below_id=ood_below_id,
-            ood_upto_id=None if np.array_equal(ood_below_id, ood_upto_id) else ood_upto_id,
-            id_upto_ood=np.searchsorted(ids, oods, "right"),
-            id_below_id=np.searchsorted(ids, ids, "left") if (ids[1:] == ids[:-1]).any() else None,
+            order=order,
+            ood_below_id=np.searchsorted(oods, ids, "left"),
+            id_upto_ood=id_upto_ood,
+            id_below_ood=None if np.array_equal(id_below_ood, id_upto_ood) else id_below_ood,
             ood_upto_ood=np.searchsorted(oods, oods, "right") if (oods[1:] == oods[:-1]).any() else None,
         )
 
 
-def _detection_chunk(order: _Order, id_counts: np.ndarray, ood_counts: np.ndarray, tpr: float) -> np.ndarray:
-    """The detection metrics ``[5, rows]`` for counts ``[rows, N]`` and ``[rows, M]`` in the order of the images.
+@dataclass(frozen=True)
+class _IdSide:
+    """What the detection metrics need of some resamples of the ID images, whatever the OOD set.
 
     Each image's own score is tried as the threshold, which makes equal scores share one threshold and an image
     that was not drawn change nothing. All counts are whole numbers far below 2**53, hence exact in float64.
     """
-    id_weights, ids_before = _sorted_cumulative(id_counts, order.id_order)
-    ood_weights, oods_before = _sorted_cumulative(ood_counts, order.ood_order)
-    n, m = ids_before[:, -1], oods_before[:, -1]
 
-    ood_below = oods_before.take(order.ood_below_id, axis=1)
-    ood_upto = ood_below if order.ood_upto_id is None else oods_before.take(order.ood_upto_id, axis=1)
-    ordered_pairs = (_row_dot(id_weights, ood_below) + _row_dot(id_weights, ood_upto)) / 2
+    before: np.ndarray  # [R, N + 1], images below each place in the order, and all
+    total: np.ndarray  # [R]
+    highest: np.ndarray  # [R], the place of the highest threshold that accepts enough of ID
+    accepted: np.ndarray  # [R, N], accepted at each image's score, at least 1
+    weighted: np.ndarray  # [R, N], the same times the image's own count; 0 where none is accepted
+
+    @classmethod
+    def of(cls, order: _IdOrder, counts: np.ndarray, tpr: float) -> "_IdSide":
+        weights, before = _sorted_cumulative(counts, order.order)
+        total = before[:, -1].copy()
+        hits = total[:, None] - (before[:, :-1] if order.below is None else before.take(order.below, axis=1))
+        highest = np.count_nonzero(hits >= _least_count(tpr, total)[:, None], axis=1) - 1
+        weights *= hits
+        # Where no image is accepted none has a weight either, and 1 keeps the quotient free of 0 / 0.
+        return cls(before, total, highest, np.maximum(hits, 1, out=hits), weights)
+
+
+def _detection_chunk(ids: _IdSide, order: _OodOrder, ood_counts: np.ndarray, tpr: float) -> np.ndarray:
+    """The detection metrics ``[5, rows]`` for counts ``[rows, M]`` in the order of the images."""
+    weights, oods_before = _sorted_cumulative(ood_counts, order.order)
+    n, m = ids.total, oods_before[:, -1].copy()
+    ids_upto = ids.before.take(order.id_upto_ood, axis=1)
+    ids_below = ids_upto if order.id_below_ood is None else ids.before.take(order.id_below_ood, axis=1)
+    pairs_out_of_order = (_row_dot(weights, ids_upto) + _row_dot(weights, ids_below)) / 2
 
     # ID positive: accepted at an ID image's score are all scores >= it.
-    hits = n[:, None] - (
-        ids_before[:, :-1] if order.id_below_id is None else ids_before.take(order.id_below_id, axis=1)
-    )
-    false_alarms = m[:, None] - ood_below
-    highest = np.count_nonzero(hits >= _least_count(tpr, n)[:, None], axis=1) - 1
-    fpr = np.take_along_axis(false_alarms, highest[:, None], axis=1)[:, 0] / m
-    aupr_in = _row_dot(id_weights, _precision(hits, false_alarms)) / n
+    accepted = m[:, None] - oods_before
+    place = order.ood_below_id[ids.highest]
+    fpr = np.take_along_axis(accepted, place[:, None], axis=1)[:, 0] / m
+    precision = accepted.take(order.ood_below_id, axis=1)
+    precision += ids.accepted
+    aupr_in = np.divide(ids.weighted, precision, out=precision).sum(axis=1) / n
 
     # OOD positive: rejected at an OOD image's score are all scores <= it.
     hits = oods_before[:, 1:] if order.ood_upto_ood is None else oods_before.take(order.ood_upto_ood, axis=1)
-    false_alarms = ids_before.take(order.id_upto_ood, axis=1)
     lowest = np.count_nonzero(hits < _least_count(tpr, m)[:, None], axis=1)
-    fpr_ood_positive = np.take_along_axis(false_alarms, lowest[:, None], axis=1)[:, 0] / n
-    aupr_out = _row_dot(ood_weights, _precision(hits, false_alarms)) / m
+    fpr_ood_positive = np.take_along_axis(ids_upto, lowest[:, None], axis=1)[:, 0] / n
+    # Where neither occurs no image with a weight stands, and 1 keeps the quotient free of 0 / 0.
+    found = np.maximum(hits + ids_upto, 1)
+    weights *= hits
+    aupr_out = np.divide(weights, found, out=found).sum(axis=1) / m
 
-    return np.stack([ordered_pairs / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
+    return np.stack([(n * m - pairs_out_of_order) / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
 
 
 def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,12 +252,6 @@ def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarra
 
 def _row_dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", left, right)
-
-
-def _precision(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
-    # Where neither occurs, no image with a weight stands, and 0 keeps the sum free of NaN.
-    found = hits + false_alarms
-    return np.divide(hits, np.maximum(found, 1, out=found), out=found)
 
 
 def _least_count(share: float, totals: np.ndarray) -> np.ndarray:
@@ -279,6 +324,18 @@ def expected_calibration_error(
     >>> expected_calibration_error([0.75, 0.75, 0.25], [True, True, False], bins=2)
     0.25
     """
+    gaps = calibration_gaps(confidence, correct, bins)
+    if counts is None:
+        return float(np.abs(gaps.mean(axis=0)).sum())
+    return np.abs(weighted_means(gaps, counts)).sum(axis=1)
+
+
+def calibration_gaps(confidence: Values, correct: Values, bins: int = 15) -> np.ndarray:
+    """Each image's gap ``correct - confidence`` in the column of its bin: float64 ``[N, bins + 1]``.
+
+    A bin's |accuracy - confidence| times its share of images is the absolute mean over *all* images of the gaps in its
+    column: means alone, which resamples only weigh differently. Raises as ``expected_calibration_error`` does.
+    """
     confidences, right = _array(confidence).astype(np.float64), _array(correct)
     _same_length(confidences, right, "'confidence'", "'correct'")
     if bins < 1:
@@ -287,14 +344,10 @@ def expected_calibration_error(
         raise UserError("confidences have to lie between 0 and 1; are these logits, or NaN?")
     if not np.isin(right, (0, 1)).all():
         raise UserError("'correct' has to be true or false for each image (prediction == label)")
-    # A bin's |accuracy - confidence| times its share of images is the absolute mean over *all* images of the gaps
-    # in that bin: means alone, which resamples only weigh differently.
     gaps = np.zeros((len(confidences), bins + 1))
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidences, "right") - 1
     gaps[np.arange(len(confidences)), bin_of_image] = right - confidences
-    if counts is None:
-        return float(np.abs(gaps.mean(axis=0)).sum())
-    return np.abs(weighted_means(gaps, counts)).sum(axis=1)
+    return gaps
 
 
 def share_above(values: Values, threshold: float) -> float:

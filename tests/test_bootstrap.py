@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 import bnood.bootstrap
-from bnood.bootstrap import interval, resample_counts, row_chunks, weighted_means
+from bnood.bootstrap import interval, resample_counts, row_chunks, set_counts, weighted_means
 from bnood.errors import UserError
 from bnood.metrics import detection_metrics
 
@@ -38,6 +38,16 @@ def test_counts_depend_on_the_arguments_alone_and_stay_as_they_are_from_version_
     assert (counts != resample_counts(1000, 50, seed=4)).any()
     assert len(np.unique(counts, axis=0)) == 50
     assert hashlib.sha256(counts.tobytes()).hexdigest()[:16] == "8fb754c991a9655e"
+
+
+def test_counts_of_a_set_follow_from_its_name_size_and_seed() -> None:
+    counts = set_counts("svhn", 200, 30, seed=3)
+    assert counts.shape == (31, 200) and counts.dtype == np.uint8 and (counts[0] == 1).all()
+    np.testing.assert_array_equal(counts, set_counts("svhn", 200, 30, seed=3))
+    for other in (set_counts("dtd", 200, 30, seed=3), set_counts("svhn", 200, 30, seed=4)):
+        assert (counts[1:] != other[1:]).mean() > 0.3
+    # From version to version, too.
+    assert hashlib.sha256(counts.tobytes()).hexdigest()[:16] == "bac4ae3042e072e8"
 
 
 def test_weighted_means_are_those_of_the_repeated_rows() -> None:
@@ -115,4 +125,4 @@ def test_what_cannot_be_resampled_is_refused(call, message: str) -> None:  # typ
 
 def test_examples_in_the_docstrings() -> None:
     result = doctest.testmod(bnood.bootstrap)
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 4 and result.failed == 0

@@ -14,18 +14,19 @@ import pandas as pd
 import pytest
 import torch
 from limits import files_up_to
-from small_evaluation import CLASSES, SIDE, identities, small_classifier, small_set
+from small_evaluation import CLASSES, SIDE, identities, outputs, small_classifier, small_set
 
 from bnood.conditions import ConditionOptions
 from bnood.data.image_set import ImageSet
 from bnood.errors import UserError, one_line_errors
 from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
+from bnood.mitigations import fit_temperature
 from bnood.runs import Run
 
 OPTIONS = ConditionOptions(
     batch_sizes=(16,), shares=(0.5,), shuffles=1, calibration_images=32, forward_batch=50, estimator="sequential"
 )
-FILES = ["evaluation.json", "scores.parquet", "table.csv", "units.parquet"]
+FILES = ["differences.csv", "draws.parquet", "evaluation.json", "scores.parquet", "table.csv", "units.parquet"]
 
 
 def save(root: Path, split: str, images: ImageSet) -> None:
@@ -75,8 +76,12 @@ def test_calibration_scoring_and_training_images_are_kept_apart(root: Path, spli
     if split == "test":
         assert np.array_equal(images.id_set.images, test["images"])
         assert np.array_equal(images.id_set.labels, test["labels"])
+        assert images.tuning is not None and len(images.tuning) == 30  # all that were held out
+        assert calibration | identities(images.tuning.images) == train
     else:
-        assert len(images.id_set) == 30 and calibration | scored == train
+        assert images.tuning is not None and (len(images.id_set), len(images.tuning)) == (24, 6)
+        tuning = identities(images.tuning.images)
+        assert not tuning & scored and calibration | scored | tuning == train
     for name, sizes in {"far": (25, 26), "near": (20, 20)}.items():
         first, second = (identities(half.images) for half in images.ood[name])
         assert (len(first), len(second)) == sizes
@@ -140,10 +145,10 @@ def test_id_sets_that_cannot_be_scored_are_named(root: Path, tmp_path: Path) -> 
 def test_a_file_without_splits_cannot_test_what_it_trained(root: Path) -> None:
     """Every split of an .npz path is the whole file: its test images are those that the network was trained on."""
     run = make_run(root, in_distribution=str(root / "known" / "train.npz"))
-    with pytest.raises(UserError, match=r"train: its test images are the training images.*val"):
+    with pytest.raises(UserError, match=r"known: its test images are the training images.*val"):
         load_evaluation_images(run, SetOptions(), 0)
     images = load_evaluation_images(run, SetOptions(id_split="val"), 0)
-    assert len(images.id_set) == 30
+    assert len(images.id_set) == 24 and images.id_set.name == "known"
     assert not identities(images.id_set.images) & identities(images.id_calibration.images)
 
 
@@ -155,7 +160,7 @@ def test_a_set_of_two_images_is_scored(root: Path) -> None:
     assert row["n"].tolist() == [1] and row["n_id"].tolist() == [40]
 
 
-@pytest.mark.parametrize("wrong", [{"id_split": "train"}, {"id_count": 1}, {"ood_count": 0}])
+@pytest.mark.parametrize("wrong", [{"id_split": "train"}, {"id_count": 1}, {"ood_count": 0}, {"tuning_images": -1}])
 def test_set_options_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         SetOptions(**wrong)
@@ -171,8 +176,9 @@ def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> No
     names = {"id", "target:far", "target:near", "mixture:far", "mixture:near"}
     assert record["estimator_passes"].keys() == record["estimator_distance"].keys() == names  # type: ignore[attr-defined]
     # running and recalibrated:id and :target score 46 OOD images each, :mixture too; the ID set is scored 2 + 2 times
-    # so; batches: 32 + 16 + 16 pure and, for each of two sets, as many batches of 8 + 8 as its 26 and 20 images fill.
-    assert record["images_scored"] == 4 * 46 + 4 * 40 + (32 + 16 + 16) + (3 * 16 + 2 * 16)
+    # so; batches: 32 + 16 + 16 pure and, for each of two sets, as many batches of 8 + 8 as its 26 and 20 images fill;
+    # and the mitigations are fitted on 30 held-out images once.
+    assert record["images_scored"] == 4 * 46 + 4 * 40 + (32 + 16 + 16) + (3 * 16 + 2 * 16) + 30
     assert record["notes"] == evaluation.notes == []
     assert torch.__version__.startswith(record["versions"]["torch"])  # type: ignore[index]
     for name in ("seconds_forward", "seconds_metrics"):
@@ -182,12 +188,85 @@ def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> No
     assert set(evaluation.table["seed"]) == {4} and set(evaluation.table["run"]) == {"small"}
 
 
+def test_mitigations_are_fitted_on_held_out_images_under_running_statistics(root: Path, evaluation: Evaluation) -> None:
+    run = make_run(root)
+    images = load_evaluation_images(run, SetOptions(), 0)
+    assert images.tuning is not None and images.tuning.labels is not None
+    logits, features = outputs(run.classifier, images.tuning.images)
+    record = evaluation.record["mitigations"]
+    assert isinstance(record, dict) and (record["percentile"], record["tuning_images"]) == (90.0, 30)
+    assert record["threshold"] == pytest.approx(np.percentile(features.numpy().astype(float), 90), rel=1e-4)
+    assert record["temperature"] == pytest.approx(fit_temperature(logits, images.tuning.labels), rel=1e-3)
+    scores = evaluation.scores[evaluation.scores["statistics"] == "running"]
+    scored = images.ood["far"][1].images
+    logits, features = outputs(run.classifier, scored)
+    with torch.no_grad():
+        clipped = run.classifier.network.head(features.clamp(max=record["threshold"])).double()
+    far = scores[scores["dataset"] == "far"]
+    np.testing.assert_allclose(far["react"], clipped.logsumexp(dim=1), rtol=1e-3, atol=1e-3)
+    cooled = (logits.double() / record["temperature"]).softmax(dim=1).amax(dim=1)
+    np.testing.assert_allclose(far["msp_temperature"], cooled, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["ln", "gn"])
+def test_mitigations_serve_every_norm(root: Path, norm: str) -> None:
+    run = replace(make_run(root), classifier=small_classifier(norm))
+    found = evaluate(run, load_evaluation_images(run, SetOptions(), 0), OPTIONS, resamples=5)
+    assert {"react", "msp_temperature"} < set(found.table["score"])
+    assert found.differences.empty and list(found.differences.columns) == list(found.table.columns)
+
+
+def test_without_tuning_images_there_are_no_mitigations(root: Path) -> None:
+    run = make_run(root)
+    options = SetOptions(id_split="val", tuning_images=0)
+    images = load_evaluation_images(run, options, 0)
+    assert images.tuning is None and len(images.id_set) == 30
+    found = evaluate(run, images, replace(OPTIONS, statistics=("running",)), resamples=5)
+    assert found.record["mitigations"] is None
+    assert not found.table["score"].isin(["react", "msp_temperature"]).any()
+
+
+@pytest.mark.parametrize(
+    ("split", "wanted", "tuning", "scored"),
+    [("test", 1000, 30, 40), ("test", 10, 10, 40), ("val", 15, 15, 15), ("val", 16, 6, 24), ("val", 3, 3, 27)],
+)
+def test_how_many_images_are_tuned_on(root: Path, split: str, wanted: int, tuning: int, scored: int) -> None:
+    options = SetOptions(id_split=split, tuning_images=wanted)
+    images, again = (load_evaluation_images(make_run(root), options, 0) for _ in range(2))
+    assert images.tuning is not None and again.tuning is not None
+    assert (len(images.tuning), len(images.id_set)) == (tuning, scored)
+    assert len(identities(images.tuning.images)) == tuning
+    assert np.array_equal(images.tuning.images, again.tuning.images)
+
+
+def test_classes_keep_their_share_among_the_images_that_are_tuned_on(tmp_path: Path, root: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    labels = np.repeat(np.arange(CLASSES), 20)
+    save(tmp_path, "train", replace(small_set("known", 100, 1), labels=labels))
+    drawn = []
+    for seed in (0, 1):
+        options = SetOptions(id_split="val", tuning_images=10)
+        images = load_evaluation_images(make_run(tmp_path, validation=50), options, seed)
+        assert images.tuning is not None and np.bincount(images.tuning.labels).tolist() == [2] * CLASSES
+        assert np.bincount(images.id_set.labels).tolist() == [8] * CLASSES
+        drawn.append(identities(images.tuning.images))
+    assert drawn[0] != drawn[1]
+
+
+def test_a_file_that_is_called_test_goes_by_its_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = load_evaluation_images(make_run(root), SetOptions(ood=(str(root / "far" / "test.npz"),)), 0)
+    assert list(images.ood) == ["far"] and images.ood["far"][1].name == "far"
+    monkeypatch.chdir(root / "near")
+    assert list(load_evaluation_images(make_run(root), SetOptions(ood=("test.npz",)), 0).ood) == ["near"]
+
+
 def test_evaluating_leaves_the_network_as_it_was_and_repeats_itself(root: Path, evaluation: Evaluation) -> None:
     run = make_run(root)
     before = {key: values.clone() for key, values in run.classifier.state_dict().items()}
     again = evaluate(run, load_evaluation_images(run, SetOptions(), 0), OPTIONS, resamples=20)
     pd.testing.assert_frame_equal(again.table, evaluation.table)
     pd.testing.assert_frame_equal(again.scores, evaluation.scores)
+    pd.testing.assert_frame_equal(again.draws, evaluation.draws)
     after = run.classifier.state_dict()
     assert all(torch.equal(after[key].cpu(), before[key]) for key in before)
     assert not any(module.training for module in run.classifier.modules())
@@ -199,7 +278,14 @@ def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -
     assert sorted(path.name for path in folder.iterdir()) == FILES
     scores = pd.read_parquet(folder / "scores.parquet")
     for column in scores:
-        assert scores[column].tolist() == evaluation.scores[column].tolist()
+        np.testing.assert_array_equal(scores[column], evaluation.scores[column])  # NaN where NaN was
+    draws = pd.read_parquet(folder / "draws.parquet")
+    assert list(draws.columns) == list(evaluation.draws.columns)
+    np.testing.assert_array_equal(np.stack(draws["draws"].tolist()), np.stack(evaluation.draws["draws"].tolist()))
+    differences = pd.read_csv(folder / "differences.csv", keep_default_na=False)
+    assert list(differences.columns) == list(evaluation.table.columns) and "running" not in set(
+        differences["statistics"]
+    )
     units = pd.read_parquet(folder / "units.parquet")
     pd.testing.assert_frame_equal(units, evaluation.units, check_dtype=False)
     table = pd.read_csv(folder / "table.csv", keep_default_na=False)

@@ -25,6 +25,7 @@ from bnood.metrics import (
     auroc,
     cross_entropies,
     detection_metrics,
+    detection_metrics_of_sets,
     expected_calibration_error,
     fpr95_ood_positive,
     fpr_at_tpr,
@@ -214,6 +215,20 @@ def test_many_resamples_in_several_chunks_equal_scikit_learns_with_weights(decim
             "aupr_out": sklearn.metrics.average_precision_score(1 - is_id, -scores, sample_weight=weights),
         }
         assert {name: resampled[name][row] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+def test_several_sets_at_once_equal_each_alone(decimals: int) -> None:
+    random = np.random.RandomState(1)
+    id_scores, id_counts = random.normal(1, 1, 300).round(decimals), resample_counts(300, 300, 0)
+    ood = [(random.normal(0, 2, n).round(decimals), resample_counts(n, 300, n)) for n in (1, 40, 700)]
+    together = detection_metrics_of_sets(id_scores, id_counts, ood)
+    for (scores, counts), found in zip(ood, together, strict=True):
+        alone = detection_metrics(id_scores, scores, id_counts, counts)
+        assert all(np.array_equal(found[name], alone[name]) for name in DETECTION_METRICS)
+        for row in (0, 299):
+            repeated = np.repeat(id_scores, id_counts[row]), np.repeat(scores, counts[row])
+            assert {name: found[name][row] for name in found} == pytest.approx(oracle_metrics(*repeated), abs=1e-12)
 
 
 def test_counts_need_not_sum_to_the_number_of_images() -> None:

@@ -12,10 +12,11 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from small_evaluation import small_classifier, small_images
 
-from bnood.bootstrap import resample_counts
+from bnood.bootstrap import interval, set_counts
 from bnood.conditions import Cell, ConditionOptions, Conditions, Images
 from bnood.errors import UserError
-from bnood.tables import COLUMNS, ScoredCell, Tables
+from bnood.mitigations import Fitted, Mitigations
+from bnood.tables import COLUMNS, DRAWS_COLUMNS, Results, ScoredCell, Tables
 
 OPTIONS = ConditionOptions(batch_sizes=(16,), shares=(0.25,), shuffles=2, calibration_images=64, forward_batch=64)
 RESAMPLES, SEED = 40, 5
@@ -27,14 +28,25 @@ class Made:
     images: Images
     cells: list[Cell]
     tables: Tables
-    metrics: pd.DataFrame
+    results: Results
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        return self.results.table
 
 
-def make(images: Images, cells: list[Cell], resamples: int = RESAMPLES, seed: int = SEED) -> Made:
-    tables = Tables([images.id_set, *(scored for _, scored in images.ood.values())], resamples, seed)
+def make(
+    images: Images,
+    cells: list[Cell],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    mitigations: Mitigations | None = None,
+) -> Made:
+    sets = [images.id_set, *(scored for _, scored in images.ood.values())]
+    tables = Tables(sets, resamples, seed, mitigations)
     for cell in cells:
         tables.add(cell)
-    return Made(images, cells, tables, tables.metrics("a-run", "bn", 7))
+    return Made(images, cells, tables, tables.results("a-run", "bn", 7))
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +166,9 @@ def test_the_table_per_unit_is_numpys_on_the_first_shuffle(made: Made) -> None:
 
 @pytest.mark.parametrize(("statistics", "composition"), [("running", ""), ("batch", "pure"), ("batch", "mixed 0.25")])
 def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Made, statistics: str, composition: str) -> None:
-    """The set at position p of the evaluation is resampled by seed + p, the same for all conditions and shuffles."""
-    of_id = resample_counts(70, RESAMPLES, SEED)
-    of_far = resample_counts(50, RESAMPLES, SEED + 1)
+    """A set is resampled by its name and the seed, the same for all conditions and shuffles."""
+    of_id = set_counts("known", 70, RESAMPLES, SEED)[1:]
+    of_far = set_counts("far", 50, RESAMPLES, SEED)[1:]
     rows = made.metrics[(made.metrics["statistics"] == statistics) & (made.metrics["composition"] == composition)]
     rows = rows[rows["dataset"] == "far"].set_index(["score", "metric"])
     for metric in ("auroc", "fpr95"):
@@ -267,3 +279,89 @@ def test_features_are_let_go_once_a_cell_is_scored(made: Made) -> None:
     assert [reference() for reference in held] == [None] * len(held)
     for scored in (each for cells in tables._cells.values() for each in cells):
         assert all(values.ndim == 1 for values in (*scored.scores.values(), *scored.figures.values()))
+
+
+def test_draws_give_the_intervals_of_the_table(made: Made) -> None:
+    table, draws = made.results.table, made.results.draws
+    assert tuple(draws.columns) == DRAWS_COLUMNS
+    both = [name for name in DRAWS_COLUMNS if name != "draws"]
+    pd.testing.assert_frame_equal(draws[both], table[both])
+    assert {(len(each), each.dtype) for each in draws["draws"]} == {(RESAMPLES, np.dtype(np.float64))}
+    bounds = np.percentile(np.stack(draws["draws"].tolist()), [2.5, 97.5], axis=1)
+    np.testing.assert_allclose(table[["low", "high"]].to_numpy().T, bounds, rtol=1e-12)
+    exactly = [interval(each) for each in draws["draws"]]
+    assert list(zip(table["low"], table["high"], strict=True)) == exactly
+
+
+def test_differences_are_paired_with_the_same_set_under_running(made: Made) -> None:
+    """Computed again from the draws alone: a set's draws minus its own, image by image the same resamples."""
+    draws, found = made.results.draws, made.results.differences
+    keys = ["dataset", "role", "score", "metric"]
+    running = draws[draws["statistics"] == "running"].set_index(keys)
+    assert not running.index.duplicated().any()
+    others = draws[draws["statistics"] != "running"]
+    assert tuple(found.columns) == COLUMNS and len(found) == len(others) > 200
+    for (_, row), (_, other) in zip(found.iterrows(), others.iterrows(), strict=True):
+        identity = [*CONDITION, "companion", *keys, "n", "n_id"]
+        assert row[identity].tolist() == other[identity].tolist()
+        before = running.loc[tuple(other[keys])]
+        assert row["value"] == other["value"] - before["value"]
+        low, high = np.percentile(other["draws"] - before["draws"], [2.5, 97.5])
+        assert (row["low"], row["high"]) == pytest.approx((low, high), rel=1e-12, abs=1e-15)
+    beside = found[(found["dataset"] == "known") & (found["companion"] == "far")]
+    assert set(beside["statistics"]) == {"batch", "recalibrated:mixture"}
+
+
+def test_a_difference_of_means_is_the_mean_of_each_images_own_difference(made: Made) -> None:
+    """Of the ID accuracy under recalibrated:id: the bootstrap of each image's own difference is the oracle."""
+    scores = made.tables.scores()
+    known = scores[(scores["dataset"] == "known") & (scores["companion"] == "")]
+    right = {name: (part["prediction"] == part["label"]).to_numpy(float) for name, part in known.groupby("statistics")}
+    change = right["recalibrated:id"] - right["running"]
+    assert change.any()
+    resampled = set_counts("known", 70, RESAMPLES, SEED)[1:].astype(float) @ change / 70
+    found = made.results.differences.set_index(["statistics", "dataset", "companion", "metric"])
+    row = found.loc["recalibrated:id", "known", "", "accuracy"]
+    expected = (change.mean(), *np.percentile(resampled, [2.5, 97.5]))
+    assert (row["value"].item(), row["low"].item(), row["high"].item()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_draws_do_not_depend_on_the_other_sets_nor_their_order(made: Made) -> None:
+    images = made.images
+    turned = dataclasses.replace(images, ood={name: images.ood[name] for name in ("near", "far")})
+    alone = dataclasses.replace(images, ood={"near": images.ood["near"]})
+    keys = [*CONDITION, "companion", "dataset", "role", "score", "metric"]
+    expected = made.results.draws.set_index(keys)["draws"]
+    for other in (turned, alone):
+        cells = [cell for cell in made.cells if cell.dataset in (*other.ood, "known")]
+        found = make(other, cells).results.draws.set_index(keys)["draws"]
+        assert len(found) > 50
+        for key in found[found.index.get_level_values("dataset") == "near"].index:
+            np.testing.assert_array_equal(found[key], expected[key])
+    assert not np.array_equal(set_counts("near", 40, RESAMPLES, SEED), set_counts("far", 40, RESAMPLES, SEED))
+
+
+def test_mitigations_are_scored_under_running_only(made: Made) -> None:
+    head = small_classifier().network.head
+    weight, bias = (each.detach().double().numpy() for each in (head.weight, head.bias))
+    found = make(made.images, made.cells, mitigations=Mitigations(Fitted(90, 0.3, 4.0, 9), weight, bias))
+    scores = found.tables.scores()
+    running = scores["statistics"] == "running"
+    for cell in made.cells[:3]:
+        rows = scores[running & (scores["dataset"] == cell.dataset)]
+        logits = np.minimum(cell.features.numpy().astype(np.float64), 0.3) @ weight.T + bias
+        np.testing.assert_allclose(rows["react"], logsumexp(logits, axis=1), rtol=1e-12)
+        cooled = softmax(cell.logits.numpy().astype(np.float64) / 4, axis=1).max(axis=1)
+        np.testing.assert_allclose(rows["msp_temperature"], cooled, rtol=1e-12)
+        assert (rows["react"] < rows["energy"]).mean() != 0.5  # clipped somewhere, so that it is another score
+    assert scores.loc[~running, ["react", "msp_temperature"]].isna().all(axis=None)
+    table = found.metrics[found.metrics["score"].isin(["react", "msp_temperature"])]
+    assert set(table["statistics"]) == {"running"}
+    assert (table.groupby(["score", "dataset"]).size() == [6, 1, 6, 6, 1, 6]).all()  # known comes second by name
+    row = table.set_index(["score", "dataset", "metric"]).loc["react", "far", "auroc"]
+    inside, outside = (scores[running & (scores["dataset"] == name)]["react"] for name in ("known", "far"))
+    assert row["value"] == pytest.approx(by_sklearn("auroc", inside.to_numpy(), outside.to_numpy()), abs=1e-12)
+    # All else stays as it is without them.
+    rest = found.metrics[~found.metrics["score"].isin(["react", "msp_temperature"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, made.metrics)
+    assert not found.results.differences["score"].isin(["react", "msp_temperature"]).any()
