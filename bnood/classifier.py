@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from bnood.data.datamodule import Batch, ImageDataModule, channel_constants
 from bnood.errors import UserError
-from bnood.models import Architecture, build_model
+from bnood.models import Activation, Architecture, NormPosition, build_model
 from bnood.models.norm import Norm
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
@@ -29,9 +29,11 @@ class Classifier(L.LightningModule):
     checkpoint, so that every other set is normalised by the same ones.
 
     Args:
-        architecture: ``resnet`` (with a CIFAR stem) or ``wide_resnet``.
-        depth: 18 or 34 (ResNet, four stages), 20, 32, 44, 56 or 110 (ResNet, three stages), 6 n + 4 (WideResNet).
-        width: channels of the first stage (ResNet-18: 64, ResNet-20: 16) or the widening factor (WideResNet).
+        architecture: ``resnet`` (with a CIFAR stem), ``wide_resnet``, ``mlp`` or ``plain`` (no shortcuts).
+        depth: 18 or 34 (ResNet, four stages), 20, 32, 44, 56 or 110 (ResNet, three stages), 6 n + 4 (WideResNet);
+            hidden layers (MLP, plain).
+        width: channels of the first stage (ResNet-18: 64, ResNet-20: 16), the widening factor (WideResNet), the units
+            (MLP) or channels (plain) of every layer.
         norm: ``bn``, ``ln``, ``gn`` or ``none``; see :mod:`bnood.models.norm` for what each normalises over.
         groups: groups of ``gn``; has to divide the channels of the first stage.
         num_classes: number of classes of the in-distribution set.
@@ -48,6 +50,9 @@ class Classifier(L.LightningModule):
         compile: whether to compile the network with ``torch.compile``.
         memory_format: ``auto`` takes what was measured to be fastest: contiguous for ``gn`` on a CPU, where
             GroupNorm is slow in channels_last, and channels_last everywhere else.
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; residual networks have ``relu`` only.
+        norm_position: whether the norm stands ``before`` or ``after`` the activation; residual networks: ``before``.
+        image_size: side of the square images, which ``mlp`` has to know; set from ``data.image_size``.
     """
 
     image_mean: Tensor
@@ -72,6 +77,9 @@ class Classifier(L.LightningModule):
         clip_gradient_norm: float = 0.0,
         compile: bool = False,
         memory_format: MemoryFormat = "auto",
+        activation: Activation = "relu",
+        norm_position: NormPosition = "before",
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         for name, value, right, expected in (
@@ -91,7 +99,9 @@ class Classifier(L.LightningModule):
                 raise UserError(f"model.{name} is {value}; expected {expected}")
         self.save_hyperparameters()
         try:
-            self.network = build_model(architecture, depth, width, norm, groups, num_classes)
+            self.network = build_model(
+                architecture, depth, width, norm, groups, num_classes, activation, norm_position, image_size
+            )
         except ValueError as error:
             raise UserError(f"model: {error}") from error
         self.register_buffer("image_mean", torch.full((3,), 127.5))
@@ -108,9 +118,12 @@ class Classifier(L.LightningModule):
 
     def forward(self, images: Tensor, return_features: bool = False) -> Any:
         """uint8 ``[N, H, W, 3]`` -> logits ``[N, K]``; with ``return_features`` also the penultimate ``[N, D]``."""
+        return self.network(self.normalise(images), return_features=return_features)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` -> what the network takes, ``[N, 3, H, W]`` by the training images' constants."""
         scaled = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        x = scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format())
-        return self.network(x, return_features=return_features)
+        return scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format())
 
     def torch_memory_format(self) -> torch.memory_format:
         """The layout that the network's activations have on the device where it is now."""

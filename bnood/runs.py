@@ -111,7 +111,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 def check_same_network(checkpoint: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise :class:`UserError` unless the checkpoint's network is the one that the config describes."""
-    for key in ("architecture", "depth", "width", "norm", "groups", "num_classes"):
+    # Checkpoints of before these two existed are of networks with what are their defaults now.
+    found = {"activation": "relu", "norm_position": "before"} | found
+    for key in ("architecture", "depth", "width", "norm", "groups", "num_classes", "activation", "norm_position"):
         if key == "groups" and wanted.get("norm") != "gn":
             continue
         if key in wanted and found.get(key) != wanted[key]:

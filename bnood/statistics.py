@@ -73,6 +73,10 @@ class LayerStatistics:
     count: int
 
 
+# From a layer's name and its input's statistics to those it shall normalise with.
+Decide = Callable[[str, LayerStatistics], LayerStatistics | None]
+
+
 class BatchNormStatistics(Mapping[str, LayerStatistics]):
     """Statistics of all BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
 
@@ -311,14 +315,14 @@ def estimate_statistics(
         raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
     if method == "one_pass":
-        return BatchNormStatistics(_measure(model, once(), None), passes=1)
+        return BatchNormStatistics(_measure(model, once(), "batch"), passes=1)
     if method != "sequential":
         raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
     # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
     max_passes = len(layers) + 2 if max_passes is None else max_passes
     passes = 0
     if start is None:
-        start, passes = BatchNormStatistics(_measure(model, once(), None)), 1
+        start, passes = BatchNormStatistics(_measure(model, once(), "batch")), 1
     current = start
     while passes < max_passes:
         found = BatchNormStatistics(_measure(model, once(), current), passes=passes + 1)
@@ -334,6 +338,47 @@ def estimate_statistics(
     return BatchNormStatistics(current, passes=passes, converged=False)
 
 
+def measure_statistics(
+    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode = "running"
+) -> BatchNormStatistics:
+    """The statistics of each layer's input as it arrives while all layers normalise with ``upstream``; one pass.
+
+    Under ``"running"`` these are what each layer's running statistics stand in for; under ``"batch"`` what
+    :func:`estimate_statistics` finds in one pass. ``batches`` as there; the model is left untouched.
+
+    Raises:
+        UserError: as :func:`use_statistics` and :func:`estimate_statistics` do.
+    """
+    return BatchNormStatistics(_measure(model, batches, upstream), passes=1)
+
+
+@contextmanager
+def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | None = None) -> Iterator[nn.Module]:
+    """Let every BatchNorm layer normalise with what ``decide`` makes of its current input's statistics.
+
+    Before a layer runs, ``decide(name, statistics)`` gets those of its input (float64, on the model's device) and
+    returns what the layer shall normalise with; None: with what it has, its running statistics or what ``decide``
+    gave before. The layers before it have been decided upon by then, so that a set that passes as *one* batch is
+    normalised by the fixed point of sequential estimation in a single pass. Everything else is as in
+    :func:`use_statistics`.
+
+    Args:
+        model: the network.
+        decide: called for each layer and batch.
+        layers: names of the layers that are asked for; the others use their running statistics. None: all.
+    """
+    layers_by_name = batchnorm_layers(model)
+    asked = layers_by_name if layers is None else {name: layers_by_name[name] for name in layers}
+
+    def act(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
+        chosen = decide(name, LayerStatistics(mean, deviations / count, count))
+        if chosen is not None:
+            _put(layer, model, chosen.mean, chosen.var)
+
+    with use_statistics(model, "running"), _before_layers(asked, act):
+        yield model
+
+
 def _buffers(layer: nn.Module) -> Buffers:
     return {key: layer._buffers.get(key) for key in ("running_mean", "running_var")}
 
@@ -342,42 +387,51 @@ def _own_buffers(layer: nn.Module) -> Buffers:
     return _SET_ASIDE[layer] if layer in _SET_ASIDE else _buffers(layer)
 
 
-def _measure(
-    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | None
-) -> dict[str, LayerStatistics]:
-    """One pass: pooled statistics of each layer's input, behind layers that use ``upstream`` (None: the batch's)."""
-    layers = batchnorm_layers(model)
-    moments = {name: PooledMoments() for name in layers}
+@contextmanager
+def _before_layers(
+    layers: Mapping[str, _BatchNorm], act: Callable[[str, _BatchNorm, int, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Before each layer runs, call ``act`` with its name, itself and its input's moments (``channel_moments``)."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def measure(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            count, mean, deviations = channel_moments(inputs[0])
-            moments[name].merge(count, mean, deviations)
-            if upstream is None:
-                # The layer then normalises with what was measured: its own computation of the same moments is
-                # saved, and in channels_last it would lose the variance to cancellation where means are large.
-                _put(layer, model, mean, deviations / count)
+        return lambda layer, inputs: act(name, layers[name], *channel_moments(inputs[0]))
 
-        return measure
-
-    device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
     handles = []
-    neutral = BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in _widths(layers)})
-    # The context's buffers are replaced by the hooks batch by batch, and by the model's own at the end.
-    context = use_statistics(model, neutral if upstream is None else upstream)
     # A graph that was compiled without the hooks would not call them, one compiled with them would never stop to.
-    with context, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
             handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-            seen = False
-            for batch in batches:
-                images = batch[0] if isinstance(batch, (tuple, list)) else batch
-                if len(images):
-                    seen = True
-                    model(images.to(device))
+            yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _measure(
+    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode
+) -> dict[str, LayerStatistics]:
+    """One pass: pooled statistics of each layer's input, behind layers that use ``upstream``."""
+    layers = batchnorm_layers(model)
+    moments = {name: PooledMoments() for name in layers}
+
+    def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
+        moments[name].merge(count, mean, deviations)
+        if upstream == "batch":
+            # The layer then normalises with what was measured: its own computation of the same moments is
+            # saved, and in channels_last it would lose the variance to cancellation where means are large.
+            _put(layer, model, mean, deviations / count)
+
+    device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
+    neutral = BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in _widths(layers)})
+    # The context's buffers are replaced before each layer, batch by batch, and by the model's own at the end.
+    context = use_statistics(model, neutral if upstream == "batch" else upstream)
+    seen = False
+    with context, _before_layers(layers, measure):
+        for batch in batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if len(images):
+                seen = True
+                model(images.to(device))
     if not seen:
         raise UserError("no batches were given, so there is nothing to estimate BatchNorm statistics from")
     for name, pooled in moments.items():
@@ -422,7 +476,7 @@ def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatist
     if isinstance(statistics, BatchNormStatistics):
         needs_running = [name for name in layers if name not in statistics]
     for name in needs_running:
-        if None in _own_buffers(layers[name]).values():
+        if any(buffer is None for buffer in _own_buffers(layers[name]).values()):  # `in` would compare tensors, slowly
             raise UserError(
                 f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
             )

@@ -20,6 +20,10 @@ C along another, the pixels H x W folded into the third.
   of several orientations, say) keep their strengths relative to each other but not to the other groups.
 - ``none`` leaves the feature map as it is.
 
+For layers of plain units, ``[N, C]``, the same cuts lack the pixels (:func:`unit_norm_layer`): ``bn`` normalises each
+unit over the N samples, ``ln`` the C units of one sample, ``gn`` the C / groups units of one group of one sample. There
+InstanceNorm would be left with a single value, and has no meaning.
+
 ``ln`` and ``gn`` never look at another image and keep no statistics, so they act the same in training and
 in evaluation mode.
 """
@@ -41,9 +45,31 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:
     if norm == "ln":
         return nn.GroupNorm(1, channels)
     if norm == "gn":
-        if groups < 1 or channels % groups:
-            raise ValueError(f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}")
-        return nn.GroupNorm(groups, channels)
+        return _group_norm(groups, channels)
+    return _no_norm(norm)
+
+
+def unit_norm_layer(norm: Norm, units: int, groups: int = 8) -> nn.Module:
+    """The normalisation layer ``norm`` for ``[N, units]``: one scale and one shift per unit, as for channels.
+
+    ``groups`` counts only for ``gn``, where it has to divide ``units`` (``ValueError`` otherwise).
+    """
+    if norm == "bn":
+        return nn.BatchNorm1d(units)
+    if norm == "ln":
+        return nn.LayerNorm(units)
+    if norm == "gn":
+        return _group_norm(groups, units)
+    return _no_norm(norm)
+
+
+def _group_norm(groups: int, channels: int) -> nn.Module:
+    if groups < 1 or channels % groups:
+        raise ValueError(f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}")
+    return nn.GroupNorm(groups, channels)
+
+
+def _no_norm(norm: Norm) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")

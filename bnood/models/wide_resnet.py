@@ -4,11 +4,15 @@ WideResNet-40-2 (depth 40, widening factor 2) is the network of the energy score
 tables.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from bnood.models.initialisation import initialise
 from bnood.models.norm import Norm, norm_layer
+
+Stage = Callable[[Tensor], Tensor]
 
 
 class PreActivationBlock(nn.Module):
@@ -64,9 +68,17 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(inputs, num_classes)
         initialise(self, norm)
 
+    def stages(self) -> list[Stage]:
+        """Stem, blocks, last norm: one after the other, they turn ``[N, 3, H, W]`` into the penultimate ``[N, D]``."""
+        return [self.conv1, *self.blocks, self._pool]
+
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
-        out = torch.relu(self.norm(self.blocks(self.conv1(x))))
-        features = out.mean(dim=(2, 3))
-        logits = self.head(features)
-        return (logits, features) if return_features else logits
+        for stage in self.stages():
+            x = stage(x)
+        logits = self.head(x)
+        return (logits, x) if return_features else logits
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """The last norm and ReLU, and the mean over space."""
+        return torch.relu(self.norm(x)).mean(dim=(2, 3))

@@ -122,5 +122,5 @@ def test_mistakes_in_the_shape() -> None:
         ResNet(50)
     with pytest.raises(ValueError, match="divides 12 channels, not 8"):
         ResNet(18, 12, "gn", groups=8)
-    with pytest.raises(ValueError, match="unknown architecture 'vgg': choose resnet or wide_resnet"):
+    with pytest.raises(ValueError, match="unknown architecture 'vgg': choose resnet, wide_resnet, mlp or plain"):
         build_model("vgg", 16, 1, "bn")  # type: ignore[arg-type]
