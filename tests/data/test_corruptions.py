@@ -1,0 +1,150 @@
+"""Corruptions: each against scipy, the moments that it should have, or a calculation by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from bnood.data import corruptions
+from bnood.data.corruptions import CONSTANTS, CORRUPTIONS, STRENGTHS, corrupt
+from bnood.data.image_set import ImageSet
+from bnood.data.sources import load_images
+from bnood.errors import UserError
+
+
+def random_set(n: int = 6, height: int = 12, width: int = 15, seed: int = 0) -> ImageSet:
+    """Images of random pixels, from black to white, with labels; not square, so that no axis passes for another."""
+    rng = np.random.default_rng(seed)
+    return ImageSet("random", rng.integers(0, 256, (n, height, width, 3), np.uint8), rng.integers(0, 10, n))
+
+
+def grey_set(level: int, n: int = 40) -> ImageSet:
+    return ImageSet("grey", np.full((n, 32, 32, 3), level, np.uint8))
+
+
+def test_the_constants_are_those_of_cifar_10_c() -> None:
+    assert CONSTANTS == {
+        "noise": (0.04, 0.06, 0.08, 0.09, 0.1),
+        "blur": (0.4, 0.6, 0.7, 0.8, 1),
+        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    }
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_noise_has_the_mean_and_the_deviation_that_it_should_have(strength: int) -> None:
+    # On grey, nothing is clipped. Rounding to whole levels adds a variance of 1/12.
+    changed = corrupt(grey_set(128), "noise", strength, seed=1).images - 128.0
+    expected = np.sqrt((255 * CONSTANTS["noise"][strength - 1]) ** 2 + 1 / 12)
+    assert abs(changed.mean()) < 5 * expected / np.sqrt(changed.size)
+    assert changed.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * changed.size))
+    # White: pixels, channels and images each have their own draw.
+    centred = changed - changed.mean()
+    for axis in range(4):
+        ahead, behind = np.moveaxis(centred, axis, 0)[1:], np.moveaxis(centred, axis, 0)[:-1]
+        assert abs((ahead * behind).mean()) / expected**2 < 5 / np.sqrt(ahead.size)
+
+
+def test_noise_is_clipped_not_wrapped_around() -> None:
+    white = corrupt(grey_set(255), "noise", 5).images
+    black = corrupt(grey_set(0), "noise", 5).images
+    # A little more than half is clipped: less than half a level is rounded there too.
+    assert white.min() > 100 and (white == 255).mean() == pytest.approx(0.508, abs=0.01)
+    assert black.max() < 155 and (black == 0).mean() == pytest.approx(0.508, abs=0.01)
+
+
+def test_noise_of_all_strengths_scales_one_draw() -> None:
+    weak, strong = (corrupt(grey_set(128, 4), "noise", strength, seed=1).images - 128.0 for strength in (1, 5))
+    # Both are rounded to half a level; with so few draws, none is clipped.
+    assert np.abs(strong / 0.10 - weak / 0.04).max() <= 0.5 / 0.10 + 0.5 / 0.04 + 1e-9
+
+
+def test_noise_follows_from_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_set(7)
+    whole = corrupt(images, "noise", 4, seed=5)
+    np.testing.assert_array_equal(corrupt(images, "noise", 4, seed=5).images, whole.images)
+    assert (corrupt(images, "noise", 4, seed=6).images != whole.images).any()
+    # The first images are the same whatever follows, and however many are worked on at a time.
+    np.testing.assert_array_equal(corrupt(images.subset(np.arange(3)), "noise", 4, seed=5).images, whole.images[:3])
+    monkeypatch.setattr(corruptions, "_CHUNK", 2)
+    np.testing.assert_array_equal(corrupt(images, "noise", 4, seed=5).images, whole.images)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_blur_is_scipys_with_the_border_repeated(strength: int) -> None:
+    images = random_set()
+    sigma = CONSTANTS["blur"][strength - 1]
+    by_scipy = np.stack(
+        [
+            np.stack(
+                [gaussian_filter(image[..., channel].astype(float), sigma, mode="nearest") for channel in range(3)],
+                axis=-1,
+            )
+            for image in images.images
+        ]
+    )
+    blurred = corrupt(images, "blur", strength).images
+    # Half a level for rounding; and a value near a half may go either way.
+    assert np.abs(blurred - by_scipy).max() < 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_blur_works_on_images_smaller_than_its_kernel(strength: int) -> None:
+    tiny = random_set(2, 3, 2)
+    sigma = CONSTANTS["blur"][strength - 1]
+    by_scipy = gaussian_filter(tiny.images.astype(float), (0, sigma, sigma, 0), mode="nearest")
+    assert np.abs(corrupt(tiny, "blur", strength).images - by_scipy).max() < 0.5 + 1e-9
+
+
+def test_contrast_by_hand() -> None:
+    # Channel 0: mean 100, distances -40, 0, 0, 40 times 0.15. Channel 1 does not change. Channel 2: mean 127.5,
+    # so 127.5 -+ 19.125. A second image has means of its own.
+    first = np.array([[[60, 7, 0], [100, 7, 0]], [[100, 7, 255], [140, 7, 255]]], np.uint8)
+    second = np.full((2, 2, 3), 200, np.uint8)
+    changed = corrupt(ImageSet("two", np.stack([first, second])), "contrast", 5).images
+    assert changed[0, ..., 0].tolist() == [[94, 100], [100, 106]]
+    assert changed[0, ..., 1].tolist() == [[7, 7], [7, 7]]
+    assert changed[0, ..., 2].tolist() == [[108, 108], [147, 147]]
+    assert (changed[1] == 200).all()
+
+
+def test_contrast_is_rounded_to_the_nearest_level() -> None:
+    # Mean 10; 0.75 * (1, -1, 0, 0) + 10 = 10.75, 9.25: cutting the fraction off would give 10 and 9.
+    images = np.array([[11, 9], [10, 10]], np.uint8)[None, ..., None].repeat(3, axis=3)
+    assert corrupt(ImageSet("one", images), "contrast", 1).images[0, ..., 0].tolist() == [[11, 9], [10, 10]]
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corruption_keeps_labels_and_leaves_the_set_as_it_is(corruption: str) -> None:
+    images = random_set()
+    before = images.images.copy()
+    changed = corrupt(images, corruption, 2)
+    assert changed.name == f"{corruption}-2"
+    np.testing.assert_array_equal(changed.labels, images.labels)
+    np.testing.assert_array_equal(images.images, before)
+    assert changed.images.dtype == np.uint8 and changed.images.shape == before.shape
+    assert corrupt(ImageSet("unlabelled", before), corruption, 2).labels is None
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_every_strength_changes_photographs_more_than_the_one_before(corruption: str, real_data: Path) -> None:
+    images = load_images("cifar10", "test", real_data).subset(np.arange(64))
+    moved = [
+        np.abs(corrupt(images, corruption, each).images - images.images.astype(float)).mean() for each in STRENGTHS
+    ]
+    assert moved[0] > 0.5 and (np.diff(moved) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("corruption", "strength", "seed", "told"),
+    [
+        ("fog", 1, 0, "corruption 'fog': choose from noise, blur, contrast"),
+        ("noise", 0, 0, "noise: the strength is 0; expected an integer from 1 to 5"),
+        ("noise", 6, 0, "noise: the strength is 6"),
+        ("noise", True, 0, "noise: the strength is True"),
+        ("blur", 1, -1, "blur: the seed is -1; expected an integer from 0 to 4294967295"),
+    ],
+)
+def test_what_is_unknown_is_refused(corruption: str, strength: int, seed: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        corrupt(random_set(), corruption, strength, seed)
