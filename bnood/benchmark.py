@@ -31,10 +31,11 @@ from bnood.conditions import ConditionOptions, Conditions, Images
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.evaluation import evaluate, write_evaluation
+from bnood.interventions import InterventionOptions, intervene
 from bnood.provenance import commit, machine, versions
 from bnood.runs import Run, write_beside
 
-PARTS = ("training", "norms", "evaluation", "memory")
+PARTS = ("training", "norms", "evaluation", "sweeps", "memory")
 GIB = 2**30
 
 
@@ -43,7 +44,7 @@ class BenchmarkOptions:
     """What is measured, and for how long.
 
     Args:
-        parts: any of training, norms, evaluation, memory, by comma.
+        parts: any of training, norms, evaluation, sweeps, memory, by comma.
         steps: training steps of a segment that count.
         warmup: training steps before them that do not.
         rounds: how often each variant is measured.
@@ -52,6 +53,7 @@ class BenchmarkOptions:
         batch_size: training images per step.
         id_images: in-distribution images that the evaluation scores.
         ood_images: sizes of its OOD sets before they are halved, by comma.
+        sweep_images: images of a set that the interventions score, at most.
         memory_id_images: as ``id_images``, where memory is measured; by default CIFAR-10's test images,
         memory_ood_images: and SVHN's.
         calibration_images: in-distribution training images at hand; the conditions use 5,000 of them at most.
@@ -66,6 +68,7 @@ class BenchmarkOptions:
     batch_size: int = 128
     id_images: int = 5000
     ood_images: str = "3500,600,450"
+    sweep_images: int = 1000
     memory_id_images: int = 10000
     memory_ood_images: int = 26032
     calibration_images: int = 45000
@@ -195,7 +198,12 @@ def evaluation_images(id_images: int, ood_sizes: Iterable[int], calibration_imag
         images = random_images(f"ood{number}", size, seed=2 + number)
         calibration, scored = (images.subset(part) for part in halves(size, 0, images.name))
         ood[images.name] = (calibration, scored)
-    return Images(random_images("id", id_images, seed=0), random_images("training", calibration_images, seed=1), ood)
+    return Images(
+        random_images("id", id_images, seed=0),
+        random_images("training", calibration_images, seed=1),
+        ood,
+        tuning=random_images("tuning", 1000, seed=len(ood) + 2),
+    )
 
 
 def untrained_run(width: int, images: Images) -> Run:
@@ -220,9 +228,10 @@ def forward_plan(images: Images, options: ConditionOptions, passes: Mapping[str,
         passes: how often each estimate went through its images, by the estimate's name.
     """
     n_id, each = len(images.id_set), options.forward_batch
+    tuning = [] if images.tuning is None else [(len(images.tuning), each)]
     scored = [len(half) for _, half in images.ood.values()]
     everything = [(count, each) for count in (n_id, *scored)]
-    plan = [*everything, *everything]  # running and recalibrated:id
+    plan = [*tuning, *everything, *everything]  # mitigations, running, recalibrated:id
     for size in options.batch_sizes:
         plan += [(count // size * size, size) for count in (n_id, *scored)] * options.shuffles
         for share in options.shares:
@@ -289,6 +298,25 @@ def measure_evaluation(options: BenchmarkOptions, console: Console) -> list[Resu
         *(result("evaluation", name, "s", values) for name, values in seconds.items()),
         result("evaluation", "forward part / bare forward passes", "", ratios(seconds["forward part"], bare)),
         result("evaluation", "whole / bare forward passes", "", ratios(seconds["whole"], bare), at_most=1.2),
+    ]
+
+
+def measure_sweeps(options: BenchmarkOptions, console: Console) -> list[Result]:
+    """Forward passes that all interventions need (interventions x images) and those done, and their seconds."""
+    images = evaluation_images(options.id_images, options.ood_sizes(), options.calibration_images)
+    count = options.sweep_images
+    asked = InterventionOptions(id_images=count, ood_images=count, calibration_images=count)
+    run = untrained_run(options.width, images)
+    record = intervene(run.classifier, images, asked).record
+    needed, done = (float(record[f"passes_{which}"]) for which in ("needed", "done"))
+    shown = {"forward": record["seconds_forward"], "metrics and intervals": record["seconds_metrics"]}
+    for name, seconds in shown.items():
+        console.print(f"sweeps, {name}: {seconds:.4g} s", highlight=False)
+    return [
+        result("sweeps", "passes needed", "images", [needed]),
+        result("sweeps", "passes done, layers below an intervention once", "images", [done]),
+        result("sweeps", "done / needed", "", [done / needed], at_most=1.0),
+        *(result("sweeps", name, "s", [seconds]) for name, seconds in shown.items()),
     ]
 
 
@@ -375,6 +403,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         "training": measure_training,
         "norms": measure_norms,
         "evaluation": measure_evaluation,
+        "sweeps": measure_sweeps,
         "memory": measure_memory,
     }
     results = [each for part in options.listed_parts() for each in measures[part](options, console)]

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,14 @@ import pandas as pd
 from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 
-from bnood import tracking
 from bnood.command_line import one_line_parsing
 from bnood.conditions import ConditionOptions
 from bnood.console import print_results
-from bnood.data.datamodule import has_test_images
 from bnood.errors import UserError
-from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
-from bnood.figures import write_figures
-from bnood.report import write_report
-from bnood.runs import Run, load_run, newest_run
+from bnood.evaluation import SetOptions
+from bnood.run_evaluation import EvaluationOptions, check_id_split, evaluate_run_folder
+from bnood.runs import load_run, newest_run
+from bnood.sweeps import SweepOptions
 from bnood.tracking import TrackingOptions
 
 # As it stands on a command line (with commas) or in a YAML file (a list, or a single number).
@@ -32,6 +29,7 @@ def build_parser() -> ArgumentParser:
         prog="scripts/eval_ood.py",
         description="Score OOD sets under several BatchNorm statistics.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_argument(
@@ -50,6 +48,7 @@ def build_parser() -> ArgumentParser:
         ("shuffles", 3, "Random orders of the images under batch."),
         ("calibration_images", 5000, "In-distribution training images that statistics are estimated on."),
         ("forward_batch", 500, "Images per forward pass where the batch does not matter."),
+        ("tuning_images", 1000, "Held-out images that ReAct and the temperature are fitted on; 0: neither."),
         ("resamples", 1000, "Bootstrap resamples behind each interval."),
         ("seed", 0, "Of shuffles, halves of the OOD sets and bootstrap."),
     ):
@@ -59,6 +58,8 @@ def build_parser() -> ArgumentParser:
     add("--estimator", default="one_pass", choices=["one_pass", "sequential"], help="How statistics are estimated.")
     add("--root", "--data.root", type=Path | None, default=None, help="Folder of the data sets; the run's own.")
     add("--download", "--data.download", type=bool, default=False, help="Let torchvision download what is missing.")
+    add("--sweeps", type=bool, default=False, help="Also interventions, layers and the price of matching (minutes).")
+    add("--compressed", type=str | None, default=None, help="With sweeps: a set of JPEG-compressed ID test images.")
     parser.add_class_arguments(TrackingOptions, "wandb")
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
@@ -98,26 +99,25 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         ood_count=config.ood_count,
         root=config.root,
         download=config.download,
+        tuning_images=config.tuning_images,
     )
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed is {config.seed}; expected a whole number from 0 to 4294967295")
-    if config.resamples < 2:
-        raise UserError(f"resamples is {config.resamples}: an interval needs at least 2 (1,000 to be of use)")
+    sweeps = SweepOptions(enabled=config.sweeps, compressed=config.compressed)
+    asked = EvaluationOptions(sets, conditions, config.resamples, sweeps)
     folders = [Path(run) for run in dict.fromkeys(_listed(config.run))] if config.run else [newest_run(config.runs)]
     # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
     runs = [load_run(folder) for folder in folders]
     for run in runs:
-        _check_id_split(run, sets)
+        check_id_split(run, sets)
     options = TrackingOptions(**config.wandb.as_dict())
     options.enabled = options.enabled and not config.no_wandb
     console = Console(width=None if sys.stdout.isatty() else 200)
     command = shlex.join(["python", "scripts/eval_ood.py", *given])
     tables, notes, lines = [], [], []
     for run in runs:
-        table, run_notes, line = _evaluate_run(run, sets, conditions, config.resamples, options, command, console)
-        tables.append(table)
-        notes += [f"{run.name}: {note}" for note in run_notes]
-        lines += [line] if line else []
+        found = evaluate_run_folder(run, asked, track=options, command=command, console=console)
+        tables.append(found.table)
+        notes += [f"{run.name}: {note}" for note in found.notes]
+        lines += [found.sync] if found.sync else []
     id_set = runs[0].config["data"]["in_distribution"]
     title = f"{', '.join(run.name for run in runs)}: {id_set} ({sets.id_split}) against OOD"
     print_results(console, pd.concat(tables), title, notes)
@@ -126,82 +126,6 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     for run in runs:
         console.print(f"report: {run.folder / 'ood' / 'report.html'}", highlight=False, soft_wrap=True)
     return [run.folder / "ood" for run in runs]
-
-
-def _check_id_split(run: Run, sets: SetOptions) -> None:
-    """Refuse to score images as test images that the network was trained on."""
-    data = run.config["data"]
-    root = sets.root or data.get("root")
-    if sets.id_split == "test" and not has_test_images(data["in_distribution"], None if root is None else Path(root)):
-        raise UserError(
-            f"{data['in_distribution']} has no test images of its own, {run.name} was trained on them: "
-            "score its held-out images with --id-split val"
-        )
-
-
-def _evaluate_run(
-    run: Run,
-    sets: SetOptions,
-    conditions: ConditionOptions,
-    resamples: int,
-    options: TrackingOptions,
-    command: str,
-    console: Console,
-) -> tuple[pd.DataFrame, list[str], str | None]:
-    """Evaluate, write and track one run; its table, its notes, and the line that says how to sync it."""
-    images = load_evaluation_images(run, sets, conditions.seed)
-    folder = run.folder / "ood"
-    norm, id_set = run.classifier.norm, images.id_set.name
-    tracked = tracking.start_run(
-        options,
-        name=f"{run.name}-ood",
-        job_type="evaluation",
-        tags=[f"norm:{norm}", f"seed:{run.seed}", f"set:{id_set}"],
-        config={
-            "run": run.name,
-            "conditions": asdict(conditions),
-            "sets": _plain(asdict(sets)),
-            "training": run.config,
-        },
-        folder=run.folder,
-    )
-    line = None
-    try:
-        tracking.use_checkpoint(tracked, run.checkpoint, run.name)
-        evaluation = evaluate(run, images, conditions, resamples=resamples, console=console)
-        write_evaluation(evaluation, folder)
-        figures = write_figures(evaluation.table, evaluation.scores, evaluation.units, folder / "figures")
-        write_report(
-            folder,
-            run_name=run.name,
-            config=run.config,
-            summary=run.summary | {"evaluation": evaluation.record},
-            table=evaluation.table,
-            figures=figures,
-            commands=[
-                f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again",
-                command,
-            ],
-        )
-        tracking.log_evaluation(tracked, evaluation.table, evaluation.scores, figures)
-    finally:
-        line = tracking.finish(tracked)
-    return evaluation.table, evaluation.notes + _distances(evaluation), line
-
-
-def _distances(evaluation: Evaluation) -> list[str]:
-    """How far the one-pass estimate of the statistics was from the sequential one, a line for each estimate."""
-    found = evaluation.record["estimator_distance"]
-    assert isinstance(found, dict)
-    return [
-        f"statistics {name}: in the layer that differs most, one pass lies {apart['mean_shift']:.3f} standard "
-        f"deviations (means) and {apart['log_std_ratio']:.3f} (log standard deviation) from the sequential estimate"
-        for name, apart in found.items()
-    ]
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
 
 
 def _listed(given: Listed) -> list[str]:

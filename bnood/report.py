@@ -16,7 +16,9 @@ import pandas as pd
 
 from bnood.errors import UserError
 from bnood.figures import complete, headline_conditions, id_rows, ood_sets
+from bnood.panels import Picture as PanelPicture
 from bnood.runs import write_beside
+from bnood.study_figures import run_pictures, write_picture
 
 # File name without suffix -> (title, what the figure shows, what it looks like for who cannot see it).
 _DOTS = (
@@ -81,6 +83,16 @@ class Number(NamedTuple):
     interval: str
 
 
+class Lens(NamedTuple):
+    """A picture of the activation lens or of the sweeps: a sentence computed from its table, and its images."""
+
+    title: str
+    says: str
+    how: str
+    source: str
+    images: list[tuple[str, str]]  # (alternative text, data URI)
+
+
 class Picture(NamedTuple):
     """A figure of the page; `source` is a data URI."""
 
@@ -101,6 +113,9 @@ def write_report(
     commands: list[str],
 ) -> Path:
     """Write `report.html` into `folder` and give its path.
+
+    Where `folder` also holds `layers.parquet`, `layer_distances.csv`, `interventions.csv` or `shift.csv`, the pictures
+    of these tables are drawn into `folder/figures` and shown.
 
     Args:
         folder: where `table.csv` and `figures/` of this evaluation lie.
@@ -125,6 +140,7 @@ def write_report(
         headline_columns=[title for title, *_ in HEADLINE],
         headline=_headline(frame),
         pictures=[_picture(path) for path in figures],
+        lenses=[_lens(picture, Path(folder) / "figures") for picture in run_pictures(Path(folder))],
         columns=columns,
         numbers=NUMBERS,
         rows=[[_cell(name, row[name]) for name in columns] for row in frame[columns].to_dict("records")],
@@ -203,7 +219,17 @@ def _picture(path: Path) -> Picture:
     if not path.is_file():
         raise UserError(f"{path}: no such figure; draw the figures before the report")
     title, caption, alt = CAPTIONS.get(path.stem, (path.stem.replace("_", " "), "", f"Figure {path.stem}"))
-    return Picture(title, caption, alt, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
+    return Picture(title, caption, alt, _uri(path))
+
+
+def _uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _lens(picture: PanelPicture, figures: Path) -> Lens:
+    alt = f"{picture.title}. {picture.says}"
+    images = [(f"{alt} ({path.stem.replace('_', ' ')})", _uri(path)) for path in write_picture(figures, picture)]
+    return Lens(picture.title, picture.says, picture.how, picture.source, images)
 
 
 def _cell(column: str, value: object) -> str:

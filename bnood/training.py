@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ class TrainingCLI(LightningCLI):
     run_folder: Path
     run_is_new: bool
     tracked: Any = None
+    more_callbacks: Sequence[L.Callback] = ()
+
+    def __init__(self, *args: Any, more_callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> None:
+        self.more_callbacks = more_callbacks
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; default: set-network-seed.")
@@ -49,6 +55,7 @@ class TrainingCLI(LightningCLI):
         parser.add_class_arguments(tracking.TrackingOptions, "wandb")
         parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
         parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.image_size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with one line for what is wrong, and before anything is written."""
@@ -142,6 +149,7 @@ class TrainingCLI(LightningCLI):
                 logger=loggers,
                 callbacks=[
                     *_listed(given.callbacks),
+                    *self.more_callbacks,
                     checkpoints,
                     *([kept] if self.config.keep_epochs else []),
                     *bar,
@@ -243,11 +251,12 @@ def default_name(config: Any) -> str:
     return f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"
 
 
-def train(arguments: list[str] | None = None) -> Path:
+def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
     """Train as ``scripts/train.py`` does.
 
     Args:
         arguments: the command line after the program's name; None for the process's own.
+        callbacks: Lightning callbacks beside those of the config.
 
     Returns:
         The run's folder.
@@ -257,15 +266,19 @@ def train(arguments: list[str] | None = None) -> Path:
     """
     _quiet()
     try:
-        return _train(arguments)
+        return _train(arguments, callbacks)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _train(arguments: list[str] | None) -> Path:
-    cli = TrainingCLI(
+def command_line(
+    arguments: list[str] | None, kind: type[TrainingCLI] = TrainingCLI, more_callbacks: Sequence[L.Callback] = ()
+) -> TrainingCLI:
+    """The parsed command line of a training, and what ``kind`` makes of it: by default trainer, data and model."""
+    return kind(
         Classifier,
         ImageDataModule,
+        more_callbacks=more_callbacks,
         run=False,
         args=arguments,
         seed_everything_default=0,
@@ -276,6 +289,10 @@ def _train(arguments: list[str] | None) -> Path:
         parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/.",
                        "exit_on_error": False},
     )  # fmt: skip
+
+
+def _train(arguments: list[str] | None, callbacks: Sequence[L.Callback]) -> Path:
+    cli = command_line(arguments, more_callbacks=callbacks)
     checkpoint = cli.config.ckpt_path
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))

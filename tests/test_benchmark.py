@@ -154,3 +154,15 @@ def test_limits(limit: dict[str, float], kept: bool | None) -> None:
 def test_bad_options(given: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         BenchmarkOptions(**given)  # type: ignore[arg-type]
+
+
+def test_sweeps_count_their_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--id_images=64", "--ood_images=48,40", "--calibration_images=64", "--sweep_images=24")
+    figures = {each.name: each for each in benchmark.main([*SMALL, "--width=4", "--parts=sweeps", *sizes])}
+    needed, done = figures["passes needed"].value, figures["passes done, layers below an intervention once"].value
+    # 24 + 24 + 20 images under 20 layers' only, first, last (of which four coincide with others) and 1 + 1 + 2 more
+    # kinds; the rest of what is needed are paths and batches.
+    assert needed > (24 + 24 + 20) * (3 * 20 - 4 + 4)
+    assert 0 < done < needed
+    assert figures["done / needed"].kept
+    assert "passes done" in capsys.readouterr().out

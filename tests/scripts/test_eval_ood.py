@@ -20,7 +20,10 @@ from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, eval
 from bnood.evaluation_cli import main
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"scores.parquet", "table.csv", "units.parquet", "evaluation.json", "report.html"}
+TABLES = {
+    *("scores.parquet", "table.csv", "units.parquet", "draws.parquet", "differences.csv"),
+    *("evaluation.json", "report.html"),
+}
 # Enough for what is asked of the command line; the conditions are tested beside their code.
 QUICK = ("--statistics", "batch", "--ood", "marks", "--shares", "0.5", "--shuffles", "1")
 
@@ -104,7 +107,8 @@ def test_two_runs_share_a_table_and_a_net_without_statistics_says_once_that_it_h
 @pytest.mark.parametrize("flag", ["--id-split", "--id_split"])
 def test_the_held_out_images_can_be_scored(flag: str, tmp_path: Path) -> None:
     (run,) = copies(tmp_path, "ln")
-    rows = accuracy_rows(evaluate("--runs", str(tmp_path), flag, "val", *QUICK, "--id_count", str(TEST))[0])
+    everything = ("--id_count", str(TEST), "--tuning-images", "0")
+    rows = accuracy_rows(evaluate("--runs", str(tmp_path), flag, "val", *QUICK, *everything)[0])
     assert rows["n"].tolist() == [VALIDATION]  # and not the 120 of the test images
     summary = yaml.safe_load((run / "summary.json").read_text())
     assert rows["value"].item() == pytest.approx(summary["accuracy"], abs=1e-5)
@@ -121,6 +125,8 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path: Path) -> Non
 
 OPTIONS: list[tuple[list[str], str]] = [
     (["--statistcs", "batch"], "there is no option --statistcs (did you mean --statistics?)"),
+    (["--statis", "batch"], "there is no option --statis (did you mean --statistics?)"),
+    (["--tuning_images", "-1"], "tuning_images is -1"),
     (["batch"], "'batch' is not expected here"),
     (["--statistics", "batch,runing"], "statistics runing: choose from running, batch, recalibrated"),
     (["--batch_sizes", "1"], "batch size 1: batch statistics need at least 2 images in a batch"),
@@ -259,13 +265,14 @@ def test_a_file_where_the_output_should_be(tmp_path: Path, capsys: pytest.Captur
     assert tree(tmp_path) == before
 
 
-def test_a_disk_that_fills_up_leaves_no_half_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A limit on the size of files, which the tables fit in and the figures don't, stands for the full disk."""
+def test_a_disk_that_fills_up_leaves_the_earlier_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files, which tables and figures fit and the report doesn't, stands for the full disk."""
     (run,) = copies(tmp_path, "ln")
+    (run / "ood" / "figures").mkdir(parents=True)
+    (run / "ood" / "table.csv").write_text("of an earlier evaluation")
+    before = tree(tmp_path)
     arguments = evaluation_arguments("--run", str(run), *QUICK)
-    with files_up_to(30_000):
+    with files_up_to(90_000):
         line = refusal(main, arguments, capsys)
-    assert "File too large" in line and str(run / "ood" / "figures") in line
-    assert [name for name in tree(run) if ".partial" in name] == []
-    for file in (run / "ood" / "figures").glob("*.png"):
-        Image.open(file).load()
+    assert "File too large" in line and str(run / "ood" / "report.html") in line
+    assert tree(tmp_path) == before

@@ -1,0 +1,153 @@
+"""What is measured of a run beside the conditions: interventions, the price of matching, the lens on its layers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bnood.activations import lens_tables
+from bnood.conditions import Cost, Images
+from bnood.data.corruptions import CORRUPTIONS, STRENGTHS
+from bnood.data.datamodule import has_test_images
+from bnood.data.image_set import ImageSet
+from bnood.data.sources import load_images
+from bnood.errors import UserError
+from bnood.evaluation import SetOptions
+from bnood.interventions import InterventionOptions, chosen_images, intervene
+from bnood.price import PriceOptions, price_of_matching, shifted_sets
+from bnood.runs import Run
+from bnood.statistics import has_batchnorm
+
+
+@dataclass
+class SweepOptions:
+    """What is measured beside the conditions.
+
+    Args:
+        enabled: whether anything is.
+        interventions: matched statistics in a part of the layers, paths, priors, batch sizes (BatchNorm alone). The
+            lens looks at the same images.
+        price: of matching, on shifted in-distribution images.
+        compressed: name of a set of JPEG-compressed in-distribution images with labels; none: left out.
+        corruptions: that the in-distribution images are given; see :mod:`bnood.data.corruptions`.
+        strengths: of the corruptions, 1 to 5.
+    """
+
+    enabled: bool = True
+    interventions: InterventionOptions = field(default_factory=InterventionOptions)
+    price: PriceOptions = field(default_factory=PriceOptions)
+    compressed: str | None = None
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    strengths: tuple[int, ...] = STRENGTHS
+
+    def __post_init__(self) -> None:
+        for name, known in (("corruptions", CORRUPTIONS), ("strengths", STRENGTHS)):
+            unknown = [str(each) for each in getattr(self, name) if each not in known]
+            if unknown:
+                raise UserError(f"{name}: {', '.join(unknown)} is none of {', '.join(map(str, known))}")
+
+
+@dataclass
+class Sweeps:
+    """What the sweeps found.
+
+    Attributes:
+        tables: by the name of their file.
+        record: what they were asked and what they cost, for ``evaluation.json``.
+        notes: one line for everything that was left out.
+    """
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write the tables into a folder. Raises :class:`UserError` if it can't."""
+        try:
+            for name, table in self.tables.items():
+                if name.endswith(".parquet"):
+                    table.to_parquet(folder / name, index=False)
+                else:
+                    table.to_csv(folder / name, index=False, float_format="%.6g")
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise UserError(f"{folder}: the sweeps cannot be written there ({reason})") from error
+
+
+def run_sweeps(
+    run: Run, images: Images, sets: SetOptions, options: SweepOptions, tell: Callable[[str], object]
+) -> Sweeps:
+    """Run all sweeps that a network has; those of BatchNorm's statistics are left out for other networks.
+
+    Args:
+        run: the trained network, left as it was.
+        images: of the evaluation.
+        sets: where further sets are looked for.
+        options: how much is measured.
+        tell: is called with the name of each step that begins.
+    """
+    found = Sweeps()
+    began = time.perf_counter()
+    if has_batchnorm(run.classifier):
+        tell("interventions")
+        moved = intervene(run.classifier, images, options.interventions)
+        found.tables["interventions.csv"] = _named(run, moved.table)
+        found.tables["intervention_draws.parquet"] = moved.draws
+        found.record["interventions"] = moved.record
+        found.notes += [f"interventions: {note}" for note in moved.notes]
+    tell("price of matching")
+    cost = Cost()
+    shifted = shifted_sets(
+        images.id_set,
+        _compressed(run, sets, options),
+        options.corruptions,
+        options.strengths,
+        options.price.seed,
+        count=options.price.id_images,
+        clean_test=_clean_test(run, sets) if options.compressed else None,
+    )
+    found.tables["shift.csv"] = _named(run, price_of_matching(run.classifier, images, shifted, options.price, cost))
+    found.record["price"] = {"images_scored": cost.scored, "images_estimated_on": cost.estimated_on}
+    found.record["shifted"] = {name: len(each) for name, each in shifted.items()}
+    tell("lens")
+    layers, distances = lens_tables(run.classifier, chosen_images(images, options.interventions))
+    found.tables["layers.parquet"] = layers
+    if len(distances):
+        found.tables["layer_distances.csv"] = distances
+    found.record["seconds"] = time.perf_counter() - began
+    found.record["options"] = asdict(options)
+    return found
+
+
+def _named(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns run, norm and seed in front."""
+    own = pd.DataFrame({"run": run.name, "norm": run.classifier.norm, "seed": run.seed}, index=table.index)
+    return pd.concat([own, table], axis=1)
+
+
+def _compressed(run: Run, sets: SetOptions, options: SweepOptions) -> ImageSet | None:
+    return None if options.compressed is None else _load(run, sets, options.compressed)
+
+
+def _clean_test(run: Run, sets: SetOptions) -> ImageSet | None:
+    """The in-distribution set's test images, which compressed images may have been made of; None if it has none."""
+    data, name = run.config["data"], run.config["data"]["in_distribution"]
+    root = sets.root or data.get("root")
+    if not has_test_images(name, None if root is None else Path(root)):
+        return None
+    return _load(run, sets, name)
+
+
+def _load(run: Run, sets: SetOptions, name: str) -> ImageSet:
+    data = run.config["data"]
+    root = sets.root or data.get("root")
+    return load_images(
+        name,
+        "test",
+        None if root is None else Path(root),
+        download=sets.download or data.get("download", False),
+        image_size=data.get("image_size", 32),
+    )
