@@ -2,9 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-NORMS := bn ln gn
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo lab test check format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,12 +15,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: install ## train BN, LN and GN on the built-in shapes, evaluate them, print the table and the report's place
-	rm -rf $(NORMS:%=runs/demo-%)
-	set -e; for norm in $(NORMS); do \
-		$(BIN)/python scripts/train.py --config configs/demo.yaml --model.norm $$norm --name demo-$$norm; \
-	done
-	$(BIN)/python scripts/eval_ood.py --config configs/demo_evaluation.yaml
+demo: install ## train BN, LN and GN on the built-in shapes, judge the claim, print the verdict and the report's place
+	$(BIN)/python scripts/study.py --config configs/studies/demo.yaml
+
+lab: install ## the normalisation lab on the built-in shapes: an MLP of eight layers, a report with its pictures
+	$(BIN)/python scripts/lab.py --config configs/lab/demo.yaml
 
 test: install ## the whole test suite
 	$(BIN)/python -m pytest -q
@@ -35,5 +33,5 @@ format: install ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment and the demo's runs
-	rm -rf $(VENV) $(NORMS:%=runs/demo-%)
+clean: ## remove the environment, the demo's study and its lab
+	rm -rf $(VENV) runs/demo runs/lab-demo
