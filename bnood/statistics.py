@@ -34,168 +34,25 @@ one-pass estimate costs a single pass and is usually near: :meth:`BatchNormStati
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnood.errors import UserError
+from bnood.layer_statistics import BatchNormStatistics, LayerStatistics
 from bnood.moments import PooledMoments, channel_moments
 
 Method = Literal["one_pass", "sequential"]
 Mode = Literal["running", "batch"]
 Buffers = dict[str, Tensor | None]
-# The own buffers of the layers that are in use_statistics: what "running" means there, however deep contexts nest.
-_SET_ASIDE: WeakKeyDictionary[nn.Module, Buffers] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Statistics of one BatchNorm layer's input.
-
-    Attributes:
-        mean: float64 ``[C]``.
-        var: float64 ``[C]``; biased (divided by ``count``) if estimated here, as the layer uses it; running
-            statistics of training hold averages of unbiased ones.
-        count: elements per channel that were measured; for running statistics the number of training batches
-            that the layer has seen.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: int
-
-
 # From a layer's name and its input's statistics to those it shall normalise with.
 Decide = Callable[[str, LayerStatistics], LayerStatistics | None]
-
-
-class BatchNormStatistics(Mapping[str, LayerStatistics]):
-    """Statistics of all BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
-
-    Attributes:
-        passes: forward passes over the data that estimating took; 0 if nothing was estimated.
-        converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
-    """
-
-    def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:
-        self._layers, self.passes, self.converged = dict(layers), passes, converged
-
-    def __getitem__(self, name: str) -> LayerStatistics:
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __repr__(self) -> str:
-        return f"BatchNormStatistics({len(self)} layers, passes={self.passes})"
-
-    def interpolate(self, other: "BatchNormStatistics", share: float) -> "BatchNormStatistics":
-        """``(1 - share) * self + share * other``, in means and variances alike.
-
-        Raises:
-            UserError: for a share outside [0, 1] or statistics of another model.
-        """
-        if not 0 <= share <= 1:
-            raise UserError(f"the share of the other statistics is {share}; it has to lie between 0 and 1")
-        self._require_same_layers(other)
-
-        def mix(ours: LayerStatistics, theirs: LayerStatistics) -> LayerStatistics:
-            mean = torch.lerp(ours.mean, theirs.mean, share)
-            var = torch.lerp(ours.var, theirs.var, share)
-            return LayerStatistics(mean, var, ours.count if share < 0.5 else theirs.count)
-
-        return BatchNormStatistics({name: mix(self[name], other[name]) for name in self})
-
-    def with_prior(self, target: "BatchNormStatistics", prior: float, images: float) -> "BatchNormStatistics":
-        """Schneider et al.'s (2020, equation 2) mixture: the source counts as ``prior`` images beside the targets.
-
-        ``self`` are the source statistics; the result is N / (N + n) source + n / (N + n) target.
-        """
-        if prior < 0 or images < 0 or prior + images == 0:
-            raise UserError(f"prior {prior} and images {images} have to be non-negative and not both zero")
-        return self.interpolate(target, images / (prior + images))
-
-    def distance(self, other: "BatchNormStatistics") -> dict[str, tuple[float, float]]:
-        """How far ``other`` lies from these statistics, per layer: two root mean squares over the channels.
-
-        The shift of the mean in these statistics' standard deviations, and the natural logarithm of the ratio of the
-        standard deviations. Channels that are constant in both count as 0.
-        """
-        self._require_same_layers(other)
-        tiny = torch.finfo(torch.float64).tiny
-        result = {}
-        for name in self:
-            ours, theirs = self[name], other[name]
-            constant = (ours.var <= tiny) & (theirs.var <= tiny)
-            shift = (theirs.mean - ours.mean) / ours.var.clamp_min(tiny).sqrt()
-            spread = 0.5 * (theirs.var.clamp_min(tiny) / ours.var.clamp_min(tiny)).log()
-            shift, spread = (figure.masked_fill(constant, 0.0) for figure in (shift, spread))
-            result[name] = (float(shift.square().mean().sqrt()), float(spread.square().mean().sqrt()))
-        return result
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``.
-
-        Raises:
-            OSError: if the file cannot be written; nothing is left behind then.
-        """
-        tensors: dict[str, Tensor] = {}
-        for name, layer in self._layers.items():
-            tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.var": layer.var.contiguous()}
-            tensors[f"{name}.count"] = torch.tensor(layer.count, dtype=torch.int64)
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
-            metadata = {"format": "bnood.statistics", "layers": "\n".join(self._layers)}
-            partial.write_bytes(to_safetensors(tensors, metadata))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "BatchNormStatistics":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UserError: if the file is missing, damaged, or of another kind.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file of BatchNorm statistics")
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = (file.metadata() or {})["layers"].split("\n")
-                get = file.get_tensor
-                layers = {
-                    name: LayerStatistics(get(f"{name}.mean"), get(f"{name}.var"), int(get(f"{name}.count")))
-                    for name in names
-                }
-        except Exception as error:  # safetensors raises its own class, which it does not export
-            raise UserError(f"{path} does not hold BatchNorm statistics saved by bnood ({error})") from error
-        return cls(layers)
-
-    def _require_same_layers(self, other: "BatchNormStatistics") -> None:
-        if self._layers.keys() != other._layers.keys():
-            differing = sorted(self._layers.keys() ^ other._layers.keys())
-            raise UserError(f"these statistics are of another model: layer {differing[0]!r} is in only one of the two")
-        for name in self:
-            ours, theirs = len(self[name].mean), len(other[name].mean)
-            if ours != theirs:
-                raise UserError(
-                    f"these statistics are of another model: layer {name!r} has {ours} or {theirs} channels"
-                )
+# The own buffers of the layers that are in use_statistics: what "running" means there, however deep contexts nest.
+_SET_ASIDE: WeakKeyDictionary[nn.Module, Buffers] = WeakKeyDictionary()
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
