@@ -31,7 +31,7 @@ from bnood.conditions import ConditionOptions, Conditions, Images
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.evaluation import evaluate, write_evaluation
-from bnood.interventions import InterventionOptions, intervene
+from bnood.interventions.sweep import InterventionOptions, intervene
 from bnood.provenance import commit, machine, versions
 from bnood.runs import Run, write_beside
 

@@ -22,8 +22,8 @@ from bnood.conditions import ConditionOptions
 from bnood.data.datamodule import has_test_images
 from bnood.errors import UserError
 from bnood.evaluation import Evaluation, SetOptions, evaluate, load_evaluation_images, write_evaluation
-from bnood.figures import write_figures
-from bnood.report import write_report
+from bnood.report.figures import write_figures
+from bnood.report.run_report import write_report
 from bnood.runs import CHECKPOINT, Run, load_run
 from bnood.staging import staged_folder
 from bnood.sweeps import SweepOptions, Sweeps, run_sweeps

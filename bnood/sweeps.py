@@ -16,7 +16,7 @@ from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images
 from bnood.errors import UserError
 from bnood.evaluation import SetOptions
-from bnood.interventions import InterventionOptions, chosen_images, intervene
+from bnood.interventions.sweep import InterventionOptions, chosen_images, intervene
 from bnood.price import PriceOptions, price_of_matching, shifted_sets
 from bnood.runs import Run
 from bnood.statistics import has_batchnorm

@@ -4,6 +4,6 @@ from bnood.errors import one_line_errors
 
 if __name__ == "__main__":
     with one_line_errors():
-        from bnood.lab_cli import main
+        from bnood.lab.cli import main
 
         main()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnood.lab_results import LabTables
+from bnood.lab.results import LabTables
 
 FACTOR = {  # gradient of a layer relative to the next one's
     ("sigmoid", "none"): 0.16,

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
-from bnood.study import StudyOptions
-from bnood.study_cli import parse
+from bnood.study.cli import parse
+from bnood.study.grid import StudyOptions
 
 TRAINING: dict[str, Any] = {
     "trainer": {"max_epochs": 2, "precision": "32-true"},

@@ -12,8 +12,8 @@ from refusal import refusal
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
 from bnood.errors import UserError
-from bnood.lab import Grid, LabOptions, cells, draw_images, drawn_images, training_arguments, training_settings
-from bnood.lab_cli import main
+from bnood.lab.cli import main
+from bnood.lab.grid import Grid, LabOptions, cells, draw_images, drawn_images, training_arguments, training_settings
 from bnood.runs import load_run
 
 KEYS = ["network", "architecture", "activation", "norm", "norm_position", "learning_rate", "seed", "step", "epoch"]

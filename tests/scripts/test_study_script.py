@@ -9,8 +9,8 @@ import yaml
 from refusal import refusal
 from tiny_study import options_of, study_config
 
-from bnood.study import StudyCell, check_same_training, expected_config
-from bnood.study_cli import main
+from bnood.study.cli import main
+from bnood.study.grid import StudyCell, check_same_training, expected_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "studies").glob("*.yaml"))

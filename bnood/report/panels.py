@@ -1,0 +1,125 @@
+"""What a chart shows, apart from how it is drawn: the same panels become interactive charts and static pictures.
+
+A picture is a few panels with one legend. `charts.py` draws a panel with plotly, for pages that answer to a pointer;
+`study_figures.py` draws it with matplotlib, for PNG files. Whatever a reader sees is therefore computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from bnood.report.figures import ID_COLOUR
+
+MARKERS = ("circle", "square", "diamond", "triangle", "cross")
+
+
+class Series(NamedTuple):
+    """One line or one cloud of marks.
+
+    Attributes:
+        name: as in the legend; series of one name share a colour and a marker in all panels of a picture.
+        colour: "#rrggbb".
+        x, y: the marks' places.
+        low, high: ends of the intervals along `interval`; NaN where there is none.
+        interval: "x" or "y" for bars, "band" for a shaded band along y.
+        marker: one of `MARKERS`, with "-open" for a hollow one, or "" for none.
+        line: "solid", "dash" or "" for no line.
+        labels: what each mark is called when it is pointed at.
+    """
+
+    name: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    interval: str = "y"
+    marker: str = "circle"
+    line: str = ""
+    labels: Sequence[str] = ()
+
+
+class Heat(NamedTuple):
+    """A heat map of changes: blue above zero, orange below, white at zero."""
+
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float]]
+    limit: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: names what sets this panel apart from its neighbours.
+        x_ticks, y_ticks: (place, label) where an axis holds names instead of numbers.
+        x_line, y_line: a reference line across the panel at this place of that axis.
+        choice: the panel is seen when this entry of the picture's selector is chosen; "" means always.
+        colour: of the title, where the panel belongs to one set.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series] = ()
+    heat: Heat | None = None
+    x_ticks: Sequence[tuple[float, str]] = ()
+    y_ticks: Sequence[tuple[float, str]] = ()
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    x_line: float | None = None
+    y_line: float | None = None
+    choice: str = ""
+    colour: str = "#222222"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: panels under one title, what they show in one sentence, and the numbers behind them.
+
+    Attributes:
+        name: file name of the static picture and the element's id on a page.
+        says: what is seen, with figures computed from the data.
+        how: how to read it (units, what an interval is).
+        panels: in reading order.
+        numbers: the table of what is drawn, for readers who do not see it.
+        source: the tables that it was drawn from.
+        choice_label: what the selector chooses; "" if every panel is always seen.
+        static: the choices that get a static picture; empty: all.
+        across: panels beside each other in the static picture.
+    """
+
+    name: str
+    title: str
+    says: str
+    how: str
+    panels: Sequence[Panel]
+    numbers: pd.DataFrame
+    source: str
+    choice_label: str = ""
+    static: Sequence[str] = field(default=())
+    across: int = 2
+
+    @property
+    def choices(self) -> list[str]:
+        """The entries of the selector, in the order of the panels."""
+        return list(dict.fromkeys(panel.choice for panel in self.panels if panel.choice))
+
+    def seen(self, choice: str) -> list[Panel]:
+        """The panels that are seen under a choice."""
+        return [panel for panel in self.panels if panel.choice in ("", choice)]
+
+    @property
+    def legend(self) -> list[Series]:
+        """One series for each name, in the order of first appearance but ID (grey) first; heat maps have none."""
+        found: dict[str, Series] = {}
+        for panel in self.panels:
+            for series in panel.series:
+                found.setdefault(series.name, series)
+        return sorted(found.values(), key=lambda series: series.colour != ID_COLOUR)

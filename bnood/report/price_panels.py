@@ -1,0 +1,91 @@
+"""The picture of what matched statistics win in accuracy on shifted images, beside what they cost in OOD detection."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnood.report.figures import colours
+from bnood.report.panels import Panel, Picture, Series
+from bnood.report.study_tables import MATCHED, networks_of, over_seeds, rows_where, signed, with_network
+
+CORRUPTION_MARKERS = {"jpeg": "circle", "noise": "square", "blur": "diamond", "contrast": "triangle"}
+
+
+def price_picture(shift: pd.DataFrame | None) -> Picture | None:
+    """What matched statistics win in accuracy on shifted images beside what they cost in OOD detection."""
+    if shift is None or shift.empty:
+        return None
+    needed = "network seed statistics dataset corruption strength score metric value change companion"
+    frame = with_network(shift, needed, "the table of shifted sets")
+    frame = frame[frame["statistics"].eq(MATCHED) & frame["network"].eq(networks_of(frame)[0])]
+    if frame.empty:
+        return None
+    changed = frame.drop(columns=["value", "low", "high"], errors="ignore").rename(
+        columns={"change": "value", "change_low": "low", "change_high": "high"}
+    )
+    keys = ["dataset", "corruption", "strength", "companion"]
+    accuracy = over_seeds(changed[rows_where(changed, score="", metric="accuracy")], keys)
+    area = over_seeds(changed[rows_where(changed, score="energy", metric="auroc")], keys)
+    both = area.merge(accuracy, on=keys[:3], suffixes=("", "_accuracy"))
+    if both.empty:
+        return None
+    sets = [str(name) for name in both["companion"].unique()]
+    gains = _strength_panel(accuracy)
+    ends = _padded(both["low"].fillna(both["mean"]).min(), both["high"].fillna(both["mean"]).max())
+    clouds = [
+        Panel(f"against {name}", "change in accuracy", "change in AUROC", _clouds(both, name, colours(sets)[name]),
+              x_line=0.0, y_line=0.0, y_range=ends, colour=colours(sets)[name])
+        for name in sets
+    ]  # fmt: skip
+    win_lose = ((both["mean_accuracy"] > 0) & (both["mean"] < 0)).sum()
+    says = (
+        f"On {len(accuracy)} clean and shifted sets, matching changes accuracy by {signed(accuracy['mean'].min())} to "
+        f"{signed(accuracy['mean'].max())} and the energy score's AUROC by {signed(both['mean'].min())} to "
+        f"{signed(both['mean'].max())}; {win_lose} of {len(both)} pairs of such a set and an OOD set gain accuracy "
+        "and lose AUROC."
+    )
+    columns = ["dataset", "companion", "mean_accuracy", "low_accuracy", "high_accuracy", "mean", "low", "high"]
+    numbers = both[[*columns, "n_seeds", "n"]].rename(
+        columns={"companion": "OOD set", "mean": "mean_auroc", "low": "low_auroc", "high": "high_auroc"}
+    )
+    return Picture(
+        name="price", title="The price of matching: accuracy won, detection lost", says=says,
+        how="Each mark is one shifted set taken as in-distribution, at one strength. To the right: matching wins "
+        "accuracy there; downwards: matching loses AUROC against the OOD set. Bars are 95 % intervals.",
+        panels=[gains, *clouds], numbers=numbers, source="shift.csv", across=3,
+    )  # fmt: skip
+
+
+def _strength_panel(accuracy: pd.DataFrame) -> Panel:
+    series = []
+    for corruption, own in accuracy.groupby("corruption", sort=False):
+        marker = CORRUPTION_MARKERS.get(str(corruption), "cross")
+        own = own.sort_values("strength")
+        line = "solid" if len(own) > 1 else ""
+        series.append(
+            Series(_corruption(str(corruption)), "#555555", [*own["strength"].astype(float)], [*own["mean"]],
+                   [*own["low"]], [*own["high"]], "y", marker, line, [*own["dataset"]])
+        )  # fmt: skip
+    ticks = [(float(step), f"{step:g}") for step in sorted(set(accuracy["strength"]))]
+    return Panel("accuracy on the shifted sets", "strength", "change in accuracy", series, x_ticks=ticks, y_line=0.0)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """A range that holds zero and leaves some room."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _corruption(name: str) -> str:
+    return "clean" if name in ("none", "") else name
+
+
+def _clouds(both: pd.DataFrame, name: str, colour: str) -> list[Series]:
+    found = []
+    for corruption, own in both[both["companion"] == name].groupby("corruption", sort=False):
+        marker = CORRUPTION_MARKERS.get(str(corruption), "cross")
+        found.append(
+            Series(_corruption(str(corruption)), colour, [*own["mean_accuracy"]], [*own["mean"]], [*own["low"]],
+                   [*own["high"]], "y", marker, "", [*own["dataset"]])
+        )  # fmt: skip
+    return found

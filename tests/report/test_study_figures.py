@@ -1,0 +1,165 @@
+"""Static pictures: what is drawn is what the panels say, and the files are there."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from synthetic_evaluation import make_scores, make_summary, make_table
+from synthetic_study import make_distances, make_interventions, make_layers, make_metric_table, make_shift
+
+from bnood.errors import UserError
+from bnood.report.figures import ID_COLOUR, OOD_COLOURS
+from bnood.report.intervention_panels import batch_picture, distance_picture, lens_pictures, path_picture, place_picture
+from bnood.report.panels import Heat, Panel, Picture, Series
+from bnood.report.price_panels import price_picture
+from bnood.report.run_report import write_report
+from bnood.report.study_figures import draw, run_pictures, write_picture, write_study_figures
+from bnood.report.study_panels import study_pictures
+from bnood.report.study_tables import StudyTables
+
+SEEDS = (0, 1, 2)
+DOTS = Series("svhn", "#D55E00", [0.9, 0.8], [0, 1], [0.85, 0.7], [0.97, 0.9], "x", "square-open")
+HEAT = Heat(["8", "32"], ["1 (pure)", "0.1"], [[0.1, -0.2], [float("nan"), 0.05]], 0.2)
+
+
+def picture(*panels: Panel) -> Picture:
+    return Picture("name", "title", "says", "how", panels, pd.DataFrame(), "table.csv")
+
+
+@pytest.fixture(scope="module")
+def interventions() -> pd.DataFrame:
+    return make_interventions(SEEDS, sizes=(8, 128))
+
+
+def test_marks_and_bars_lie_where_the_series_says() -> None:
+    ticks = [(0.0, "bn"), (1.0, "ln")]
+    (axes,) = draw(picture(Panel("dots", "x", "", [DOTS], y_ticks=ticks, y_range=(1.5, -0.5), x_line=0.5))).axes
+    line, reference = axes.lines
+    assert np.array_equal(line.get_xydata(), [[0.9, 0], [0.8, 1]])
+    assert line.get_color() == "#D55E00" and line.get_markerfacecolor() == "white"
+    assert [segment.tolist() for segment in axes.collections[0].get_segments()] == [
+        [[0.85, 0], [0.97, 0]],
+        [[0.7, 1], [0.9, 1]],
+    ]
+    assert list(reference.get_xdata()) == [0.5, 0.5]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bn", "ln"]
+    assert axes.get_ylim() == (1.5, -0.5)
+
+
+def test_a_heat_map_holds_its_numbers_and_no_others() -> None:
+    (axes,) = draw(picture(Panel("heat", "x", "y", heat=HEAT))).axes
+    assert [text.get_text() for text in axes.texts] == ["+0.100", "\N{MINUS SIGN}0.200", "+0.050"]
+    assert axes.images[0].norm.vmin == -axes.images[0].norm.vmax
+
+
+def test_each_choice_has_its_file(tmp_path: Path) -> None:
+    panels = [Panel("one", "", "", [DOTS], choice=choice) for choice in ("AUROC", "Change in FPR95")]
+    paths = write_picture(tmp_path, picture(*panels))
+    assert [path.name for path in paths] == ["name_auroc.png", "name_fpr95.png"]
+    assert all(imread(path).shape[1] > 500 for path in paths)
+
+
+def test_colours_are_those_of_the_sets_in_every_picture(interventions: pd.DataFrame) -> None:
+    wanted = dict(zip(("svhn", "dtd", "cifar100", "noise"), OOD_COLOURS, strict=False)) | {"cifar10 (ID)": ID_COLOUR}
+    pictures = lens_pictures(make_layers(["bn", "ln"], SEEDS), make_distances(SEEDS), interventions)
+    assert all(isinstance(found, Picture) for found in pictures)
+    for found in pictures:
+        for series in found.legend:  # type: ignore[union-attr]
+            assert series.colour == wanted[series.name]
+
+
+def test_one_layer_alone_is_drawn_at_its_change(interventions: pd.DataFrame) -> None:
+    found = place_picture(interventions)
+    assert found is not None
+    panel = next(panel for panel in found.seen("AUROC of the energy score") if panel.title == "one layer alone")
+    series = next(series for series in panel.series if series.name == "dtd")
+    own = interventions.query("kind == 'only' and dataset == 'dtd' and score == 'energy' and metric == 'auroc'")
+    assert list(series.y) == pytest.approx(own.groupby("position")["change"].mean().tolist())
+    assert "stem.norm alone" in found.says
+
+
+def test_the_path_shows_values_and_the_prior_equal_steps(interventions: pd.DataFrame) -> None:
+    found = path_picture(interventions)
+    assert found is not None
+    steps = {panel.title: panel for panel in found.panels}
+    path, prior = steps["largest unit mean: path λ"], steps["largest unit mean: prior N"]
+    own = interventions.query("kind == 'path' and dataset == 'noise' and metric == 'unit_mean_max_ratio'")
+    series = next(series for series in path.series if series.name == "noise")
+    assert list(series.y) == pytest.approx(own.groupby("position")["value"].mean().tolist())
+    assert [place for place, _ in prior.x_ticks] == [0, 1, 2, 3, 4]
+    assert [name for _, name in prior.x_ticks] == ["0", "16", "64", "256", "1024"]
+
+
+def test_a_cell_of_the_heat_map_is_its_mean_change(interventions: pd.DataFrame) -> None:
+    found = batch_picture(interventions)
+    assert found is not None
+    accuracy = [panel for panel in found.seen("Change in ID accuracy") if panel.title == "dtd"]
+    (heat,) = [panel.heat for panel in accuracy]
+    assert heat is not None and heat.columns == ["8", "128"] and heat.rows[0] == "1 (pure)"
+    mixed = interventions.query("kind == 'batch' and metric == 'accuracy' and position == 8")
+    half = mixed.query("share == 0.5 and companion == 'dtd'")["change"].mean()
+    pure = mixed.query("share == 1 and companion == ''")["change"].mean()
+    assert heat.values[2][0] == pytest.approx(half)
+    assert heat.values[0][0] == pytest.approx(pure)
+
+
+def test_the_largest_distance_is_named() -> None:
+    distances = make_distances(SEEDS)
+    distances.loc[(distances["dataset"] == "dtd") & (distances["position"] == 3), "symmetric_kl"] = 99.0
+    found = distance_picture(distances)
+    assert found is not None and "layer2.0.norm1 (layer 3) on dtd, 99.00 nats" in found.says
+
+
+def test_the_price_pairs_accuracy_with_detection() -> None:
+    shift = make_shift(SEEDS)
+    found = price_picture(shift)
+    assert found is not None
+    matched = shift[(shift["statistics"] == "recalibrated:target") & (shift["dataset"] == "blur-3")]
+    gain = matched.query("metric == 'accuracy'")["change"].mean()
+    loss = matched.query("metric == 'auroc' and companion == 'noise'")["change"].mean()
+    cloud = next(panel for panel in found.panels if panel.title == "against noise")
+    series = next(series for series in cloud.series if series.name == "blur")
+    place = list(series.labels).index("blur-3")
+    assert (series.x[place], series.y[place]) == pytest.approx((gain, loss))
+
+
+def test_nothing_to_draw_is_a_line_and_no_picture() -> None:
+    assert all(isinstance(found, str) for found in lens_pictures(None, None, None))
+    assert price_picture(None) is None
+
+
+def test_a_study_has_its_files_with_captions(tmp_path: Path) -> None:
+    table = make_metric_table(["ln"], (0, 1), 20)
+    small = StudyTables("small", table[table["metric"].isin(["mean", "auroc"])], commands=["python scripts/study.py"])
+    paths = write_study_figures(tmp_path, small)
+    names = [path.name for path in paths]
+    assert names[0] == "detection_auroc.png" and "confidence.png" in names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "captions.md"])
+    captions = (tmp_path / "captions.md").read_text(encoding="utf-8")
+    for found in study_pictures(small):
+        if isinstance(found, Picture):
+            assert found.says in captions
+    assert "`python scripts/study.py`" in captions
+
+
+def test_the_report_of_a_run_shows_its_own_tables(tmp_path: Path) -> None:
+    table = make_table(make_scores(n=30, shuffles=1))
+    given = {"run_name": "bn-s0", "config": {}, "summary": make_summary(), "figures": [], "commands": []}
+    before = write_report(tmp_path, table=table, **given).read_text(encoding="utf-8")  # type: ignore[arg-type]
+    assert "Inside the network" not in before and [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    make_distances([0]).drop(columns=["run", "network", "norm", "seed"]).to_csv(tmp_path / "layer_distances.csv")
+    make_layers(["bn"], [0]).drop(columns=["run", "network", "norm", "seed"]).to_parquet(tmp_path / "layers.parquet")
+    after = write_report(tmp_path, table=table, **given).read_text(encoding="utf-8")  # type: ignore[arg-type]
+    for found in run_pictures(tmp_path):
+        assert f"<h3>{found.title}</h3>" in after
+    assert after.count("<img") == 2
+    drawn = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert drawn == ["layer_distances.png", "layer_shares.png"]
+
+
+def test_a_broken_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "layers.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match=r"layers\.parquet is not readable as a table"):
+        run_pictures(tmp_path)

@@ -1,0 +1,245 @@
+"""The page of a study: read by a parser, then opened in a real browser, as wide as a telephone."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from report_pages import HOSTILE, Browser, Page
+from synthetic_study import make_study
+
+from bnood.errors import UserError
+from bnood.report.study_report import StudyTables, write_study_report
+from bnood.report.study_tables import signed
+
+NAMES = [
+    "unit_profiles", "detection", "mitigations", "confidence", "layer_distances", "layer_shares", "interventions",
+    "path", "batches", "price",
+]  # fmt: skip
+
+
+class StudyPage(Page):
+    """A page of some megabytes: texts are joined once, and those of scripts and of the outer elements left out."""
+
+    OUTER = ("html", "head", "body", "main", "section", "script", "style", "div", "table", "tbody", "thead", "tr")
+
+    def __init__(self, html: str) -> None:
+        self.parts: dict[str, list[str]] = defaultdict(list)
+        super().__init__(html)
+        self.text = {tag: "".join(parts) for tag, parts in self.parts.items()}
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.open:
+            if tag not in self.OUTER:
+                self.parts[tag].append(data)
+        if "td" in self.open or "th" in self.open:
+            self.table[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def study() -> StudyTables:
+    return make_study(n=60)
+
+
+@pytest.fixture(scope="module")
+def path(study: StudyTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study_report(tmp_path_factory.mktemp("study"), study)
+
+
+@pytest.fixture(scope="module")
+def html(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> StudyPage:
+    return StudyPage(html)
+
+
+def test_one_file_of_a_size_that_can_be_mailed(path: Path) -> None:
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_size < 8e6
+
+
+def test_the_verdict_comes_first_and_in_words(html: str, page: StudyPage, study: StudyTables) -> None:
+    places = [html.index(f'id="{name}"') for name in ("verdict", *NAMES, "metrics", "thresholds", "how", "limits")]
+    assert places == sorted(places)
+    rows = page.tables["verdict-table"][1:]
+    assert [row[1].split()[-1] for row in rows] == ["supported", "refuted", "refuted", "inconclusive", "supported"]
+    assert rows[0][0].startswith("H1: some penultimate units") and rows[0][2] == "H1 is supported here."
+    assert "Refuted in this study: H2 (model output is higher accordingly); H3" in page.text["p"]
+    assert len(page.tables["estimates"]) == 1 + 5 * (1 + 4 + 1)
+
+
+def test_every_figure_has_its_sentence_command_alternative_and_table(page: StudyPage, study: StudyTables) -> None:
+    assert [a["id"] for a in page.all("section") if a["id"] in NAMES] == NAMES
+    assert len([a for a in page.all("p") if a.get("class") == "says"]) == len(NAMES)
+    assert page.text["code"].count(study.commands[0]) == len(NAMES) + 1
+    charts = [a for a in page.all("div") if a.get("class") == "chart"]
+    data = [a for a in page.all("script") if a.get("type") == "application/json"]
+    assert [a["data-chart"] for a in charts] == [a["id"] for a in data]
+    assert all(a["role"] == "img" and len(str(a["aria-label"])) > 40 for a in charts)
+    assert all(len(page.tables[f"numbers-{name}"]) > 2 for name in NAMES)
+
+
+def test_numbers_in_the_sentences_are_those_of_the_tables(page: StudyPage, study: StudyTables) -> None:
+    units = study.units["bn-s0"]  # type: ignore[index]
+    running = units[units["statistics"] == "running"].groupby("dataset")["mean"].max()
+    matched = units[units["statistics"] == "recalibrated:target"].groupby("dataset")["mean"].max()
+    top = running["cifar10"]
+    assert f"{running['noise'] / top:.2f} and {matched['noise'] / top:.2f} on noise" in page.text["p"]
+    changes = study.differences
+    assert changes is not None
+    wanted = changes.query(
+        "network == 'bn' and statistics == 'recalibrated:target' and dataset == 'dtd' and score == 'energy'"
+        " and metric == 'auroc'"
+    )["value"].mean()
+    assert re.search(rf"{re.escape(signed(wanted))} \[\S+, \S+\] on dtd", page.text["p"])
+
+
+def test_all_metrics_are_there_over_seeds(page: StudyPage, study: StudyTables) -> None:
+    names, *rows = page.tables["all"]
+    held = [dict(zip(names, row, strict=True)) for row in rows]
+    (found,) = [
+        row for row in held
+        if (row["network"], row["statistics"], row["dataset"], row["score"], row["metric"])
+        == ("ln", "running", "svhn", "react", "auroc")
+    ]  # fmt: skip
+    own = study.table.query("network == 'ln' and dataset == 'svhn' and score == 'react' and metric == 'auroc'")
+    assert float(found["mean"]) == pytest.approx(own["value"].mean(), abs=5.1e-5)
+    assert found["n seeds"] == "3"
+    assert len(rows) == len(study.table) / 3
+
+
+def test_thresholds_counts_and_limits_are_said(page: StudyPage) -> None:
+    assert page.tables["threshold-table"][1] == ["unit_ratio", "0.25", "a quarter of the ID maximum is seen by eye"]
+    assert ["cifar10", "ID", "60"] in page.tables["set-table"]
+    assert "Only these OOD sets were scored: svhn, dtd, cifar100, noise." in page.text["li"]
+    assert "0123abc" in page.text["dl"]
+
+
+def test_what_was_not_measured_is_said_in_one_line_each(study: StudyTables, tmp_path: Path) -> None:
+    bare = StudyTables("bare", study.table[~study.table["score"].isin(["react", "msp_temperature"])])
+    found = StudyPage(write_study_report(tmp_path, bare).read_text(encoding="utf-8"))
+    assert [a["id"] for a in found.all("section") if a["id"] in NAMES] == ["detection", "confidence"]
+    assert "No verdict was computed" in found.text["p"]
+    for words in ("no unit table", "layers.parquet was", "layer_distances.csv was", "no shifted sets", "neither ReAct"):
+        assert words in found.text["li"]
+
+
+def test_one_seed_says_so(tmp_path: Path) -> None:
+    alone = make_study(seeds=(0,), n=40)
+    found = StudyPage(write_study_report(tmp_path, alone).read_text(encoding="utf-8"))
+    assert "With one seed there is no interval over seeds" in found.text["li"]
+    assert [a["id"] for a in found.all("section") if a["id"] in NAMES] == NAMES
+
+
+def test_an_empty_table_makes_no_page(study: StudyTables, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows"):
+        write_study_report(tmp_path, dataclasses.replace(study, table=study.table.iloc[:0]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hostile_names_are_text(study: StudyTables, tmp_path: Path) -> None:
+    table = study.table[study.table["network"].isin(["bn", "ln"])].replace({"dataset": {"svhn": HOSTILE}})
+    layers = study.layers
+    assert layers is not None
+    hostile = StudyTables(
+        HOSTILE, table, layers=layers.replace({"dataset": {"svhn": HOSTILE}}), commands=[HOSTILE],
+        networks=pd.DataFrame({HOSTILE: [HOSTILE]}), made={HOSTILE: HOSTILE}, limits=[HOSTILE],
+    )  # fmt: skip
+    found = StudyPage(write_study_report(tmp_path, hostile).read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in found.elements]
+    scripts = [a for a in found.all("script") if "type" not in a]
+    assert len(scripts) == 2 and tags.count("img") == 0
+    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert HOSTILE in found.text["title"] and HOSTILE in found.text["li"] and HOSTILE in found.text["pre"]
+
+
+def test_a_screen_reader_finds_its_way(page: StudyPage) -> None:
+    assert page.all("html") == [{"lang": "en"}]
+    tags = [tag for tag, _ in page.elements]
+    assert [tags.count(tag) for tag in ("header", "nav", "main", "h1")] == [1, 1, 1, 1]
+    levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert tags.count("caption") == tags.count("table")
+    assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
+    identifiers = [str(attributes["id"]) for _, attributes in page.elements if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    named = [str(a["href"])[1:] for a in page.all("a")] + [a["for"] for _, a in page.elements if a.get("for")]
+    named += [a["aria-labelledby"] for a in page.all("section")]
+    named += [a["data-chooses"] for a in page.all("select")]
+    assert set(named) <= set(identifiers)
+    policy = next(meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy["content"]).startswith("default-src 'none';")
+
+
+@pytest.fixture(scope="module")
+def browser(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    opened = Browser(tmp_path_factory.mktemp("profile"), width=390)
+    try:
+        opened("/url", url=path.as_uri())
+        opened("/timeouts", script=100_000)
+        wait = "const done = arguments[0], look = () => document.documentElement.dataset.charts ? done(1) : "
+        opened("/execute/async", script=wait + "setTimeout(look, 100); look()", args=[])
+        yield opened
+    finally:
+        opened.quit()
+
+
+def test_all_charts_are_drawn_without_a_complaint_or_a_request(browser: Browser, path: Path) -> None:
+    assert browser("/se/log", type="browser") == []
+    events = browser("/se/log", type="performance")
+    sent = [json.loads(entry["message"])["message"] for entry in events]
+    requests = [event["params"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+    asked = [request["request"]["url"] for request in requests if request["documentURL"] == path.as_uri()]
+    assert path.as_uri() in asked, "the log does see requests"
+    assert [url[:60] for url in asked if not url.startswith(("data:", "blob:", path.as_uri()))] == []
+    seen = "[...document.querySelectorAll('.chart')].filter((place) => place.offsetParent)"
+    marks = browser.run(f"return {seen}.map((place) => place.querySelectorAll('svg path, svg image').length)")
+    assert len(marks) > 40
+    assert min(marks) > 5
+
+
+def test_the_page_and_every_chart_fit_a_phone(browser: Browser) -> None:
+    assert browser.run("return innerWidth") == 390
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    wide = "(place) => place.scrollWidth > place.clientWidth + 1"
+    assert browser.run(f"return [...document.querySelectorAll('.chart')].filter({wide}).length") == 0
+    sizes = browser.run("return [...document.querySelectorAll('.chart .main-svg')].map((svg) => svg.clientWidth)")
+    assert min(sizes) > 250 and max(sizes) <= 390
+
+
+def test_another_choice_shows_and_draws_other_panels(browser: Browser) -> None:
+    shown = "return [...document.querySelectorAll('#batches-panels .panel')].map((panel) => !panel.hidden)"
+    assert browser.run(shown) == [True] * 4 + [False] * 8
+    change = "const select = document.getElementById('choose-batches'); select.selectedIndex = 1; "
+    script = change + "choose(select).then(arguments[0])"
+    browser("/execute/async", script=script, args=[])
+    assert browser.run(shown) == [False] * 4 + [True] * 4 + [False] * 4
+    drawn = "return [...document.querySelectorAll('#batches-panels .panel:not([hidden]) .heatmaplayer')].length"
+    assert browser.run(drawn) == 4
+    assert browser("/se/log", type="browser") == []
+
+
+def test_enter_on_a_heading_sorts_and_the_filter_keeps_rows(browser: Browser) -> None:
+    names = browser.run("return [...document.querySelectorAll('#all thead th')].map((cell) => cell.textContent)")
+    number = names.index("mean")
+    browser.press("#filter", "svhn auroc ln energy")
+    kept = browser.column(number)
+    assert 0 < len(kept) < 20
+    for reverse in (False, True):
+        browser.press(f"#all th:nth-child({number + 1}) button", "\ue007")  # the Enter key
+        assert browser.column(number) == sorted(kept, key=float, reverse=reverse)
+    said = browser.run("return [...document.querySelectorAll('#all th')].map((cell) => cell.ariaSort)")
+    assert said == ["descending" if place == number else "none" for place in range(len(names))]
+    assert browser.run("return document.getElementById('shown').value") == f"{len(kept)} rows"
+    assert browser("/se/log", type="browser") == []
