@@ -44,12 +44,15 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(StudyOptions)
     parser.add_argument("--partial", type=bool, default=False, help="Judge what is there, also if cells failed.")
+    parser.add_argument(
+        "--judge_only", type=bool, default=False, help="Train and evaluate nothing; judge what is there."
+    )
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
 
 
-def parse(given: list[str]) -> tuple[StudyOptions, bool]:
-    """The study that a command line describes, and whether an incomplete one is judged.
+def parse(given: list[str]) -> tuple[StudyOptions, bool, bool]:
+    """The study that a command line describes; whether an incomplete one is judged; whether that is all.
 
     Raises:
         UserError: for what is misspelt or makes no sense.
@@ -68,7 +71,7 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool]:
         ) from error
     options = StudyOptions(**{key: made[key] for key in StudyOptions.__dataclass_fields__})
     options.wandb.enabled = options.wandb.enabled and not config.no_wandb
-    return options, config.partial
+    return options, config.partial, config.judge_only
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -84,14 +87,16 @@ def main(arguments: list[str] | None = None) -> Path:
         UserError: for bad input, and if a cell failed.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    options, partial = parse(given)
+    options, partial, judge_only = parse(given)
     command = shlex.join(["python", "scripts/study.py", *given])
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
-    run_study(options, partial=partial, command=command, console=console)
+    run_study(options, partial=partial, judge_only=judge_only, command=command, console=console)
     return options.folder
 
 
-def run_study(options: StudyOptions, *, partial: bool, command: str, console: Console) -> None:
+def run_study(
+    options: StudyOptions, *, partial: bool, command: str, console: Console, judge_only: bool = False
+) -> None:
     """Do what is not yet done, then judge.
 
     Args:
@@ -99,6 +104,7 @@ def run_study(options: StudyOptions, *, partial: bool, command: str, console: Co
         partial: judge what is there, also if cells failed.
         command: what to type to get this study again, for the report.
         console: shows progress and the verdict.
+        judge_only: train and evaluate nothing.
 
     Raises:
         UserError: for bad input, and if a cell failed.
@@ -114,9 +120,11 @@ def run_study(options: StudyOptions, *, partial: bool, command: str, console: Co
         cells = [*trained_cells(options), *stopped_cells(options)]
         epochs = {norm: int(config["trainer"]["max_epochs"]) for norm, config in expected.items()}
         board = Board([cell.name for cell in cells], options.folder, console, f"study {options.name}")
-        with board:
-            jobs = plan(options, cells, epochs, command, board)
-            outcomes = run_jobs(jobs, options.executor, board)
+        outcomes: dict[str, Outcome] = {}
+        if not judge_only:
+            with board:
+                jobs = plan(options, cells, epochs, command, board)
+                outcomes = run_jobs(jobs, options.executor, board)
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.error}
         evaluated = [cell for cell in cells if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))]
         if not failed or partial:

@@ -158,6 +158,20 @@ def test_weights_and_tables_are_the_same_however_the_cells_run(kind: str, tmp_pa
     assert (serial / "bn-s0/ood/interventions.csv").read_bytes() == (other / "bn-s0/ood/interventions.csv").read_bytes()
 
 
+def test_what_is_there_is_judged_without_training_or_evaluating(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
+    before = times(folder, "*-s*/**/*")
+    shutil.rmtree(folder / "ln-s0" / "ood")
+    (folder / "verdict.json").unlink()
+    main(["--config", str(config), "--seeds", "[0, 1]", "--judge_only", "true"])
+    assert {path: time for path, time in before.items() if "ln-s0/ood" not in path} == times(folder, "*-s*/**/*")
+    assert json.loads((folder / "verdict.json").read_text())["seeds"] == [0]
+    shown = capsys.readouterr().out
+    assert "ln-s0 is not evaluated" in shown and "seed 1 is missing for bn" in shown
+
+
 def run_and_kill(config: Path, ready) -> None:  # type: ignore[no-untyped-def]
     """Start the script and kill it without warning as soon as ``ready()``."""
     command = [sys.executable, str(ROOT / "scripts" / "study.py"), "--config", str(config)]
