@@ -106,6 +106,57 @@ def figures_of_means(means: np.ndarray, shares: np.ndarray, reference: UnitRefer
     }
 
 
+@dataclass(frozen=True)
+class ClassMix:
+    """The reference images by predicted class: what a set's mix of classes alone does to the units.
+
+    A penultimate unit serves some classes more than others, so that in-distribution images of one class alone have a
+    largest unit mean several times that of all classes together, without anything being abnormal. An OOD set that the
+    network sorts into few classes is to be compared with in-distribution images in that mix of classes.
+
+    Attributes:
+        means: float32 ``[R, K, D]``, mean features of the images of each predicted class, per resample; 0 where a
+            class has none. Kept in single precision for its size.
+        present: bool ``[R, K]``, which classes have images.
+        maximum: float64 ``[R]``, largest mean over all images.
+    """
+
+    means: np.ndarray
+    present: np.ndarray
+    maximum: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray) -> "ClassMix":
+        """From reference features ``[N, D]``, predicted classes ``[N]`` in 0..K-1 and resample counts ``[R, N]``."""
+        means = np.zeros((len(counts), classes, features.shape[1]), np.float32)
+        present = np.zeros((len(counts), classes), bool)
+        for label in np.unique(prediction):
+            own = np.flatnonzero(prediction == label)
+            drawn = counts[:, own]
+            present[:, label] = drawn.any(axis=1)
+            # A resample without any image of the class gets a mean that is never used.
+            drawn[~present[:, label], 0] = 1
+            means[:, label] = weighted_means(features[own], drawn)
+        return cls(means, present, weighted_means(features, counts).max(axis=1))
+
+    def max_ratio(self, prediction: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.
+
+        Args:
+            prediction: int ``[n]``, the set's predicted classes.
+            counts: ``[R, n]``, its resample counts.
+
+        Returns:
+            float64 ``[R]``. Classes that no reference image was sorted into are left out of the mix; where no other
+            is left, the mix is the reference's own, and the ratio 1.
+        """
+        mix = weighted_means(prediction[:, None] == np.arange(self.means.shape[1]), counts) * self.present
+        total = mix.sum(axis=1)
+        mix /= np.where(total > 0, total, 1)[:, None]
+        largest = np.matmul(mix[:, None, :], self.means)[:, 0].max(axis=1)
+        return np.where(total > 0, largest / self.maximum, 1.0)
+
+
 def unit_table(features: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
     """Per unit ``[D]``: number, mean, std (ddof 1), maximum and share above the reference's 99th percentile."""
     return {

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bnood.activations import UnitReference, figures_of_means, share_above, unit_p99, unit_table
+from bnood.activations import ClassMix, UnitReference, figures_of_means, share_above, unit_p99, unit_table
 from bnood.bootstrap import interval, set_counts, weighted_means
 from bnood.conditions import Cell
 from bnood.data.image_set import ImageSet
@@ -118,6 +118,7 @@ class Tables:
     seed: int = 0
     mitigations: Mitigations | None = None
     _reference: UnitReference | None = None
+    _class_mix: ClassMix | None = None
     _cells: dict[Condition, list[ScoredCell]] = field(default_factory=lambda: defaultdict(list))
     _per_image: list[pd.DataFrame] = field(default_factory=list)
     _per_unit: list[pd.DataFrame] = field(default_factory=list)
@@ -208,12 +209,18 @@ class Tables:
         of_units, shares, rest = np.split(means, [features.shape[1], features.shape[1] + 1], axis=1)
         if self._reference is None:
             self._reference = UnitReference.of_means(p99, of_units)
+            counts = self._counts_of(cell.dataset, cell.index)
+            self._class_mix = ClassMix.of(features, prediction, cell.logits.shape[1], counts)
         # Copies, because a view would keep the means of all units in memory.
         figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
         if labelled:
             figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
         for name, values in figures_of_means(of_units, shares[:, 0].copy(), self._reference).items():
             figures["penultimate", name] = values
+        if cell.role == "ood":
+            assert self._class_mix is not None
+            mix = self._class_mix.max_ratio(prediction, self._counts_of(cell.dataset, cell.index))
+            figures["penultimate", "class_mix_max_ratio"] = mix
         return figures
 
     def _counts_of(self, dataset: str, index: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnood.activations import UNIT_FIGURES, UnitReference, unit_figures, unit_table
+from bnood.activations import UNIT_FIGURES, ClassMix, UnitReference, unit_figures, unit_table
 from bnood.bootstrap import resample_counts
 from bnood.errors import UserError
 
@@ -67,3 +67,32 @@ def test_a_single_image_has_no_spread() -> None:
 def test_dead_units_are_named_and_not_divided_by() -> None:
     with pytest.raises(UserError, match="all have the same mean"):
         UnitReference.of(np.zeros((200, 6), np.float32), COUNTS)
+
+
+def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
+    predicted = RNG.integers(0, 4, 200)
+    predicted[predicted == 3] = 1  # nothing was sorted into class 3
+    seen = np.array([0] * 30 + [2] * 15 + [3] * 5)
+    ratios = ClassMix.of(REFERENCE, predicted, 4, COUNTS).max_ratio(seen, OTHER_COUNTS)
+    for row in range(21):
+        images = np.repeat(np.arange(200), COUNTS[row])
+        wanted = np.repeat(seen, OTHER_COUNTS[row])
+        share = {label: np.mean(wanted[wanted != 3] == label) for label in (0, 2)}
+        mixed = sum(share[label] * REFERENCE[images[predicted[images] == label]].mean(axis=0) for label in share)
+        expected = mixed.max() / REFERENCE[images].astype(np.float64).mean(axis=0).max()
+        assert ratios[row] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_references_own_mix_is_one_and_a_single_class_stands_out() -> None:
+    predicted = np.arange(200) % 4
+    features = REFERENCE.copy()
+    features[predicted == 2, 3] += 50.0
+    mix = ClassMix.of(features, predicted, 4, COUNTS)
+    assert mix.max_ratio(predicted, COUNTS) == pytest.approx(np.ones(21), rel=1e-6)
+    assert mix.max_ratio(np.full(50, 2), OTHER_COUNTS)[0] > 1.5
+    assert np.array_equal(mix.max_ratio(np.full(50, 1), OTHER_COUNTS) < 1.5, np.ones(21, bool))
+
+
+def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
+    mix = ClassMix.of(REFERENCE, np.zeros(200, int), 3, COUNTS)
+    assert np.array_equal(mix.max_ratio(np.full(50, 2), OTHER_COUNTS), np.ones(21))

@@ -125,7 +125,8 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Made) -> None:
                 expected.setdefault(name, []).append(value)
         actual = {(row["score"], row["metric"]): row["value"] for _, row in rows.iterrows()}
         activations = {name for score, name in actual if score == "penultimate"}
-        assert activations == {"unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99"}
+        of_ood = {"class_mix_max_ratio"} if (rows["role"] == "ood").all() else set()
+        assert activations == {"unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99"} | of_ood
         assert {name for name in actual if name[0] != "penultimate"} == expected.keys()
         for name, values in expected.items():
             assert actual[name] == pytest.approx(np.mean(values), rel=1e-9), (key, name)
@@ -147,6 +148,11 @@ def test_activations_are_relative_to_the_id_set_under_running_statistics(made: M
         spread = means.std(ddof=1) / reference.mean(axis=0).std(ddof=1)
         assert values["unit_mean_spread_ratio"] == pytest.approx(spread)
         assert values["share_above_id_p99"] == pytest.approx((features > p99).mean())
+        sorted_into = next(c for c in made.cells if c.statistics == statistics and c.dataset == "far").logits.argmax(1)
+        of_id = made.cells[0].logits.argmax(1).numpy()
+        mix = [(np.mean(sorted_into.numpy() == label), reference[of_id == label]) for label in set(of_id)]
+        expected = sum(share * own.mean(axis=0) for share, own in mix) / sum(share for share, _ in mix)
+        assert values["class_mix_max_ratio"] == pytest.approx(expected.max() / reference.mean(axis=0).max(), rel=1e-5)
 
 
 def test_the_table_per_unit_is_numpys_on_the_first_shuffle(made: Made) -> None:
@@ -195,7 +201,9 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Made, stat
 
 def test_intervals_hold_their_values_and_follow_from_the_seed(made: Made) -> None:
     many = make(made.images, made.cells, resamples=1000)
-    plain = many.metrics[~many.metrics["metric"].isin(["ece", "unit_mean_spread_ratio", "unit_mean_max_ratio"])]
+    plain = many.metrics[
+        ~many.metrics["metric"].isin(["ece", "unit_mean_spread_ratio", "unit_mean_max_ratio", "class_mix_max_ratio"])
+    ]
     # The resampled ECE and the largest and the spread of means are biased upwards; all others scatter about the value.
     assert ((plain["low"] <= plain["value"]) & (plain["value"] <= plain["high"])).all()
     assert (plain["high"] > plain["low"]).mean() > 0.9
