@@ -14,6 +14,8 @@ from bnood.conditions import ConditionOptions
 from bnood.console import print_results
 from bnood.errors import UserError
 from bnood.evaluation import SetOptions
+from bnood.interventions.sweep import InterventionOptions
+from bnood.price import PriceOptions
 from bnood.run_evaluation import EvaluationOptions, check_id_split, evaluate_run_folder
 from bnood.runs import load_run, newest_run
 from bnood.sweeps import SweepOptions
@@ -81,6 +83,34 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     parser = build_parser()
     with one_line_parsing(parser, given):
         config = parser.parse_args(given)
+    asked = evaluation_options(config)
+    folders = [Path(run) for run in dict.fromkeys(_listed(config.run))] if config.run else [newest_run(config.runs)]
+    # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
+    runs = [load_run(folder) for folder in folders]
+    for run in runs:
+        check_id_split(run.config["data"], asked.sets, run.name)
+    options = TrackingOptions(**config.wandb.as_dict())
+    options.enabled = options.enabled and not config.no_wandb
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    command = shlex.join(["python", "scripts/eval_ood.py", *given])
+    tables, notes, lines = [], [], []
+    for run in runs:
+        found = evaluate_run_folder(run, asked, track=options, command=command, console=console)
+        tables.append(found.table)
+        notes += [f"{run.name}: {note}" for note in found.notes]
+        lines += [found.sync] if found.sync else []
+    id_set = runs[0].config["data"]["in_distribution"]
+    title = f"{', '.join(run.name for run in runs)}: {id_set} ({asked.sets.id_split}) against OOD"
+    print_results(console, pd.concat(tables), title, notes)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for run in runs:
+        console.print(f"report: {run.folder / 'ood' / 'report.html'}", highlight=False, soft_wrap=True)
+    return [run.folder / "ood" for run in runs]
+
+
+def evaluation_options(config: Any) -> EvaluationOptions:
+    """What a parsed command line asks for. Raises :class:`UserError` for what makes no sense."""
     conditions = ConditionOptions(
         statistics=tuple(_listed(config.statistics)),
         batch_sizes=tuple(_numbers(config.batch_sizes, int, "batch_sizes")),
@@ -101,31 +131,21 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         download=config.download,
         tuning_images=config.tuning_images,
     )
-    sweeps = SweepOptions(enabled=config.sweeps, compressed=config.compressed)
-    asked = EvaluationOptions(sets, conditions, config.resamples, sweeps)
-    folders = [Path(run) for run in dict.fromkeys(_listed(config.run))] if config.run else [newest_run(config.runs)]
-    # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
-    runs = [load_run(folder) for folder in folders]
-    for run in runs:
-        check_id_split(run, sets)
-    options = TrackingOptions(**config.wandb.as_dict())
-    options.enabled = options.enabled and not config.no_wandb
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    command = shlex.join(["python", "scripts/eval_ood.py", *given])
-    tables, notes, lines = [], [], []
-    for run in runs:
-        found = evaluate_run_folder(run, asked, track=options, command=command, console=console)
-        tables.append(found.table)
-        notes += [f"{run.name}: {note}" for note in found.notes]
-        lines += [found.sync] if found.sync else []
-    id_set = runs[0].config["data"]["in_distribution"]
-    title = f"{', '.join(run.name for run in runs)}: {id_set} ({sets.id_split}) against OOD"
-    print_results(console, pd.concat(tables), title, notes)
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    for run in runs:
-        console.print(f"report: {run.folder / 'ood' / 'report.html'}", highlight=False, soft_wrap=True)
-    return [run.folder / "ood" for run in runs]
+    asked = EvaluationOptions(sets, conditions, config.resamples, SweepOptions(enabled=False))
+    asked.sweeps = _sweeps(config)
+    return asked
+
+
+def _sweeps(config: Any) -> SweepOptions:
+    if not config.sweeps:
+        if config.compressed is not None:
+            raise UserError(f"--compressed {config.compressed} is for the sweeps: add --sweeps true, or leave it out")
+        return SweepOptions(enabled=False)
+    return SweepOptions(
+        interventions=InterventionOptions(seed=config.seed, resamples=config.resamples),
+        price=PriceOptions(seed=config.seed, resamples=config.resamples),
+        compressed=config.compressed,
+    )
 
 
 def _listed(given: Listed) -> list[str]:

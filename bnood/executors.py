@@ -32,7 +32,7 @@ class ExecutorOptions:
 
     Args:
         kind: ``serial`` (in this process), ``processes`` (on this machine) or ``ray``.
-        workers: how many cells run at a time; 1 for ``serial``.
+        workers: how many cells run at a time; ``serial`` runs one at a time whatever it is.
         threads_per_worker: torch's threads for each of them. Sums in another order differ in the last bits, so runs
             are the same bit for bit with the same number alone.
         gpus_per_cell: share of a GPU that Ray reserves for each cell, for instance 0.5; for ``ray`` alone.
@@ -51,8 +51,6 @@ class ExecutorOptions:
         for name in ("workers", "threads_per_worker"):
             if getattr(self, name) < 1:
                 raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
-        if self.kind == "serial" and self.workers > 1:
-            raise UserError(f"executor.workers is {self.workers}, but serial has one: set executor.kind to processes")
         if self.gpus_per_cell < 0:
             raise UserError(f"executor.gpus_per_cell is {self.gpus_per_cell}; expected 0 or a number above it")
         for name, unset in (("gpus_per_cell", 0.0), ("ray_address", None)):
@@ -121,6 +119,7 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, watch: Watch) -> dic
     by_name = {job.name: job for job in jobs}
     assert len(by_name) == len(jobs) and all(name in by_name for job in jobs for name in job.after)
     outcomes: dict[str, Outcome] = {}
+    at_a_time = 1 if options.kind == "serial" else options.workers
     waiting, running = list(jobs), set[str]()
 
     def end(name: str, outcome: Outcome) -> None:
@@ -135,7 +134,7 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, watch: Watch) -> dic
                 if failed:
                     waiting.remove(job)
                     end(job.name, Outcome(f"left out, because it needs {failed[0]}", 0.0, left_out=True))
-                elif len(running) < options.workers and all(name in outcomes for name in job.after):
+                elif len(running) < at_a_time and all(name in outcomes for name in job.after):
                     waiting.remove(job)
                     running.add(job.name)
                     watch.started(job)
@@ -165,6 +164,9 @@ def perform(
         log: a file that its output is appended to.
         threads: of torch.
         folder: the working directory; none: as it is.
+
+    Raises:
+        KeyboardInterrupt: if the job was interrupted, also where Lightning has made ``SystemExit`` of it.
     """
     began, error = time.perf_counter(), None
     if folder is not None:
@@ -180,9 +182,10 @@ def perform(
             call(*arguments)
         except UserError as problem:
             error = " ".join(str(problem).split())
-        # A defect of the program in one cell must not cost the others: its traceback goes to the log. SystemExit is
-        # how Lightning ends when it is interrupted.
+        # A defect of the program in one cell must not cost the others: its traceback goes to the log.
         except (Exception, SystemExit) as problem:
+            if isinstance(problem.__context__, KeyboardInterrupt):  # Lightning ends a training that way
+                raise problem.__context__ from None
             traceback.print_exc()
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())} (traceback in {log})"
         if error:
@@ -241,10 +244,13 @@ class _Processes:
         self.workers: list[_Worker] = []
 
     def submit(self, job: Job) -> None:
+        for worker in [worker for worker in self.workers if worker.job is None and not worker.process.is_alive()]:
+            self._remove(worker)  # killed while it had nothing to do
         idle = [worker for worker in self.workers if worker.job is None]
         worker = idle[0] if idle else self._new_worker()
         worker.job, worker.since = job, time.perf_counter()
-        worker.pipe.send((job.call, job.arguments, job.log, self.threads))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died just now, which finished() finds
+            worker.pipe.send((job.call, job.arguments, job.log, self.threads))
 
     def finished(self) -> list[tuple[str, Outcome]]:
         busy = {worker.pipe: worker for worker in self.workers if worker.job is not None}
@@ -277,10 +283,13 @@ class _Processes:
         self.workers.append(_Worker(process, ours))
         return self.workers[-1]
 
-    def _died(self, worker: _Worker) -> Outcome:
+    def _remove(self, worker: _Worker) -> None:
         worker.process.join()
         self.workers.remove(worker)
         worker.pipe.close()
+
+    def _died(self, worker: _Worker) -> Outcome:
+        self._remove(worker)
         code = worker.process.exitcode
         reason = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit status {code}"
         assert worker.job is not None

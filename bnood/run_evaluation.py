@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from bnood.report.figures import write_figures
 from bnood.report.run_report import write_report
 from bnood.runs import CHECKPOINT, Run, load_run
 from bnood.staging import staged_folder
-from bnood.sweeps import SweepOptions, Sweeps, run_sweeps
+from bnood.sweeps import SweepOptions, Sweeps, load_compressed, run_sweeps
 from bnood.tracking import TrackingOptions
 
 FOLDER = "ood"
@@ -99,14 +99,19 @@ def is_evaluated(folder: Path, options: EvaluationOptions) -> bool:
     return isinstance(found, dict) and found.get(ASKED) == asked(folder, options)
 
 
-def check_id_split(run: Run, sets: SetOptions) -> None:
-    """Refuse to score images as test images that the network was trained on."""
-    data = run.config["data"]
+def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
+    """Refuse to score images as test images that a network was trained on.
+
+    Args:
+        data: the section data of its training config.
+        sets: what is scored.
+        trained: its name, for the message.
+    """
     root = sets.root or data.get("root")
     if sets.id_split == "test" and not has_test_images(data["in_distribution"], None if root is None else Path(root)):
         raise UserError(
-            f"{data['in_distribution']} has no test images of its own, {run.name} was trained on them: "
-            "score its held-out images with --id-split val"
+            f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
+            "score its held-out images, with id_split val"
         )
 
 
@@ -134,8 +139,9 @@ def evaluate_run_folder(
     """
     run = load_run(run) if isinstance(run, Path) else run
     question = asked(run.folder, options)
-    check_id_split(run, options.sets)
+    check_id_split(run.config["data"], options.sets, run.name)
     images = load_evaluation_images(run, options.sets, options.conditions.seed)
+    more = load_compressed(run.config["data"], options.sets, options.sweeps)
     tracked = tracking.start_run(
         track,
         name=f"{run.name}-ood",
@@ -154,7 +160,7 @@ def evaluate_run_folder(
             evaluation.record[ASKED] = question
             sweeps = Sweeps()
             if options.sweeps.enabled:
-                sweeps = run_sweeps(run, images, options.sets, options.sweeps, tell)
+                sweeps = run_sweeps(run, images, more, options.sweeps, tell)
                 evaluation.record["sweeps"] = sweeps.record
             evaluation.notes.extend(sweeps.notes)
             write_evaluation(evaluation, beside)
@@ -178,7 +184,9 @@ def evaluate_run_folder(
 
 
 def training_command(run: Run) -> str:
-    """What to type to train a run again."""
+    """What to type to train a run again; of a network that a study stopped early, a comment that says so."""
+    if stopped := run.summary.get("stopped"):
+        return f"# {run.name}: stopped after epoch {stopped['epoch'] + 1} of {stopped['run']} by scripts/study.py"
     return f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again"
 
 

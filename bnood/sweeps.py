@@ -1,7 +1,7 @@
 """What is measured of a run beside the conditions: interventions, the price of matching, the lens on its layers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from bnood.data.sources import load_images
 from bnood.errors import UserError
 from bnood.evaluation import SetOptions
 from bnood.interventions.sweep import InterventionOptions, chosen_images, intervene
-from bnood.price import PriceOptions, price_of_matching, shifted_sets
+from bnood.price import CLEAN, CLEAN_TEST, PriceOptions, price_of_matching, shifted_sets
 from bnood.runs import Run
 from bnood.statistics import has_batchnorm
 
@@ -50,6 +50,60 @@ class SweepOptions:
                 raise UserError(f"{name}: {', '.join(unknown)} is none of {', '.join(map(str, known))}")
 
 
+@dataclass(frozen=True)
+class CompressedImages:
+    """Images that the price of matching needs beside those of the evaluation.
+
+    Attributes:
+        compressed: JPEG-compressed in-distribution images with labels; None: left out.
+        clean_test: the in-distribution set's test images, which they may have been made of; None if it has none.
+    """
+
+    compressed: ImageSet | None = None
+    clean_test: ImageSet | None = None
+
+
+def load_compressed(data: Mapping[str, Any], sets: SetOptions, options: SweepOptions) -> CompressedImages:
+    """Load what ``options.compressed`` names; nothing if there are no sweeps or it names nothing.
+
+    Args:
+        data: the section data of a training config.
+        sets: where sets are looked for, if not where the config says.
+        options: of the sweeps.
+
+    Raises:
+        UserError: if the set is missing, damaged or without labels, or has the name of a set that is made here.
+    """
+    if not options.enabled or options.compressed is None:
+        return CompressedImages()
+    compressed = _load(data, sets, options.compressed)
+    made = {
+        CLEAN,
+        CLEAN_TEST,
+        *(f"{kind}-{strength}" for kind in options.corruptions for strength in options.strengths),
+    }
+    if compressed.name in made:
+        raise UserError(
+            f"compressed: {compressed.name!r} is the name of a set that is made here; expected another name"
+        )
+    if compressed.labels is None:
+        raise UserError(f"compressed: {options.compressed} has no labels; expected a set with labels")
+    name, root = data["in_distribution"], sets.root or data.get("root")
+    has_test = has_test_images(name, None if root is None else Path(root))
+    return CompressedImages(compressed, _load(data, sets, name) if has_test else None)
+
+
+def _load(data: Mapping[str, Any], sets: SetOptions, name: str) -> ImageSet:
+    root = sets.root or data.get("root")
+    return load_images(
+        name,
+        "test",
+        None if root is None else Path(root),
+        download=sets.download or data.get("download", False),
+        image_size=data.get("image_size", 32),
+    )
+
+
 @dataclass
 class Sweeps:
     """What the sweeps found.
@@ -78,14 +132,14 @@ class Sweeps:
 
 
 def run_sweeps(
-    run: Run, images: Images, sets: SetOptions, options: SweepOptions, tell: Callable[[str], object]
+    run: Run, images: Images, more: CompressedImages, options: SweepOptions, tell: Callable[[str], object]
 ) -> Sweeps:
     """Run all sweeps that a network has; those of BatchNorm's statistics are left out for other networks.
 
     Args:
         run: the trained network, left as it was.
         images: of the evaluation.
-        sets: where further sets are looked for.
+        more: of :func:`load_compressed`.
         options: how much is measured.
         tell: is called with the name of each step that begins.
     """
@@ -102,12 +156,12 @@ def run_sweeps(
     cost = Cost()
     shifted = shifted_sets(
         images.id_set,
-        _compressed(run, sets, options),
+        more.compressed,
         options.corruptions,
         options.strengths,
         options.price.seed,
         count=options.price.id_images,
-        clean_test=_clean_test(run, sets) if options.compressed else None,
+        clean_test=more.clean_test,
     )
     found.tables["shift.csv"] = _named(run, price_of_matching(run.classifier, images, shifted, options.price, cost))
     found.record["price"] = {"images_scored": cost.scored, "images_estimated_on": cost.estimated_on}
@@ -126,28 +180,3 @@ def _named(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """The table with the columns run, norm and seed in front."""
     own = pd.DataFrame({"run": run.name, "norm": run.classifier.norm, "seed": run.seed}, index=table.index)
     return pd.concat([own, table], axis=1)
-
-
-def _compressed(run: Run, sets: SetOptions, options: SweepOptions) -> ImageSet | None:
-    return None if options.compressed is None else _load(run, sets, options.compressed)
-
-
-def _clean_test(run: Run, sets: SetOptions) -> ImageSet | None:
-    """The in-distribution set's test images, which compressed images may have been made of; None if it has none."""
-    data, name = run.config["data"], run.config["data"]["in_distribution"]
-    root = sets.root or data.get("root")
-    if not has_test_images(name, None if root is None else Path(root)):
-        return None
-    return _load(run, sets, name)
-
-
-def _load(run: Run, sets: SetOptions, name: str) -> ImageSet:
-    data = run.config["data"]
-    root = sets.root or data.get("root")
-    return load_images(
-        name,
-        "test",
-        None if root is None else Path(root),
-        download=sets.download or data.get("download", False),
-        image_size=data.get("image_size", 32),
-    )

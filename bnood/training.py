@@ -287,7 +287,7 @@ def command_line(
         trainer_defaults={"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False,
                           "log_every_n_steps": 20, "enable_autolog_hparams": False},
         parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/.",
-                       "exit_on_error": False},
+                       "exit_on_error": False, "allow_abbrev": False},
     )  # fmt: skip
 
 

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from tiny_runs import training_arguments
 
 from bnood.errors import UserError
 from bnood.executors import ExecutorOptions, Job, Outcome, run_jobs
+from bnood.training import train
 
 without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
 KINDS = ["serial", "processes", pytest.param("ray", marks=without_ray)]
@@ -67,6 +70,17 @@ def meet(own: Path, other: Path) -> None:
 def sleep_long(own: Path) -> None:
     own.write_text(str(os.getpid()))
     time.sleep(60)
+
+
+class CtrlC(L.Callback):
+    """Interrupts the process in the middle of a training."""
+
+    def on_train_batch_end(self, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def train_until_interrupted(folder: Path) -> None:
+    train(training_arguments(folder, "interrupted"), [CtrlC()])
 
 
 def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
@@ -123,6 +137,47 @@ def test_all_ways_run_jobs_in_the_same_surroundings(kind: str, tmp_path: Path, m
     assert (tmp_path / "refused.log").read_text() == "error: svhn: no such set\n"
     assert events.told.index("first ended") < events.told.index("second started")
     assert "needs refused started" not in events.told and "needs refused ended" in events.told
+
+
+def test_serial_runs_one_at_a_time_whatever_the_number_of_workers(tmp_path: Path) -> None:
+    events = Events()
+    jobs = jobs_of(tmp_path, *((name, note, (tmp_path / "out", name), ()) for name in ("a", "b", "c")))
+    run_jobs(jobs, options("serial", workers=2), events)
+    assert events.told == [f"{name} {what}" for name in ("a", "b", "c") for what in ("started", "ended")]
+
+
+def test_ctrl_c_in_a_training_stops_all_jobs(tmp_path: Path) -> None:
+    """Lightning makes an exit of it, which is no failure of that job alone."""
+    parts = [("a", train_until_interrupted, (tmp_path,), ()), ("b", note, (tmp_path / "out", "b"), ())]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs_of(tmp_path, *parts), options("serial"), Events())
+    assert not (tmp_path / "out").exists() and (tmp_path / "interrupted" / "config.yaml").exists()
+
+
+def note_process(file: Path) -> None:
+    file.write_text(str(os.getpid()))
+
+
+class Killer(Events):
+    """Kills the process in which a job ran, when it has ended."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        super().ended(job, outcome)
+        if job.name == "first":
+            process = int(self.file.read_text())
+            os.kill(process, signal.SIGKILL)
+            wait_until(lambda: not runs(process))
+
+
+def test_a_worker_that_is_killed_between_two_jobs_costs_none(tmp_path: Path) -> None:
+    out, process = tmp_path / "out", tmp_path / "process"
+    parts = [("first", note_process, (process,), ()), ("second", note, (out, "second"), ("first",))]
+    outcomes = run_jobs(jobs_of(tmp_path, *parts), options("processes"), Killer(process))
+    assert [outcome.error for outcome in outcomes.values()] == [None, None] and out.read_text() == "second\n"
 
 
 @pytest.fixture
@@ -192,7 +247,6 @@ def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.
     [
         ({"workers": 0}, "executor.workers is 0"),
         ({"kind": "processes", "threads_per_worker": 0}, "executor.threads_per_worker is 0"),
-        ({"workers": 2}, "serial has one"),
         ({"kind": "processes", "gpus_per_cell": 0.5}, "executor.gpus_per_cell is for executor.kind ray alone"),
         ({"ray_address": "auto"}, "executor.ray_address is for executor.kind ray alone"),
         ({"kind": "ray", "gpus_per_cell": -1.0}, "executor.gpus_per_cell is -1.0"),

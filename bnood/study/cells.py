@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from bnood.errors import UserError
-from bnood.provenance import commit, machine, versions
+from bnood.provenance import machine, versions
 from bnood.run_evaluation import evaluate_run_folder, is_evaluated, remove_remains
 from bnood.runs import CHECKPOINT, load_classifier, read_checkpoint, write_beside
 from bnood.staging import staged_folder
@@ -88,7 +88,7 @@ def summarise_finished(folder: Path) -> None:
         "images_per_second": watch["images"] / max(watch["seconds"], 1e-9),
         "parameters": sum(p.numel() for p in classifier.network.parameters()),
         "versions": versions(),
-        "commit": commit(),
+        "commit": None,  # the program may have changed since the training
         "machine": machine(),
     }
     write_summary(folder, summary)
@@ -192,7 +192,11 @@ def evaluate_cell(options: StudyOptions, cell: StudyCell, command: str) -> None:
     """Evaluate a cell, unless that is done."""
     folder, evaluation = options.folder / cell.name, cell_evaluation(options, cell)
     if not is_evaluated(folder, evaluation):
-        evaluate_run_folder(folder, evaluation, track=tracking_options(options), command=command, tell=_say)
+        found = evaluate_run_folder(folder, evaluation, track=tracking_options(options), command=command, tell=_say)
+        for note in found.notes:
+            _say(f"note: {note}")
+        if found.sync:
+            _say(found.sync)
 
 
 def _say(step: str) -> None:

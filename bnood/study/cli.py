@@ -1,6 +1,7 @@
 """The command line of ``scripts/study.py``: train, evaluate, pool and judge a grid of norms and seeds."""
 
 import fcntl
+import re
 import shlex
 import sys
 import warnings
@@ -31,6 +32,7 @@ from bnood.study.grid import (
     training_state,
     write_study_file,
 )
+from bnood.study.preflight import check_evaluation
 from bnood.study.results import conclude
 
 
@@ -40,6 +42,7 @@ def build_parser() -> ArgumentParser:
         prog="scripts/study.py",
         description="Train, evaluate and judge a grid of norms and seeds; see configs/studies/.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(StudyOptions)
@@ -65,13 +68,23 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool, bool]:
             made = parser.instantiate_classes(config)
     except UserError as error:
         if "arguments are required" not in str(error):
-            raise
+            raise UserError(_with_list(str(error))) from error
         raise UserError(
             f"a study needs a config: give --config, for example --config configs/studies/demo.yaml ({error})"
         ) from error
     options = StudyOptions(**{key: made[key] for key in StudyOptions.__dataclass_fields__})
     options.wandb.enabled = options.wandb.enabled and not config.no_wandb
     return options, config.partial, config.judge_only
+
+
+def _with_list(message: str) -> str:
+    """A message of the parser in which a list that was expected is called that, and how one is written."""
+    found = re.search(r" is '(.*?)'.*; expected .*\btuple\b", message)
+    if found is None:
+        return message
+    example = "[0, 1]" if re.fullmatch(r"[-+.\d]+", found[1]) else f"[{found[1]}]"
+    before, expected, after = message.rpartition("; expected ")
+    return before + expected + re.sub(r"\btuple\b", f"a list such as {example}", after)
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -115,22 +128,28 @@ def run_study(
     }
     for cell in trained_cells(options):
         check_same_training(options.folder / cell.name, expected[cell.norm] | {"seed_everything": cell.seed})
+    cells = [*trained_cells(options), *stopped_cells(options)]
+    if judge_only:
+        if not options.folder.is_dir():
+            raise UserError(f"{options.folder}: there is no such study to be judged; run it without --judge_only true")
+    elif len(evaluated_cells(options, cells)) < len(cells):
+        check_evaluation(options, expected)
     with sole_user(options.folder):
-        write_study_file(options)
-        cells = [*trained_cells(options), *stopped_cells(options)]
         epochs = {norm: int(config["trainer"]["max_epochs"]) for norm, config in expected.items()}
         board = Board([cell.name for cell in cells], options.folder, console, f"study {options.name}")
         outcomes: dict[str, Outcome] = {}
         if not judge_only:
+            write_study_file(options)
             with board:
                 jobs = plan(options, cells, epochs, command, board)
                 outcomes = run_jobs(jobs, options.executor, board)
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.error}
-        evaluated = [cell for cell in cells if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))]
+        evaluated = evaluated_cells(options, cells)
         if not failed or partial:
-            for missing in _missing(cells, evaluated):
-                console.print(Text(f"note: {missing}"))
-            conclude(options, evaluated, command, console)
+            missing = list(_missing(cells, evaluated))
+            for line in missing:
+                console.print(Text(f"note: {line}"))
+            conclude(options, evaluated, command, console, missing)
     if failed:
         raise UserError(_failure(failed, partial))
 
@@ -165,6 +184,11 @@ def plan(
 
 def _job(options: StudyOptions, name: str, call: Any, arguments: tuple[Any, ...], after: tuple[str, ...]) -> Job:
     return Job(name, call, arguments, options.folder / "logs" / f"{name.replace(' ', '-')}.log", after)
+
+
+def evaluated_cells(options: StudyOptions, cells: Sequence[StudyCell]) -> list[StudyCell]:
+    """Those of the cells that are evaluated as the study wants it."""
+    return [cell for cell in cells if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))]
 
 
 def _missing(cells: Sequence[StudyCell], evaluated: Sequence[StudyCell]) -> Iterator[str]:

@@ -29,6 +29,10 @@ State = Literal["new", "half", "unsummarised", "done"]
 
 # What a study decides itself, so that an override of a norm may not.
 FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root")
+# What all norms have in common, as they are compared on the same images.
+SHARED = tuple(
+    f"data.{key}" for key in ("in_distribution", "ood", "split_seed", "validation", "image_size", "train_count")
+)
 # Keys of a training config that do not decide what is learnt: where things lie and what is shown or logged.
 IRRELEVANT = {
     *("data.root", "data.download", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
@@ -84,12 +88,19 @@ class StudyOptions:
                 raise UserError(f"{key} is empty: a study needs at least one")
             if len(set(given)) < len(given):
                 raise UserError(f"{key} is {', '.join(map(str, given))}: each may be given once only")
+        wrong = [seed for seed in self.seeds if isinstance(seed, bool) or not 0 <= seed < 2**32]
+        if wrong:
+            raise UserError(f"seeds contains {wrong[0]}; expected whole numbers from 0 to 4294967295")
         for norm, settings in self.overrides.items():
             if norm not in self.norms:
                 raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
             for key in settings:
                 if key in FIXED:
                     raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
+                if key in SHARED:
+                    raise UserError(
+                        f"overrides.{norm}.{key}: norms are compared on the same images; set {key} in {self.training}"
+                    )
         if self.evaluation.sets.root is not None or self.evaluation.sets.download:
             raise UserError("evaluation.sets.root and download: in a study, set root and download themselves")
 
@@ -134,7 +145,10 @@ def stopped_cells(options: StudyOptions) -> list[StudyCell]:
 
 
 def cell_evaluation(options: StudyOptions, cell: StudyCell) -> EvaluationOptions:
-    """What is evaluated of a cell: of a stopped network the running statistics alone."""
+    """What is evaluated of a cell: of a stopped network no sweeps and, of the statistics, running and re-estimated.
+
+    Re-estimation on in-distribution images is the stopped networks' own control.
+    """
     whole = options.evaluation
     sets = replace(whole.sets, root=options.root, download=options.download)
     if cell.partner is None:
@@ -142,7 +156,7 @@ def cell_evaluation(options: StudyOptions, cell: StudyCell) -> EvaluationOptions
     return replace(
         whole,
         sets=sets,
-        conditions=replace(whole.conditions, statistics=("running",)),
+        conditions=replace(whole.conditions, statistics=("running", "recalibrated")),
         sweeps=replace(whole.sweeps, enabled=False),
     )
 
@@ -209,9 +223,17 @@ class _ParsingCLI(TrainingCLI):
 
 
 def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` if a run folder was trained otherwise than its cell of the grid would be."""
+    """Raise :class:`UserError` if a run folder was trained otherwise than its cell of the grid would be.
+
+    So it is if it holds a checkpoint and nothing says how that was trained.
+    """
     file = folder / "config.yaml"
     if not file.exists():
+        if (folder / CHECKPOINT).exists():
+            raise UserError(
+                f"{file} is missing, so that nobody knows how {folder / CHECKPOINT} was trained: put it back, or move "
+                "the folder away"
+            )
         return
     found, wanted = (dict(flat(config)) for config in (read_mapping(file), expected))
     sections = ("seed_everything", "trainer.", "data.", "model.")
@@ -293,9 +315,15 @@ def check_same_study(options: StudyOptions) -> None:
     if not file.exists():
         return
     found = read_mapping(file)
-    lost = [str(seed) for seed in found.get("seeds", []) if seed not in options.seeds]
+    seeds = found.get("seeds", [])
+    if not isinstance(seeds, list):
+        raise UserError(f"{file}: seeds is {seeds}; expected a list such as [0, 1]. Mend it, or remove the file")
+    lost = [str(seed) for seed in seeds if seed not in options.seeds]
     if lost:
-        raise UserError(f"{file} has seed {', '.join(lost)}, which the config lacks: name all of them under seeds")
+        raise UserError(
+            f"{file} has seed {', '.join(lost)}, which the config lacks: name all of them under seeds, or remove "
+            f"{file} to judge without"
+        )
     before, now = (dict(flat({k: v for k, v in each.items() if k not in FREE})) for each in (found, wanted))
     for key in dict.fromkeys([*now, *before]):
         if before.get(key) != now.get(key):

@@ -1,5 +1,6 @@
 """From the evaluated cells of a study to its pooled tables, verdict and report."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ TABLES = {
 # Those of them that the report is drawn from.
 REPORTED = ("table", "differences", "units", "interventions", "shift", "layers", "layer_distances")
 CLOSE = 0.01  # a stopped network whose accuracy is further from its partner's than this is remarked on
+# What a summary says of the training itself.
+TRAINED = ("train_accuracy", "epochs", "seconds", "parameters")
 # Empty text and numbers that are missing look the same in a CSV file; these columns are text.
 TEXT = ("composition", "companion", "score", "place", "corruption", "kind")
 
@@ -89,7 +92,7 @@ def networks(options: StudyOptions, cells: Sequence[StudyCell]) -> pd.DataFrame:
         summary = read_summary(options.folder / cell.name)
         rows.append(
             {"run": cell.name, "network": cell.network, "norm": cell.norm, "seed": cell.seed}
-            | {key: summary.get(key) for key in ("accuracy", "nll", "ece", "epochs", "seconds", "parameters")}
+            | {key: summary.get(key) for key in ("accuracy", "nll", "ece", *TRAINED)}
             | {"stopped_for": summary.get("stopped", {}).get("partner", "")}
             | {"partner_accuracy": summary.get("stopped", {}).get("partner_accuracy")}
         )
@@ -101,7 +104,13 @@ def write_table(table: pd.DataFrame, file: Path) -> None:
     write_beside(file, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
 
 
-def conclude(options: StudyOptions, cells: Sequence[StudyCell], command: str, console: Console) -> None:
+def conclude(
+    options: StudyOptions,
+    cells: Sequence[StudyCell],
+    command: str,
+    console: Console,
+    missing: Sequence[str] = (),
+) -> None:
     """Pool the tables of the evaluated cells and write what the study found.
 
     Args:
@@ -109,14 +118,18 @@ def conclude(options: StudyOptions, cells: Sequence[StudyCell], command: str, co
         cells: those that are evaluated.
         command: what to type to get this study again, for the report.
         console: where the verdict is printed.
+        missing: a line for each cell that the verdict does without; the verdict and the report have them too.
     """
     tables = pool(options, cells)
-    write_table(tables["table"], options.folder / "table.csv")
-    made = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
+    made: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
+    if missing:
+        made["missing"] = list(missing)
     rows = networks(options, cells)
     verdict = judge(
         tables["draws"], tables.get("intervention_draws"), rows, options.claim, study=options.name, made=made
     )
+    # Only now: where judging fails, no new table stands beside an earlier verdict.
+    write_table(tables["table"], options.folder / "table.csv")
     verdict.write_verdict(options.folder)
     print_verdict(console, verdict)
     for note in remarks(rows):
@@ -128,7 +141,7 @@ def conclude(options: StudyOptions, cells: Sequence[StudyCell], command: str, co
         networks=rows,
         commands=[command],
         made=made,
-        limits=limits(options, cells, tables["table"]),
+        limits=[*limits(options, cells, tables["table"]), *missing, *notes(options, cells)],
     )
     report = write_study_report(options.folder, study)
     write_study_figures(options.folder / "figures", study)
@@ -154,10 +167,21 @@ def limits(options: StudyOptions, cells: Sequence[StudyCell], table: pd.DataFram
     counted = id_rows["n"].max() if len(id_rows) else 0
     found = [
         f"{len(seeds)} seed(s) per network, one architecture and one training recipe per norm "
-        f"({options.training}): other networks may differ.",
+        f"({options.training.name if options.training.is_absolute() else options.training}): other networks may "
+        "differ.",
         f"Detection is measured against {counted:,} in-distribution images of the split "
         f"{options.evaluation.sets.id_split!r} and the OOD sets named here, and says nothing of others.",
     ]
     if options.partners:
         found.append("BN networks at equal accuracy were stopped early, which changes more than their accuracy.")
     return found
+
+
+def notes(options: StudyOptions, cells: Sequence[StudyCell]) -> list[str]:
+    """What the evaluations left out: each distinct note once, with the runs that it is about."""
+    runs: dict[str, list[str]] = {}
+    for cell in cells:
+        record = json.loads((options.folder / cell.name / FOLDER / "evaluation.json").read_text())
+        for note in dict.fromkeys(record.get("notes", [])):
+            runs.setdefault(note, []).append(cell.name)
+    return [f"{note} ({', '.join(names)})." for note, names in runs.items()]

@@ -17,7 +17,7 @@ from PIL import Image
 from refusal import refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
 
-from bnood.evaluation_cli import main
+from bnood.evaluation_cli import build_parser, evaluation_options, main
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -139,9 +139,31 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["--ood", "nowhere"], "'nowhere' is no known set"),
     (["--ood", ","], "',' names nothing"),
     (["--ood", "tiny"], "tiny: a set of the name 'tiny' is already being evaluated"),
+    (["--compressed", "marks"], "--compressed marks is for the sweeps: add --sweeps true"),
+    (["--sweeps", "true", "--compressed", "nowhere"], "'nowhere' is no known set"),
     (["--run", "none"], "none: no such run folder"),
     (["--config", "none.yaml"], "none.yaml: no such config file"),
 ]
+
+
+def test_seed_and_resamples_are_those_of_the_sweeps_too() -> None:
+    given = ["--sweeps", "true", "--seed", "3", "--resamples", "70", "--compressed", "marks"]
+    asked = evaluation_options(build_parser().parse_args(given))
+    assert asked.sweeps.enabled and asked.sweeps.compressed == "marks"
+    for options in (asked.sweeps.interventions, asked.sweeps.price):
+        assert (options.seed, options.resamples) == (3, 70)
+    assert asked.resamples == 70 and asked.conditions.seed == 3
+
+
+def test_a_set_of_the_sweeps_is_opened_before_the_first_forward_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = copies(tmp_path, "bn")
+    not_a_number(run)  # which a forward pass would find
+    before = tree(tmp_path)
+    arguments = evaluation_arguments("--run", str(run), "--sweeps", "true", "--compressed", "nowhere")
+    assert "'nowhere' is no known set" in refusal(main, arguments, capsys)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(("arguments", "words"), OPTIONS, ids=[" ".join(arguments) for arguments, _ in OPTIONS])

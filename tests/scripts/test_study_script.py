@@ -9,7 +9,7 @@ import yaml
 from refusal import refusal
 from tiny_study import options_of, study_config
 
-from bnood.study.cli import main
+from bnood.study.cli import main, parse
 from bnood.study.grid import StudyCell, check_same_training, expected_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +40,10 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([], "a study needs a config: give --config"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such config file"),
         (["--config", config, "--executer.kind", "ray"], "there is no option --executer.kind (did you mean"),
+        (["--config", config, "--judge", "true"], "there is no option --judge (did you mean --judge_only?)"),
+        (["--config", config, "--seed", "[1]"], "there is no option --seed (did you mean --seeds?)"),
+        (["--config", config, "--seeds", "0"], "seeds is '0'; expected a list such as [0, 1]"),
+        (["--config", config, "--norms", "bn"], "norms is 'bn'; expected a list such as [bn]"),
         (["--config", config, "--executor.kind", "cloud"], "'cloud'; expected serial or processes or ray"),
     ):
         assert words in refusal(main, arguments, capsys)
@@ -54,6 +58,8 @@ def test_the_configs_are_read_and_their_trainings_too(
     options = options_of(config)
     assert config.read_text().splitlines()[0].startswith("# ")
     assert f"python scripts/study.py --config configs/studies/{config.name}" in config.read_text()
+    serial = parse(["--config", str(config), "--executor.kind", "serial"])[0]
+    assert serial.executor.kind == "serial" and serial.executor.workers == options.executor.workers
     assert set(options.claim.headline_sets) <= set(options.evaluation.sets.ood or ())
     for norm in options.norms:
         expected = expected_config(options, StudyCell(norm, 0))

@@ -72,6 +72,8 @@ def test_what_is_wrong_in_a_config_names_the_file(
 def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, words in (
         (["--modle.norm", "gn"], "there is no option --modle.norm (did you mean --model.norm?)"),
+        (["--seed", "1"], "there is no option --seed"),
+        (["--trainer.max_epoch", "1"], "there is no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
         (["gn"], "'gn' is not expected here: every setting has the form --key value"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such config file"),
         (["--trainer.max_epochs", "two"], "trainer.max_epochs is 'two'; expected a whole number"),

@@ -34,6 +34,7 @@ from bnood.study.grid import (
     trained_cells,
     training_state,
 )
+from bnood.study.results import networks
 from bnood.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,8 @@ def test_a_study_trains_stops_evaluates_and_judges() -> None:
     table = pd.read_csv(folder / "table.csv", keep_default_na=False)
     assert set(table["network"]) == {"bn", "ln", "bn-at-ln"}
     assert set(table.loc[table["network"] == "bn-at-ln", "run"]) == {"bn-s0-at-ln"}
-    assert set(table.loc[table["network"] == "bn-at-ln", "statistics"]) == {"running"}
+    stopped = set(table.loc[table["network"] == "bn-at-ln", "statistics"])
+    assert {"running", "recalibrated:id", "recalibrated:target"} <= stopped and "batch" not in stopped
     assert "recalibrated:target" in set(table.loc[table["network"] == "bn", "statistics"])
     verdict = json.loads((folder / "verdict.json").read_text())
     assert [one["hypothesis"] for one in verdict["hypotheses"]] == ["H1", "H2", "H3", "H4", "H5"]
@@ -97,6 +99,30 @@ def test_the_stopped_network_is_that_of_the_nearest_validation_accuracy() -> Non
     run = load_run(folder / "bn-s0-at-ln")
     assert run.summary["accuracy"] == pytest.approx(float(nearest["validation/accuracy"]))
     assert run.summary["stopped"]["partner"] == "ln-s0" and run.config["name"] == "bn-s0-at-ln"
+
+
+def test_the_reports_say_how_a_stopped_network_came_about_and_what_was_left_out() -> None:
+    folder = studied()
+    epoch = json.loads((folder / "bn-s0-at-ln" / "summary.json").read_text())["stopped"]["epoch"]
+    page = (folder / "bn-s0-at-ln" / "ood" / "report.html").read_text()
+    assert f"stopped after epoch {epoch + 1} of bn-s0" in page
+    assert "train.py" not in page and "scripts/study.py --config" in page
+    assert "train.py" in (folder / "bn-s0" / "ood" / "report.html").read_text()
+    note = "norm ln keeps no statistics: only running is evaluated"
+    assert f"note: {note}" in (folder / "logs" / "ln-s0-evaluation.log").read_text()
+    assert (folder / "report.html").read_text().count(note) == 1
+    assert "(training.yaml)" in (folder / "report.html").read_text()  # which was given with its folder
+
+
+def test_the_table_of_networks_has_what_training_measured() -> None:
+    options = options_of(study_config(data_root() / "study"))
+    rows = networks(options, [BN, LN, STOPPED]).set_index("run")
+    with (studied() / "bn-s0" / "metrics.csv").open() as file:
+        trained = [float(row["train/accuracy"]) for row in csv.DictReader(file) if row["train/accuracy"]]
+    assert rows.loc["bn-s0", "train_accuracy"] == pytest.approx(trained[-1])
+    stopped = int(rows.loc["bn-s0-at-ln", "epochs"])
+    assert rows.loc["bn-s0-at-ln", "train_accuracy"] == pytest.approx(trained[stopped - 1])
+    assert rows["epochs"].tolist() == [2, 1, stopped]
 
 
 def stop_choice(folder: Path, accuracies: list[float | None], wanted: float | None, kept: list[int]) -> dict:
@@ -167,9 +193,30 @@ def test_what_is_there_is_judged_without_training_or_evaluating(
     (folder / "verdict.json").unlink()
     main(["--config", str(config), "--seeds", "[0, 1]", "--judge_only", "true"])
     assert {path: time for path, time in before.items() if "ln-s0/ood" not in path} == times(folder, "*-s*/**/*")
-    assert json.loads((folder / "verdict.json").read_text())["seeds"] == [0]
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["seeds"] == [0]
+    lines = [f"{run} is not evaluated: seed" for run in ("ln-s0", "bn-s1", "ln-s1", "bn-s1-at-ln")]
+    page = (folder / "report.html").read_text()
+    assert len(verdict["made"]["missing"]) == 4 and all(line in page for line in lines)
+    assert all(any(found.startswith(line) for found in verdict["made"]["missing"]) for line in lines)
+    assert not (folder / "study.yaml").exists()  # it would say that all of this was made so
     shown = capsys.readouterr().out
     assert "ln-s0 is not evaluated" in shown and "seed 1 is missing for bn" in shown
+
+
+def test_where_judging_fails_everything_stays_as_it_was(tmp_path: Path) -> None:
+    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
+    (folder / "table.csv").write_text("of an earlier verdict")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"claim.headline_sets: nowhere was not evaluated"):
+        main(["--config", str(config), "--judge_only", "true", "--claim.headline_sets", "[nowhere]"])
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_study_that_is_not_there_cannot_be_judged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"runs/tiny: there is no such study to be judged"):
+        main(["--config", str(study_config(tmp_path)), "--judge_only", "true"])
+    assert not (tmp_path / "runs").exists()
 
 
 def run_and_kill(config: Path, ready) -> None:  # type: ignore[no-untyped-def]
@@ -222,7 +269,7 @@ def test_a_training_that_only_lacks_its_summary_is_not_trained_again(tmp_path: P
     assert training_state(folder, 2) == "unsummarised"
     trained = (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     train_cell(options, BN)
-    assert json.loads((folder / "summary.json").read_text()) == before
+    assert json.loads((folder / "summary.json").read_text()) == before | {"commit": None}
     assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained
 
 
@@ -275,6 +322,9 @@ def test_runs_trained_by_hand_are_taken_over(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             main(["--config", str(config)])
         assert f"ln-s0 was trained with {section}.{key} {value}, but the study wants" in str(error.value)
+    file.unlink()
+    with pytest.raises(UserError, match=r"ln-s0/config.yaml is missing, so that nobody knows how .*last.ckpt"):
+        main(["--config", str(config)])
     file.write_text(yaml.safe_dump(content | {"seed_everything": 3}))
     with pytest.raises(UserError, match="trained with seed_everything 3, but the study wants 0"):
         check_same_training(folder, expected)
@@ -334,11 +384,14 @@ def test_a_folder_of_another_config_is_refused_with_the_first_key_that_differs(t
             {"seeds": [0, 1], "claim": {"headline_sets": ["marks"]}},
             "made with claim.headline_sets ['marks', 'grounds']",
         ),
-        ({"seeds": [1, 2]}, "has seed 0, which the config lacks"),
+        ({"seeds": [1, 2]}, f"has seed 0, which the config lacks: name all of them under seeds, or remove {file} to"),
     ):
         with pytest.raises(UserError) as error:
             main(["--config", str(study_config(tmp_path, **more))])
         assert words in str(error.value)
+    file.write_text(yaml.safe_dump(plain_options(options) | {"seeds": 3}))
+    with pytest.raises(UserError, match=r"study.yaml: seeds is 3; expected a list such as \[0, 1\]"):
+        main(["--config", str(study_config(tmp_path, seeds=[0, 1]))])
     assert {path.name for path in file.parent.iterdir()} == {"study.yaml"}
 
 
@@ -375,9 +428,17 @@ def test_the_grid(tmp_path: Path) -> None:
         ({"evaluation": {"resamples": 1}}, "resamples is 1"),
         ({"evaluation": {"sets": {"root": "here"}}}, "in a study, set root and download themselves"),
         ({"evaluation": {"sweeps": {"strengths": [9]}}}, "strengths: 9 is none of 1, 2, 3, 4, 5"),
-        ({"executor": {"workers": 2}}, "serial has one"),
-        ({"claim": {"level": 2}}, "claim.level is 2"),
-        ({"claim": {"levle": 0.9}}, "there is no key claim.levle (did you mean claim.level?)"),
+        ({"seeds": [0, -1]}, "seeds contains -1; expected whole numbers from 0 to 4294967295"),
+        ({"seeds": [2**32]}, "seeds contains 4294967296"),
+        ({"seeds": 3}, "seeds is '3'; expected a list such as [0, 1]"),
+        ({"overrides": {"ln": {"trainer.max_epoch": 1}}}, "did you mean --trainer.max_epochs?"),
+        *(
+            ({"overrides": {"ln": {f"data.{key}": value}}}, f"overrides.ln.data.{key}: norms are compared on the same")
+            for key, value in (
+                *(("in_distribution", "shapes"), ("split_seed", 1), ("validation", 99), ("image_size", 8)),
+                *(("train_count", 200), ("ood", ["marks"])),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
