@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnood.claim import ClaimOptions, gather
+from bnood.claim.causes import h4
+from bnood.claim.estimates import Estimate
+from bnood.claim.hypotheses import h1, h2, h3
+from bnood.claim.judging import Hypothesis
+from bnood.claim.places import h5
+
 HEADLINE = ("svhn", "dtd", "cifar100")
 ID_SET, NOISE = "cifar10", "gaussian_noise"
+MIXTURE = "recalibrated:mixture"
 LAYERS = 4
+JUDGES = {"H1": h1, "H2": h2, "H3": h3, "H4": h4, "H5": h5}
 RESAMPLES = 40
 
 
@@ -19,6 +28,11 @@ class Truth:
 
     Attributes:
         running_maximum, matched_maximum: largest unit mean, relative to ID.
+        class_mix: the same of ID images weighted to the predicted classes; None: not measured.
+        share_above_p99: of single activations, under running statistics; of BN at equal accuracy over LN and GN it is
+            over_activations.
+        reestimated: which part of all that statistics change on OOD images re-estimation on ID images changes already.
+        id_maximum: how much lower re-estimation makes the largest unit mean on ID images.
         energy, max_logit, msp: how much higher running statistics make them on OOD images.
         id_energy: the same on ID images, over re-estimated statistics.
         auroc, fpr95: what matched statistics gain for both scores (fpr95 falls by it).
@@ -27,11 +41,17 @@ class Truth:
         shares: share of the effect that matched statistics move at each kind of place.
         energy_shares: of energy alone, where they differ.
         whole: factor on the whole effect of the interventions.
+        over_id_msp: how far MSP on ID images of BN at equal accuracy is above that of LN and GN.
         gaps: accuracy of BN stopped at a norm's minus that norm's, by (norm, seed).
     """
 
     running_maximum: float = 1.9
     matched_maximum: float = 1.05
+    class_mix: float | None = 1.1
+    share_above_p99: float = 0.05
+    over_activations: float = 0.02
+    reestimated: float = 0.0
+    id_maximum: float = 0.0
     energy: float = 1.0
     max_logit: float = 1.0
     msp: float = 0.1
@@ -42,6 +62,7 @@ class Truth:
     fpr95: float = 0.1
     over_ln: float = 0.3
     over_gn: float = 0.3
+    over_id_msp: float = 0.0
     shares: dict[str, float] = field(
         default_factory=lambda: {"first": 0.2, "last": 0.7, "only": 0.4, "mean": 0.6, "variance": 0.1}
     )
@@ -60,6 +81,18 @@ class Study:
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         return self.draws, self.interventions, self.networks
+
+
+def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Hypothesis:
+    """One hypothesis, judged by a study's tables."""
+    return JUDGES[name](gather(*study.tables(), options))
+
+
+def find(hypothesis: Hypothesis, quantity: str, dataset: str) -> Estimate:
+    """The one estimate of this quantity on this set."""
+    everything = (hypothesis.headline, *hypothesis.estimates, *hypothesis.controls)
+    (found,) = [one for one in everything if (one.quantity, one.dataset) == (quantity, dataset)]
+    return found
 
 
 class _Noise:
@@ -110,35 +143,53 @@ def made_study(
 
 def _row(network: str, seed: int, noise: _Noise, **key: object) -> dict[str, Any]:
     common = {"run": f"{network}-s{seed}", "norm": network[:2], "seed": seed, "network": network}
-    return common | {"composition": "", "batch_size": 0, "companion": "", "n": 100, "n_id": 50} | key
+    mixed = key.get("statistics") == MIXTURE
+    common |= {
+        "composition": "mixed 0.5" if mixed else "",
+        "companion": "svhn" if mixed and key["role"] == "id" else "",
+    }
+    # Of the figures of a set alone, as an evaluation writes them, none compares with ID images.
+    alone = key["metric"] not in ("auroc", "fpr95", "fpr95_ood_positive")
+    return common | {"batch_size": 0, "n": 100, "n_id": 0 if alone else 50} | key
 
 
 def _conditions(truth: Truth, truths: dict[str, Truth]) -> Iterator[tuple[str, str, str, str, str, str, float]]:
-    for statistics in ("running", "recalibrated:id", "recalibrated:target"):
+    for statistics in ("running", "recalibrated:id", "recalibrated:target", MIXTURE):
         shifted = 0.0 if statistics == "running" else 1.0
         for score, metric, mean in _id_figures(truth, shifted):
             yield "bn", statistics, ID_SET, "id", score, metric, mean
         for name, true in truths.items():
-            for score, metric, mean in _ood_figures(true, statistics == "recalibrated:target"):
+            parts = {"running": 0.0, "recalibrated:id": true.reestimated, "recalibrated:target": 1.0, MIXTURE: 0.5}
+            for score, metric, mean in _ood_figures(true, parts[statistics]):
                 yield "bn", statistics, name, "ood", score, metric, mean
     for network, lower in (("ln", "over_ln"), ("gn", "over_gn"), ("bn-at-ln", ""), ("bn-at-gn", "")):
         yield network, "running", ID_SET, "id", "", "accuracy", 0.86
+        yield network, "running", ID_SET, "id", "msp", "mean", 0.8 - (truth.over_id_msp if lower else 0.0)
         for name, true in truths.items():
             below = getattr(true, lower) if lower else 0.0
             for score, metric in (("penultimate", "unit_mean_max_ratio"), ("msp", "mean"), ("msp", "share_above_0.9")):
                 yield network, "running", name, "ood", score, metric, 0.9 - below
+            fewer = true.over_activations if lower else 0.0
+            yield network, "running", name, "ood", "penultimate", "share_above_id_p99", 0.05 - fewer
+            if true.class_mix is not None:
+                yield network, "running", name, "ood", "penultimate", "class_mix_max_ratio", 0.7
 
 
 def _id_figures(truth: Truth, shifted: float) -> Iterator[tuple[str, str, float]]:
     yield "", "accuracy", 0.9 + shifted * truth.id_accuracy
-    yield "penultimate", "unit_mean_max_ratio", 1.0
+    yield "penultimate", "unit_mean_max_ratio", 1.0 - shifted * truth.id_maximum
     yield "energy", "mean", 9.5 - shifted * truth.id_energy
     yield "max_logit", "mean", 9.4
     yield "msp", "mean", 0.92
 
 
-def _ood_figures(true: Truth, matched: bool) -> Iterator[tuple[str, str, float]]:
-    yield "penultimate", "unit_mean_max_ratio", true.matched_maximum if matched else true.running_maximum
+def _ood_figures(true: Truth, matched: float) -> Iterator[tuple[str, str, float]]:
+    rise_of_maximum = true.running_maximum - true.matched_maximum
+    yield "penultimate", "unit_mean_max_ratio", true.running_maximum - rise_of_maximum * matched
+    yield "penultimate", "unit_mean_spread_ratio", 1.4 - 0.3 * matched
+    yield "penultimate", "share_above_id_p99", true.share_above_p99
+    if true.class_mix is not None:
+        yield "penultimate", "class_mix_max_ratio", true.class_mix
     for score, rise in (("energy", true.energy), ("max_logit", true.max_logit), ("msp", true.msp)):
         yield score, "mean", 5.0 - rise * matched
     yield "msp", "share_above_0.9", 0.2

@@ -1,11 +1,12 @@
 """From the pooled tables of a study to its verdict on H1-H5, and the verdict as JSON, table and text.
 
-What each hypothesis needs and by which rules it is judged is in :mod:`bnood.claim.hypotheses` (H1-H3) and
-:mod:`bnood.claim.causes` (H4, H5); the thresholds are in :mod:`bnood.claim.options`.
+What each hypothesis needs and by which rules it is judged is in :mod:`bnood.claim.hypotheses` (H1-H3),
+:mod:`bnood.claim.causes` (H4) and :mod:`bnood.claim.places` (H5); the thresholds are in :mod:`bnood.claim.options`.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnood.claim.causes import h4, h5
+from bnood.claim.causes import h4
 from bnood.claim.estimates import INCONCLUSIVE, REFUTED, SUPPORTED, Estimate
-from bnood.claim.hypotheses import Evidence, Hypothesis, h1, h2, h3
+from bnood.claim.hypotheses import h1, h2, h3
+from bnood.claim.judging import Evidence, Hypothesis
 from bnood.claim.measurements import condition_measurements, intervention_measurements
 from bnood.claim.options import ClaimOptions
+from bnood.claim.places import h5
 from bnood.errors import UserError
 from bnood.runs import write_beside
 
@@ -29,6 +32,7 @@ COLUMNS = (
     "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds", "threshold",
     "verdict", "role", "level", "reason",
 )  # fmt: skip
+HYPOTHESES = (h1, h2, h3, h4, h5)
 STYLES = {SUPPORTED: "green", REFUTED: "red", INCONCLUSIVE: "yellow"}
 
 
@@ -62,6 +66,7 @@ class Verdict:
                     "hypothesis": one.hypothesis,
                     "statement": one.statement,
                     "verdict": one.verdict,
+                    "verdict_unseen_seeds": one.verdict_unseen_seeds,
                     "sentence": one.sentence,
                     "headline": one.headline.to_json(),
                     "estimates": [estimate.to_json() for estimate in one.estimates],
@@ -117,7 +122,10 @@ def gather(
             f"claim.headline_sets: {', '.join(missing)} was not evaluated; the OOD sets are {', '.join(ood_sets)}"
         )
     others = tuple(name for name in ood_sets if name not in options.headline_sets)
-    return Evidence(conditions, interventions, _accuracies(networks), id_sets[0], others, options)
+    trained = {}
+    if "train_accuracy" in networks.columns:
+        trained = _accuracies(networks.drop(columns="accuracy").rename(columns={"train_accuracy": "accuracy"}))
+    return Evidence(conditions, interventions, _accuracies(networks), id_sets[0], others, options, trained)
 
 
 def judge(
@@ -135,7 +143,8 @@ def judge(
             ``bn-at-ln``, ``bn-at-gn``).
         intervention_draws: all BatchNorm runs' ``intervention_draws.parquet``, pooled likewise; None or empty where
             there are none, which leaves H5 inconclusive.
-        networks: one row per network and seed with its accuracy in [0, 1], by which networks count as equally accurate.
+        networks: one row per network and seed with its accuracy in [0, 1], by which networks count as equally accurate;
+            train_accuracy, where there is such a column, is reported.
         options: the thresholds.
         study, made: what the verdict says about its origin.
 
@@ -146,8 +155,26 @@ def judge(
             in-distribution set, or if a headline set was not evaluated.
     """
     evidence = gather(draws, intervention_draws, networks, options)
-    hypotheses = tuple(judged(evidence) for judged in (h1, h2, h3, h4, h5))
-    return Verdict(hypotheses, evidence.options, evidence.conditions.seeds("bn"), study, made or {})
+    hypotheses = on_unseen_seeds(evidence, [hypothesis(evidence) for hypothesis in HYPOTHESES])
+    return Verdict(tuple(hypotheses), evidence.options, evidence.conditions.seeds("bn"), study, made or {})
+
+
+def on_unseen_seeds(evidence: Evidence, judged: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """H1-H5 with their verdicts on the seeds that had not been seen alone, if there are two of them."""
+    seeds = evidence.conditions.seeds("bn")
+    unseen = [seed for seed in seeds if seed not in evidence.options.seen_seeds]
+    if len(unseen) == len(seeds):
+        return [replace(one, verdict_unseen_seeds=one.verdict if len(unseen) > 1 else None) for one in judged]
+    named = "The seeds that had not been seen before the thresholds were written"
+    if len(unseen) < 2:
+        return [replace(one, sentence=f"{one.sentence} {named} are fewer than two.") for one in judged]
+    part = evidence.only(unseen)
+    alone = [hypothesis(part).verdict for hypothesis in HYPOTHESES]
+    shown = ", ".join(map(str, unseen))
+    return [
+        replace(one, verdict_unseen_seeds=verdict, sentence=f"{one.sentence} {named} ({shown}) alone: {verdict}.")
+        for one, verdict in zip(judged, alone, strict=True)
+    ]
 
 
 def _accuracies(networks: pd.DataFrame) -> dict[tuple[str, int], float]:

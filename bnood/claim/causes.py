@@ -1,34 +1,17 @@
-"""H4 and H5: whether the effects are BatchNorm's doing, and where in the network they arise.
+"""H4: whether the effects are BatchNorm's doing.
 
 The rules that all hypotheses share stand at the head of :mod:`bnood.claim.hypotheses`.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
-from bnood.claim.estimates import INCONCLUSIVE, REFUTED, SUPPORTED, Estimate, agreeing, at_least_one, every, figure
-from bnood.claim.hypotheses import (
-    ACCURACY,
-    CONFIDENT,
-    ENERGY,
-    MATCHED,
-    MAX_LOGIT,
-    MSP,
-    UNIT_MAXIMUM,
-    Evidence,
-    Hypothesis,
-    Judged,
-    Part,
-    concluded,
-    judge_parts,
-    list_beside,
-    on_id,
-)
-from bnood.claim.measurements import NO_POSITION, Key, Measurements, Quantity
-from bnood.intervals import Ratio, Replicates, Unusable, mean_of, ratio_of
+import numpy as np
+
+from bnood.claim.estimates import INCONCLUSIVE, REFUTED, SUPPORTED, Estimate, against_minimum, every, figure
+from bnood.claim.judging import Evidence, Hypothesis, Judged, Part, concluded, judge_parts, list_beside, on_id
+from bnood.claim.measurements import ABOVE_P99, ACCURACY, CLASS_MIX, CONFIDENT, MSP, UNIT_MAXIMUM, Quantity
+from bnood.intervals import Replicates, Unusable, mean_of
 
 NORMS = ("ln", "gn")
 
@@ -59,7 +42,11 @@ def h4(evidence: Evidence) -> Hypothesis:
     Everything under running statistics (LN and GN keep none). The effect is the mean over LN and GN. Supported when
     the largest unit mean, the mean MSP and the share of images with MSP > 0.9 are all higher by their minimum; refuted
     when the difference in the largest unit mean or in the mean MSP is below its minimum. Where LN and GN contradict
-    each other, inconclusive.
+    each other, inconclusive; as where single activations above ID's 99th percentile are *rarer* in the BatchNorm nets,
+    which contradicts "more of H1" in the other sense of it (a contradiction takes "supported" away, nothing else).
+
+    A BatchNorm net is made as accurate by stopping it early, when its learning rate is still high. That lowers its
+    MSP, on ID and OOD images alike, so that MSP on OOD images relative to the same net's on ID images stands beside.
     """
     options = evidence.options
     minimums = {
@@ -68,17 +55,19 @@ def h4(evidence: Evidence) -> Hypothesis:
         "share with MSP > 0.9": (CONFIDENT, options.minimum_confident_share),
     }
 
+    def apart(left: str, right: str, quantity: Quantity, dataset: str) -> Replicates:
+        return evidence.conditions.difference(
+            evidence.key(quantity, dataset, network=left), evidence.key(quantity, dataset, network=right)
+        )
+
     def difference(norm: str, quantity: Quantity, dataset: str) -> Replicates:
-        left = evidence.key(quantity, dataset, network=f"bn-at-{norm}")
-        compared = evidence.conditions.difference(left, evidence.key(quantity, dataset, network=norm))
-        return compared.only(equally_accurate_seeds(evidence, norm)[0])
+        return apart(f"bn-at-{norm}", norm, quantity, dataset).only(equally_accurate_seeds(evidence, norm)[0])
 
     def over_norms(quantity: Quantity, dataset: str) -> Replicates:
         return mean_of([difference(norm, quantity, dataset) for norm in NORMS])
 
     def finished(norm: str, quantity: Quantity, dataset: str) -> Replicates:
-        left = evidence.key(quantity, dataset)
-        return evidence.conditions.difference(left, evidence.key(quantity, dataset, network=norm))
+        return apart("bn", norm, quantity, dataset)
 
     def parts(label: str, of: Callable[[Quantity, str], Replicates], judged: bool = True) -> list[Part]:
         return [
@@ -86,12 +75,31 @@ def h4(evidence: Evidence) -> Hypothesis:
             for name, (q, minimum) in minimums.items()
         ]
 
-    judged = judge_parts(evidence, parts("bn - ln and gn, equal accuracy", over_norms), _norm_rule)
+    equal = "bn - ln and gn, equal accuracy"
+    mixed = evidence.measured(CLASS_MIX)
+
+    def others(label: str, of: Callable[[Quantity, str], Replicates]) -> list[Part]:
+        """What stands beside every comparison: its thresholds of 0 only tell the direction."""
+        above_mix = Part(f"largest unit mean less class mix, {label}", UNIT_MAXIMUM.unit,
+                         lambda d: of(UNIT_MAXIMUM, d) - of(CLASS_MIX, d), 0.0, "above")  # fmt: skip
+        return [
+            Part(f"MSP, OOD - ID, {label}", MSP.unit, lambda d: of(MSP, d) - of(MSP, evidence.id_set), None, "any"),
+            Part(f"share above ID's 99th percentile, {label}", ABOVE_P99.unit, partial(of, ABOVE_P99), 0.0, "above"),
+            *([above_mix] if mixed else []),
+        ]
+
+    judged = judge_parts(evidence, parts(equal, over_norms), _norm_rule)
     alone = {norm: list_beside(evidence, parts(f"bn-at-{norm} - {norm}", partial(difference, norm))) for norm in NORMS}
     judged = _norms_agree(judged, {norm: found[: len(minimums)] for norm, found in alone.items()})
-    beside = [one for found in alone.values() for one in found]
+    together = list_beside(evidence, others(equal, over_norms))
+    relative, activations = together[:2]
+    judged = _activations_agree(judged, activations)
+    beside = [one for found in alone.values() for one in found] + together
+    for norm in NORMS:
+        beside += list_beside(evidence, others(f"bn-at-{norm} - {norm}", partial(difference, norm)))
     for norm in NORMS:
         beside += list_beside(evidence, parts(f"finished bn - {norm}", partial(finished, norm), judged=False))
+        beside += list_beside(evidence, others(f"finished bn - {norm}", partial(finished, norm)))
     controls = [
         one
         for norm in NORMS
@@ -104,12 +112,17 @@ def h4(evidence: Evidence) -> Hypothesis:
         )
     ]  # fmt: skip
     shown = "; ".join(
-        f"{name} {figure(one)} (LN alone {figure(alone['ln'][place])}, GN alone {figure(alone['gn'][place])})"
+        f"{name} {figure(one)} ({against_minimum(one)}; LN alone {figure(alone['ln'][place])}, GN alone "
+        f"{figure(alone['gn'][place])})"
         for place, (name, one) in enumerate(zip(minimums, judged.mean, strict=True))
+    )
+    early = (
+        "; these BN networks are stopped early, before the learning rate was annealed, which by itself lowers MSP (MSP "
+        f"on OOD images less that on ID images of the same network differs by {figure(relative)})"
     )
     sentence = (
         f"On the {judged.mean[0].dataset}, BN minus the mean of LN and GN of equal accuracy: {shown}"
-        + _left_out(evidence)
+        f"{early if relative.n_seeds else ''}{_training_gaps(evidence)}{_left_out(evidence)}"
     )
     statement = "LN and GN nets show less of H1 and less OOD overconfidence than BN nets of equal accuracy."
     return concluded("H4", statement, judged, sentence, beside, controls)
@@ -126,7 +139,32 @@ def _norms_agree(judged: Judged, alone: dict[str, list[Estimate]]) -> Judged:
     if not {SUPPORTED, REFUTED} <= {judged.verdict, *verdicts.values()}:
         return judged
     shown = ", ".join(f"against {norm.upper()} {verdict}" for norm, verdict in verdicts.items())
-    return replace(judged, verdict=INCONCLUSIVE, clauses=[f"It depends on the norm: {shown}.", *judged.clauses])
+    return judged.contradicted(f"It depends on the norm: {shown}.")
+
+
+def _activations_agree(judged: Judged, activations: Estimate) -> Judged:
+    """Take "supported" away where single activations are shown to be rarer above ID's 99th percentile in BN nets."""
+    if judged.verdict != SUPPORTED or activations.verdict != REFUTED:
+        return judged
+    return judged.contradicted(
+        "The means are higher, but single activations above ID's 99th percentile are rarer than in LN and GN networks, "
+        f"by {figure(activations)}, so that nothing is concluded."
+    )
+
+
+def _training_gaps(evidence: Evidence) -> str:
+    """The mean difference in accuracy on training images, for the sentence; "" where it is not known."""
+    found = []
+    for norm in NORMS:
+        try:
+            seeds = equally_accurate_seeds(evidence, norm)[0]
+        except Unusable:
+            continue  # said as the reason of the verdict
+        known, pairs = evidence.train_accuracies, [((f"bn-at-{norm}", seed), (norm, seed)) for seed in seeds]
+        gaps = [known[left] - known[right] for left, right in pairs if left in known and right in known]
+        if gaps:
+            found.append(f"{np.mean(gaps):+.3f} against {norm.upper()}")
+    return f"; their training accuracy differs by {', '.join(found)}" if found else ""
 
 
 def _left_out(evidence: Evidence) -> str:
@@ -139,145 +177,3 @@ def _left_out(evidence: Evidence) -> str:
             continue  # said as the reason of the verdict
         found += [f"seed {seed} of {norm} ({gap:+.3f})" for seed, gap in beyond.items()]
     return f"; not equally accurate and left out: {', '.join(found)}" if found else ""
-
-
-class Place(NamedTuple):
-    """A part of the network that gets matched statistics, as the table of interventions names it."""
-
-    label: str
-    kind: str
-    position: int = NO_POSITION
-
-
-def resolve_places(interventions: Measurements, wanted: Sequence[str]) -> list[Place]:
-    """The places of :data:`bnood.claim.options.PLACES` in a network, whose layers are counted by the kind ``only``.
-
-    Where a sweep left numbers of layers out, the halves are the nearest there are; the label gives the numbers.
-    Raises :class:`Unusable` if single layers, or the first or last few, were not intervened in.
-    """
-    positions = {
-        kind: sorted(int(name) for name in interventions.names("position", kind=kind))
-        for kind in ("only", "first", "last")
-    }
-    if not positions["only"]:
-        raise Unusable("intervention_draws has no intervention in single layers, so that layers cannot be counted")
-    layers = positions["only"][-1] + 1
-    half = {"first": layers // 2, "last": layers - layers // 2}
-
-    def part(kind: str) -> Place:
-        # All layers are no part of the network.
-        strict = [position for position in positions[kind] if 0 < position < layers]
-        if not strict:
-            raise Unusable(f"intervention_draws has no intervention in the {kind} layers")
-        count = min(strict, key=lambda position: (abs(position - half[kind]), position))
-        return Place(f"{kind} {count} of {layers} layers", kind, count)
-
-    found = {
-        "first half": lambda: part("first"),
-        "last half": lambda: part("last"),
-        "last layer": lambda: Place("last layer alone", "only", layers - 1),
-        "means": lambda: Place("means alone", "mean"),
-        "variances": lambda: Place("variances alone", "variance"),
-    }
-    return [found[name]() for name in wanted]
-
-
-def h5(evidence: Evidence) -> Hypothesis:
-    """H5: matched statistics in a part of the network alone move a share of the effects of H1 and H2.
-
-    The share of place X is (none - X) / (none - all), a ratio of means over seeds with Fieller's interval at the
-    Bonferroni level of the number of places. It has a meaning only where the whole effect, none - all, is above 0. For
-    each of largest unit mean, energy and max logit: supported when at least one place moves the minimum share, refuted
-    when every place moves less. All three supported: supported; any refuted and none supported: refuted.
-
-    ``all`` has to be the matched statistics and ``none`` the running ones, which the controls compare.
-    """
-    options, quantities = (
-        evidence.options,
-        {"largest unit mean": UNIT_MAXIMUM, "energy": ENERGY, "max logit": MAX_LOGIT},
-    )
-    interventions = evidence.interventions
-    problem = ""
-    found = [Place(name, "") for name in options.places]
-    if interventions is None:
-        problem = "there are no interventions: intervention_draws is empty"
-    else:
-        try:
-            found = resolve_places(interventions, options.places)
-        except Unusable as error:
-            problem = str(error)
-
-    def key(kind: str, position: int, quantity: Quantity, dataset: str) -> Key:
-        return ("bn", kind, position, dataset, "ood", quantity.score, quantity.metric)
-
-    def moved(kind: str, position: int, quantity: Quantity, dataset: str) -> Replicates:
-        if interventions is None or problem:
-            raise Unusable(problem)
-        none = key("none", NO_POSITION, quantity, dataset)
-        return interventions.difference(none, key(kind, position, quantity, dataset))
-
-    def share(place: Place, quantity: Quantity) -> Callable[[str], Ratio]:
-        return lambda dataset: ratio_of(
-            moved(place.kind, place.position, quantity, dataset), moved("all", NO_POSITION, quantity, dataset)
-        )
-
-    def whole(quantity: Quantity) -> Callable[[str], Replicates]:
-        return lambda dataset: moved("all", NO_POSITION, quantity, dataset)
-
-    def against_condition(kind: str, statistics: str, quantity: Quantity) -> Callable[[str], Replicates]:
-        def compared(dataset: str) -> Replicates:
-            if interventions is None:
-                raise Unusable(problem)
-            intervened = interventions.get(*key(kind, NO_POSITION, quantity, dataset))
-            return intervened - evidence.conditions.get(*evidence.key(quantity, dataset, statistics))
-
-        return compared
-
-    parts = [
-        Part(f"{name}: {place.label}", "share of the effect", share(place, quantity), options.minimum_share, "above",
-             level=options.place_level)
-        for name, quantity in quantities.items() for place in found
-    ]  # fmt: skip
-    count = len(found)
-
-    def rule(verdicts: Sequence[str]) -> str:
-        by_quantity = [verdicts[start : start + count] for start in range(0, len(verdicts), count)]
-        return agreeing([at_least_one(places) for places in by_quantity])
-
-    judged = judge_parts(evidence, parts, rule)
-    beside = list_beside(
-        evidence,
-        [Part(f"{name}: whole effect, none - all", q.unit, whole(q), 0.0, "above") for name, q in quantities.items()],
-    )
-    controls = list_beside(
-        evidence,
-        [
-            Part(f"{name}: {kind} - {statistics}", q.unit, against_condition(kind, statistics, q),
-                 options.control_intervention, "small")
-            for name, q in quantities.items() for kind, statistics in (("all", MATCHED), ("none", "running"))
-        ],
-        each_set=False,
-    )  # fmt: skip
-    shown = "; ".join(
-        _shown_places(name, judged.mean[start : start + count], options.minimum_share)
-        for name, start in zip(quantities, range(0, len(parts), count), strict=True)
-    )
-    sentence = f"On the {judged.mean[0].dataset}, matched statistics in a part of the network: {shown}"
-    statement = (
-        "Matched statistics in some layers, or means or variances alone, move a share of the effects of H1 and H2."
-    )
-    return concluded("H5", statement, judged, sentence, beside, controls)
-
-
-def _shown_places(name: str, places: Sequence[Estimate], minimum: float) -> str:
-    """What the place that moves most moves, and how many places move enough."""
-    known = [one for one in places if not math.isnan(one.effect)]
-    if not known:
-        return f"{name} not estimated"
-    most = max(known, key=lambda one: one.effect)
-    enough = sum(one.verdict == SUPPORTED for one in places)
-    place = most.quantity.removeprefix(f"{name}: ")
-    return (
-        f"of the effect on the {name}, {place} moves the largest share, {figure(most)}, and {enough} of "
-        f"{len(places)} places are shown to move {minimum:g} or more"
-    )

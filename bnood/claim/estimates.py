@@ -78,14 +78,18 @@ def estimated(
     wanted: Wanted,
     level: float,
     null: float = 0.0,
+    refuting: float | None = None,
 ) -> Estimate:
     """The estimate of a measured effect, held against its threshold.
 
     ``wanted`` is ``above`` or ``below`` the threshold, ``small`` (within +- the threshold, for controls), or ``any``
-    (only reported). ``null`` is what no effect would be, for the effect size.
+    (only reported). ``null`` is what no effect would be, for the effect size. ``refuting``, with ``above``: the value
+    that the whole interval has to lie below for a refutation, where that is not the threshold itself.
     """
     found = measured.interval(level)
     verdict = "" if threshold is None else _side(found, threshold, wanted)
+    if threshold is not None and refuting is not None and verdict == REFUTED and found.high >= refuting:
+        verdict = INCONCLUSIVE
     reason = ""
     if threshold is not None:
         equal = found.standard_error == 0 and found.effect == 0
@@ -94,7 +98,7 @@ def estimated(
         if reason:
             verdict = INCONCLUSIVE
         elif verdict == INCONCLUSIVE:
-            reason = f"the interval contains {'+-' if wanted == 'small' else ''}{threshold:g}"
+            reason = _why_between(found, threshold, wanted)
     per_seed = {seed: float(value) for seed, value in zip(measured.seeds, measured.values, strict=True)}
     size = measured.effect_size(null)
     return Estimate(
@@ -121,6 +125,12 @@ def _side(found: Interval, threshold: float, wanted: Wanted) -> str:
     if found.high < threshold:
         return REFUTED if wanted == "above" else SUPPORTED
     return INCONCLUSIVE
+
+
+def _why_between(found: Interval, threshold: float, wanted: Wanted) -> str:
+    if wanted != "small" and found.high < threshold:
+        return f"the interval is below {threshold:g}, but not below what would refute it"
+    return f"the interval contains {'+-' if wanted == 'small' else ''}{threshold:g}"
 
 
 def _undecidable(measured: Replicates | Ratio, found: Interval, level: float) -> str:
@@ -165,6 +175,16 @@ def figure(estimate: Estimate) -> str:
     if math.isnan(estimate.effect):
         return "not estimated"
     return interval_text(estimate.effect, estimate.low, estimate.high, DECIMALS.get(estimate.unit, 3))
+
+
+def against_minimum(estimate: Estimate) -> str:
+    """What an effect that was wanted above a minimum says about it: ``smaller than the minimum of 0.1``, say."""
+    minimum = f"minimum of {estimate.threshold:g}"
+    if estimate.verdict == SUPPORTED:
+        return f"more than the {minimum}"
+    if estimate.verdict == INCONCLUSIVE:
+        return f"not decided against the {minimum}"
+    return f"in the opposite direction; {minimum}" if estimate.high < 0 else f"smaller than the {minimum}"
 
 
 def interval_text(effect: float, low: float, high: float, decimals: int) -> str:

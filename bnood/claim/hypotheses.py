@@ -1,5 +1,7 @@
 """The hypotheses H1-H5 as code: which effects decide each, against which thresholds, and by which rule.
 
+H1-H3 are here, H4 is in :mod:`bnood.claim.causes`, H5 in :mod:`bnood.claim.places`; the rules are common to all.
+
 **One effect.** Every effect is paired: the same checkpoint under two statistics on the same images (H1-H3, H5), or the
 networks of one seed on the same images (H4). Its interval is that of :mod:`bnood.intervals`, over seeds and images. An
 effect wanted above a threshold is supported when its whole interval lies above, refuted when its whole interval lies
@@ -12,259 +14,139 @@ hypothesis; where one of several effects is enough to refute, that is not correc
 made over the hypotheses: each answers a question of its own.
 
 **Several sets.** The effect of a hypothesis is the mean over the headline sets with equal weight, within each seed and
-resample; any other set is listed and decides nothing. The sets are chosen, not sampled, so that nothing is claimed
-about others. A mean can hide a contradiction: where some headline sets support a hypothesis and others refute it, or
-one contradicts the mean, the hypothesis is *inconclusive*, and the sentence says on which sets it holds and on which
-not. The sets can thus take a verdict away, never give one.
+resample. The sets are chosen, not sampled, so that nothing is claimed about others. A mean can hide a contradiction:
+where some headline sets support a hypothesis and others refute it, or one contradicts the mean, the hypothesis is
+*inconclusive*, and the sentence says on which sets it holds and on which not. The sets can thus take a verdict away,
+never give one. On any other set the rule is applied as well, and what it says stands beside and decides nothing.
 
-**Seeds.** Only the seeds that every side of a comparison has are used; the sentence names the others.
+**Seeds.** Only the seeds that every side of a comparison has are used; the sentence names the others. Where some seeds
+had been looked at before the thresholds were written, the verdict on the others alone is given too.
 
-Controls stand beside and decide nothing: "passed" when the interval lies within the tolerance, "failed" when it lies
-outside, otherwise "inconclusive". Where a control is not null, the effect on OOD images minus that on ID images, which
-is always given, is the better guide.
+**Controls** stand beside: "passed" when the interval lies within the tolerance, "failed" when it lies outside,
+otherwise "inconclusive". That re-estimation on ID images does something means that a part of "running - matched" is not
+mismatch but whatever re-estimation removes: the moving average's lag, or the augmentation of the training images. What
+is left *beyond the control* is ``recalibrated:id - recalibrated:target``: two estimates of one kind, which differ in
+the images they come from, on the same OOD images. Where a control failed and this contrast, by the same thresholds and
+rule, says the opposite of the verdict, the hypothesis is *inconclusive*. (The difference in differences, OOD - ID, is
+listed but decides nothing: what the control measures need not act equally on ID and OOD images.)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-from bnood.claim.estimates import (
-    FAILED,
-    INCONCLUSIVE,
-    REFUTED,
-    SUPPORTED,
-    Estimate,
-    Wanted,
-    agreeing,
-    estimated,
-    every,
-    figure,
-    not_estimated,
+from bnood.claim.estimates import INCONCLUSIVE, REFUTED, Estimate, Wanted, against_minimum, agreeing, every, figure
+from bnood.claim.judging import (
+    MATCHED,
+    REESTIMATED,
+    Beyond,
+    Evidence,
+    Hypothesis,
+    Part,
+    concluded,
+    judge_parts,
+    list_beside,
+    on_id,
 )
-from bnood.claim.measurements import Key, Measurements, Quantity
-from bnood.claim.options import ClaimOptions
-from bnood.intervals import Ratio, Replicates, Unusable, mean_of
+from bnood.claim.measurements import (
+    ABOVE_P99,
+    ACCURACY,
+    CLASS_MIX,
+    ENERGY,
+    MAX_LOGIT,
+    MIXTURE,
+    MSP,
+    UNIT_MAXIMUM,
+    UNIT_SPREAD,
+    Quantity,
+)
+from bnood.intervals import Replicates
 
-UNIT_MAXIMUM = Quantity("penultimate", "unit_mean_max_ratio", "times ID")
-ENERGY = Quantity("energy", "mean", "nats")
-MAX_LOGIT = Quantity("max_logit", "mean", "nats")
-MSP = Quantity("msp", "mean", "probability")
-CONFIDENT = Quantity("msp", "share_above_0.9", "share of images")
-ACCURACY = Quantity("", "accuracy", "share of images")
-MATCHED, REESTIMATED = "recalibrated:target", "recalibrated:id"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that the hypotheses are judged by.
-
-    Attributes:
-        conditions: of every network, by statistics.
-        interventions: of the BatchNorm networks; None if there are none.
-        accuracies: of (network, seed), as the equal-accuracy networks were chosen by.
-        id_set: name of the in-distribution set.
-        other_sets: the OOD sets that are no headline sets.
-        options: the thresholds.
-    """
-
-    conditions: Measurements
-    interventions: Measurements | None
-    accuracies: dict[tuple[str, int], float]
-    id_set: str
-    other_sets: tuple[str, ...]
-    options: ClaimOptions
-
-    def key(self, quantity: Quantity, dataset: str, statistics: str = "running", network: str = "bn") -> Key:
-        """The key of :mod:`bnood.claim.measurements` for a quantity."""
-        role = "id" if dataset == self.id_set else "ood"
-        return (network, statistics, dataset, role, quantity.score, quantity.metric)
-
-    def change(self, quantity: Quantity, dataset: str, first: str = "running", second: str = MATCHED) -> Replicates:
-        """A quantity under the first statistics minus that under the second, on the same images and checkpoints."""
-        return self.conditions.difference(self.key(quantity, dataset, first), self.key(quantity, dataset, second))
-
-    def beyond_id(self, quantity: Quantity, dataset: str) -> Replicates:
-        """The change from matched to running on a set, minus that on ID images: the difference in differences."""
-        return self.change(quantity, dataset) - self.change(quantity, self.id_set, second=REESTIMATED)
-
-
-class Part(NamedTuple):
-    """One effect that a hypothesis rests on: how it is measured on a set, and what is wanted of it."""
-
-    quantity: str
-    unit: str
-    of: Callable[[str], Replicates | Ratio]
-    threshold: float | None
-    wanted: Wanted
-    null: float = 0.0
-    level: float | None = None
-
-    def estimate(self, datasets: Sequence[str], label: str, level: float) -> Estimate:
-        """The estimate on the mean of sets; where the tables do not hold it, an empty one with the reason."""
-        level = self.level or level
-        try:
-            measured = _average([self.of(dataset) for dataset in datasets])
-            return estimated(measured, self.quantity, label, self.unit, self.threshold, self.wanted, level, self.null)
-        except Unusable as error:
-            return not_estimated(str(error), self.quantity, label, self.unit, self.threshold, level)
-
-
-def _average(measured: Sequence[Replicates | Ratio]) -> Replicates | Ratio:
-    """The mean over sets; of ratios, the ratio of the means."""
-    ratios = [one for one in measured if isinstance(one, Ratio)]
-    if not ratios:
-        return mean_of([one for one in measured if isinstance(one, Replicates)])
-    return Ratio(mean_of([ratio.numerator for ratio in ratios]), mean_of([ratio.denominator for ratio in ratios]))
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A judged hypothesis; ``headline`` is the first of the effects that decide it."""
-
-    hypothesis: str
-    statement: str
-    verdict: str
-    sentence: str
-    headline: Estimate
-    estimates: tuple[Estimate, ...]
-    controls: tuple[Estimate, ...]
-
-
-Rule = Callable[[Sequence[str]], str]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The effects that decide a hypothesis, on the mean of the headline sets and on each set."""
-
-    mean: list[Estimate]
-    by_set: dict[str, list[Estimate]]
-    beside: list[Estimate]
-    verdict: str
-    clauses: list[str]
-
-
-def headline_label(options: ClaimOptions) -> str:
-    """``mean of svhn, dtd``; the set's own name if there is but one."""
-    sets = options.headline_sets
-    return sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
-
-
-def judge_parts(evidence: Evidence, parts: Sequence[Part], rule: Rule) -> Judged:
-    """Estimate all parts on the headline mean and on every set, and apply the rule of the module's head."""
-    options, label = evidence.options, headline_label(evidence.options)
-    mean = [part.estimate(options.headline_sets, label, options.level) for part in parts]
-    by_set = {
-        name: [part.estimate([name], name, options.level) for part in parts]
-        for name in (options.headline_sets if len(options.headline_sets) > 1 else ())
-    }
-    beside = [part.estimate([name], name, options.level) for name in evidence.other_sets for part in parts]
-    verdict, clauses = rule([one.verdict for one in mean]), []
-    verdicts = {name: rule([one.verdict for one in found]) for name, found in by_set.items()}
-    if {SUPPORTED, REFUTED} <= {verdict, *verdicts.values()}:
-        clauses.append("It depends on the set: " + _listed(verdicts) + ".")
-        verdict = INCONCLUSIVE
-    clauses += _why_open(mean) if verdict == INCONCLUSIVE else []
-    return Judged(mean, by_set, beside, verdict, clauses)
-
-
-def _listed(verdicts: dict[str, str]) -> str:
-    return ", ".join(f"{name} {verdict}" for name, verdict in verdicts.items())
-
-
-def _why_open(estimates: Sequence[Estimate]) -> list[str]:
-    """Which effects are not decided, and why; effects with one reason together."""
-    by_reason: dict[str, list[str]] = {}
-    for one in estimates:
-        if one.verdict == INCONCLUSIVE:
-            by_reason.setdefault(one.reason, []).append(one.quantity)
-    if len(by_reason) == 1 and len(next(iter(by_reason.values()))) == len(estimates):
-        return [f"Not decided: {next(iter(by_reason))}."]
-    return [f"Not decided: {'; '.join(names)}, because {reason}." for reason, names in by_reason.items()]
-
-
-def concluded(
-    name: str,
-    statement: str,
-    judged: Judged,
-    sentence: str,
-    estimates: Sequence[Estimate] = (),
-    controls: Sequence[Estimate] = (),
-    beyond: Sequence[Estimate] = (),
-) -> Hypothesis:
-    """Put the sentence together: the figures, how many seeds, what contradicts, what is open, which controls failed.
-
-    ``beyond`` is what is left of the effects where a control failed: those of ``estimates`` less the control.
-    """
-    seeds = {one.n_seeds for one in judged.mean if one.n_seeds}
-    count = f"{min(seeds)} seed{'s' * (min(seeds) > 1)}" if seeds else "no seed"
-    clauses = [f"{sentence} ({count}, {100 * judged.mean[0].level:.3g} % intervals).", *judged.clauses]
-    failed = [f"{one.quantity} on {one.dataset} {figure(one)}" for one in controls if one.verdict == FAILED]
-    if failed:
-        clauses.append(f"The control is not null: {'; '.join(failed)}.")
-        clauses += [f"Beyond that: {'; '.join(f'{one.quantity} {figure(one)}' for one in beyond)}."] if beyond else []
-    dropped = sorted(frozenset().union(*(one.dropped for one in judged.mean)))
-    if dropped:
-        clauses.append(f"Left out, because they are not in all that is compared: seeds {', '.join(map(str, dropped))}.")
-    listed = [*judged.mean[1:], *(one for found in judged.by_set.values() for one in found), *judged.beside, *estimates]
-    return Hypothesis(
-        name, statement, judged.verdict, " ".join(clauses), judged.mean[0], tuple(listed), tuple(controls)
-    )
-
-
-def list_beside(evidence: Evidence, parts: Sequence[Part], each_set: bool = True) -> list[Estimate]:
-    """Estimates that decide nothing: on the headline mean (all parts, first), and on each set."""
-    options = evidence.options
-    found = [part.estimate(options.headline_sets, headline_label(options), options.level) for part in parts]
-    names = (*options.headline_sets, *evidence.other_sets) if len(options.headline_sets) > 1 else evidence.other_sets
-    return found + [part.estimate([name], name, options.level) for name in names for part in parts if each_set]
-
-
-def on_id(evidence: Evidence, parts: Sequence[Part]) -> list[Estimate]:
-    """Estimates on the in-distribution images."""
-    return [part.estimate([evidence.id_set], evidence.id_set, evidence.options.level) for part in parts]
+# Of ID images by definition of the 99th percentile.
+ID_SHARE_ABOVE_P99 = 0.01
 
 
 def h1(evidence: Evidence) -> Hypothesis:
     """H1: some penultimate units are abnormally high on OOD images under running statistics, not under matched ones.
 
     Supported when the largest per-unit mean is above ``abnormal`` under running, below it under matched, and their
-    difference is above 0; refuted when any of the three is.
+    difference is above 0; refuted when any of the three is on the other side.
+
+    The largest unit mean also rises where a set is predicted as few classes, without any mismatch. Where it was
+    measured, it has to exceed the class mix too: the largest unit mean of ID images weighted to the classes predicted
+    on the OOD set. Matched statistics pin mean and variance of every channel, so that a part of "not under matched" is
+    so by construction; statistics of a mixture stand beside, which do that for ID and OOD images together only.
     """
-    options, conditions = evidence.options, evidence.conditions
+    options, unit = evidence.options, UNIT_MAXIMUM.unit
     name = "largest unit mean"
 
-    def under(statistics: str) -> Callable[[str], Replicates]:
-        return lambda dataset: conditions.get(*evidence.key(UNIT_MAXIMUM, dataset, statistics))
+    def under(quantity: Quantity, statistics: str) -> Callable[[str], Replicates]:
+        return lambda dataset: evidence.value(quantity, dataset, statistics)
 
-    unit = UNIT_MAXIMUM.unit
-    parts = [
-        Part(f"{name}, running - matched", unit, lambda d: evidence.change(UNIT_MAXIMUM, d), 0.0, "above"),
-        Part(f"{name}, running", unit, under("running"), options.abnormal, "above", null=1.0),
-        Part(f"{name}, matched", unit, under(MATCHED), options.abnormal, "below", null=1.0),
-    ]
-    beyond = Part(
-        f"{name}, running - matched, OOD - ID", unit, lambda d: evidence.beyond_id(UNIT_MAXIMUM, d), 0.0, "above"
-    )
-    control = Part(
-        f"{name}, running - recalibrated:id",
-        unit,
-        lambda d: evidence.change(UNIT_MAXIMUM, d, second=REESTIMATED),
-        options.control_unit_ratio,
-        "small",
-    )
-    judged, beside = judge_parts(evidence, parts, every), list_beside(evidence, [beyond])
+    def above_mix(statistics: str) -> Callable[[str], Replicates]:
+        return lambda d: evidence.conditions.difference(
+            evidence.key(UNIT_MAXIMUM, d, statistics), evidence.key(CLASS_MIX, d, statistics)
+        )
+
+    def higher(statistics: str) -> list[Part]:
+        """What has to be above something under statistics that come from ID images."""
+        return [
+            Part(f"{name}, {statistics} - matched", unit,
+                 lambda d: evidence.change(UNIT_MAXIMUM, d, statistics), 0.0, "above"),
+            Part(f"{name}, {statistics}", unit, under(UNIT_MAXIMUM, statistics), options.abnormal, "above", null=1.0),
+        ]  # fmt: skip
+
+    def beyond_mix(statistics: str) -> Part:
+        return Part(f"{name}, {statistics} - class mix", unit, above_mix(statistics), 0.0, "above")
+
+    lower = Part(f"{name}, matched", unit, under(UNIT_MAXIMUM, MATCHED), options.abnormal, "below", null=1.0)
+    mixed = {s: evidence.measured(CLASS_MIX, network="bn", statistics=s) for s in ("running", REESTIMATED)}
+    first, second = ([*higher(s), *([beyond_mix(s)] if mixed[s] else [])] for s in ("running", REESTIMATED))
+    judged = judge_parts(evidence, [*first, lower], every)
+    beyond = list_beside(evidence, second)
+    activations = list_beside(
+        evidence,
+        [
+            Part(f"share above ID's 99th percentile, {label}", ABOVE_P99.unit, under(ABOVE_P99, statistics), limit,
+                 "above", null=ID_SHARE_ABOVE_P99)
+            for label, statistics, limit in (("running", "running", ID_SHARE_ABOVE_P99), ("matched", MATCHED, None))
+        ],
+    )  # fmt: skip
+    listed = list_beside(
+        evidence,
+        [
+            *([] if mixed["running"] else [beyond_mix("running")]),
+            *(Part(f"spread over units, {label}", UNIT_SPREAD.unit, under(UNIT_SPREAD, statistics), None, "any")
+              for label, statistics in (("running", "running"), ("matched", MATCHED))),
+            Part(f"{name}, {MIXTURE}", unit, under(UNIT_MAXIMUM, MIXTURE), None, "any"),
+            Part(f"{name}, running - matched, OOD - ID", unit,
+                 lambda d: evidence.beyond_id(UNIT_MAXIMUM, d), 0.0, "above"),
+        ],
+    )  # fmt: skip
+    control = Part(f"{name}, running - recalibrated:id", unit,
+                   lambda d: evidence.change(UNIT_MAXIMUM, d, second=REESTIMATED), options.control_unit_ratio,
+                   "small")  # fmt: skip
     controls = on_id(evidence, [control])
-    difference, running, matched = judged.mean
+    difference, running, matched = judged.mean[0], judged.mean[1], judged.mean[-1]
+    mix = f"by {figure(judged.mean[2])} above" if mixed["running"] else "not measured against"
     sentence = (
         f"On the {difference.dataset} the largest unit's mean activation is {figure(running)} times the ID figure "
-        f"under running statistics and {figure(matched)} times under matched ones, a difference of "
-        f"{figure(difference)}, where above {options.abnormal:g} is abnormal; on ID images re-estimation changes it by "
-        f"{figure(controls[0])}"
+        f"under running statistics ({mix} what the mix of predicted classes alone brings on ID images) and "
+        f"{figure(matched)} times under matched ones (partly by construction: matching pins mean and variance of every "
+        f"channel), a difference of {figure(difference)}, where above {options.abnormal:g} is abnormal; "
+        f"{_shown_share(activations[0])}; on ID images re-estimation changes the figure by {figure(controls[0])}"
     )
     statement = "On OOD data some penultimate units are abnormally high under running statistics, not under matched."
-    return concluded("H1", statement, judged, sentence, beside, controls, beside[:1])
+    left = Beyond(beyond[: len(second)], every([*(one.verdict for one in beyond[: len(second)]), matched.verdict]))
+    return concluded("H1", statement, judged, sentence, [*beyond, *activations, *listed], controls, left)
+
+
+def _shown_share(share: Estimate) -> str:
+    """How many single activations are high, which a high mean of few units does not say."""
+    rare = ": they are rarer than on ID, not more frequent" if share.verdict == REFUTED else ""
+    return (
+        f"single activations above ID's 99th percentile have a share of {figure(share)} under running statistics "
+        f"(ID: {ID_SHARE_ABOVE_P99:g}){rare}"
+    )
 
 
 def h2(evidence: Evidence) -> Hypothesis:
@@ -287,26 +169,30 @@ def h2(evidence: Evidence) -> Hypothesis:
         ]
 
     judged = judge_parts(evidence, parts("running - matched", evidence.change, "above"), agreeing)
+    second = parts("recalibrated:id - matched", lambda q, d: evidence.change(q, d, REESTIMATED), "above")
+    beyond = list_beside(evidence, second)
     beside = list_beside(evidence, parts("running - matched, OOD - ID", evidence.beyond_id, "above", zero=True))
     reestimated = parts("running - recalibrated:id", lambda q, d: evidence.change(q, d, second=REESTIMATED), "small")
     controls = on_id(evidence, reestimated)
     shown = ", ".join(
-        f"{name} by {figure(one)} ({one.verdict})" for name, one in zip(outputs, judged.mean, strict=True)
+        f"{name} by {figure(one)} ({against_minimum(one)})" for name, one in zip(outputs, judged.mean, strict=True)
     )
     unmoved = ", ".join(f"{name} {figure(one)}" for name, one in zip(outputs, controls, strict=True))
     sentence = (
-        f"On the {judged.mean[0].dataset} running statistics raise {shown} over matched ones; on ID images, over "
-        f"re-estimated ones: {unmoved}"
+        f"On the {judged.mean[0].dataset} running statistics raise {shown} over matched ones (negative: lower); on ID "
+        f"images, over re-estimated ones: {unmoved}"
     )
     statement = "Max logit, energy score and MSP on OOD data are higher under running than under matched statistics."
-    return concluded("H2", statement, judged, sentence, beside, controls, beside[: len(outputs)])
+    left = Beyond(beyond[: len(second)], agreeing([one.verdict for one in beyond[: len(second)]]))
+    return concluded("H2", statement, judged, sentence, [*beyond, *beside], controls, left)
 
 
 def h3(evidence: Evidence) -> Hypothesis:
     """H3: without the mismatch detection is better: AUROC rises and FPR95 falls, for MSP and for energy.
 
     For each score, supported when both are above their minimum and refuted when the gain in AUROC is below it. Both
-    scores supported: supported; any refuted and none supported: refuted. A gain below 0 is harm, and is said to be.
+    scores supported: supported; any refuted and none supported: refuted. A gain that is shown to be below 0 is harm,
+    and is said to be.
     """
     options = evidence.options
 
@@ -314,24 +200,36 @@ def h3(evidence: Evidence) -> Hypothesis:
         quantity = Quantity(score, metric, "share of images")
         return lambda dataset: evidence.change(quantity, dataset, first, second)
 
-    parts, beside, reestimated = [], [], []
-    for score, name in (("energy", "energy"), ("msp", "MSP")):
-        parts += [
-            Part(f"{name} AUROC, matched - running", "AUROC", gain(score, "auroc", MATCHED, "running"),
-                 options.minimum_auroc, "above"),
-            Part(f"{name} FPR95, running - matched", "share of OOD images", gain(score, "fpr95", "running", MATCHED),
-                 options.minimum_fpr95, "above"),
+    def gains(statistics: str) -> list[Part]:
+        """From other statistics to matched ones, of each score in turn: AUROC, then FPR95."""
+        return [
+            part
+            for score, name in (("energy", "energy"), ("msp", "MSP"))
+            for part in (
+                Part(f"{name} AUROC, matched - {statistics}", "AUROC", gain(score, "auroc", MATCHED, statistics),
+                     options.minimum_auroc, "above"),
+                Part(f"{name} FPR95, {statistics} - matched", "share of OOD images",
+                     gain(score, "fpr95", statistics, MATCHED), options.minimum_fpr95, "above"),
+            )
         ]  # fmt: skip
-        beside += [
+
+    judged = judge_parts(evidence, gains("running"), detection_rule)
+    second = gains(REESTIMATED)
+    beyond = list_beside(evidence, second)
+    scores = (("energy", "energy"), ("msp", "MSP"))
+    beside = list_beside(
+        evidence,
+        [
             Part(f"{name} FPR95 (OOD positive), running - matched", "share of ID images",
-                 gain(score, "fpr95_ood_positive", "running", MATCHED), options.minimum_fpr95, "above"),
-            Part(f"{name} AUROC, matched - recalibrated:id", "AUROC", gain(score, "auroc", MATCHED, REESTIMATED),
-                 options.minimum_auroc, "above"),
-        ]  # fmt: skip
-        reestimated.append(
-            Part(f"{name} AUROC, recalibrated:id - running", "AUROC", gain(score, "auroc", REESTIMATED, "running"),
-                 options.minimum_auroc, "small")
-        )  # fmt: skip
+                 gain(score, "fpr95_ood_positive", "running", MATCHED), options.minimum_fpr95, "above")
+            for score, name in scores
+        ],
+    )  # fmt: skip
+    reestimated = [
+        Part(f"{name} AUROC, recalibrated:id - running", "AUROC", gain(score, "auroc", REESTIMATED, "running"),
+             options.minimum_auroc, "small")
+        for score, name in scores
+    ]  # fmt: skip
     accuracy = Part(
         "ID accuracy, recalibrated:id - running",
         ACCURACY.unit,
@@ -339,23 +237,25 @@ def h3(evidence: Evidence) -> Hypothesis:
         options.control_accuracy,
         "small",
     )
-    judged = judge_parts(evidence, parts, _detection_rule)
     controls = on_id(evidence, [accuracy]) + list_beside(evidence, reestimated, each_set=False)
+    by_score = [(name, judged.mean[2 * place : 2 * place + 2]) for place, (_, name) in enumerate(scores)]
     shown = "; ".join(
-        f"{name}'s AUROC by {figure(judged.mean[place])} and lower its FPR95 by {figure(judged.mean[place + 1])}"
-        for name, place in (("energy", 0), ("MSP", 2))
+        f"{name}'s AUROC by {figure(auroc)} ({against_minimum(auroc)}) and lower its FPR95 by {figure(fpr95)} "
+        f"({against_minimum(fpr95)})"
+        for name, (auroc, fpr95) in by_score
     )
-    harmed = [name for name, place in (("energy", 0), ("MSP", 2)) if judged.mean[place].high < 0]
+    harmed = [name for name, (auroc, _) in by_score if auroc.verdict == REFUTED and auroc.high < 0]
     harm = f"; for {' and '.join(harmed)} matching does not help but harms" if harmed else ""
     sentence = (
         f"On the {judged.mean[0].dataset} matched statistics raise {shown} (negative: the opposite){harm}; "
         f"re-estimation on ID images changes ID accuracy by {figure(controls[0])}"
     )
     statement = "The mismatch harms detection: AUROC rises and FPR95 falls when it is removed."
-    return concluded("H3", statement, judged, sentence, list_beside(evidence, beside), controls)
+    left = Beyond(beyond[: len(second)], detection_rule([one.verdict for one in beyond[: len(second)]]))
+    return concluded("H3", statement, judged, sentence, [*beyond, *beside], controls, left)
 
 
-def _detection_rule(verdicts: Sequence[str]) -> str:
+def detection_rule(verdicts: Sequence[str]) -> str:
     """Of AUROC and FPR95 of each score in turn; see :func:`h3`."""
     by_score = []
     for auroc, fpr95 in zip(verdicts[::2], verdicts[1::2], strict=True):

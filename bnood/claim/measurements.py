@@ -3,7 +3,7 @@
 The tables hold one row per network, seed, condition, set and metric, with the metric's bootstrap draws.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ INTERVENTION_KEYS = ("network", "kind", "position", "dataset", "role", "score", 
 # Of the interventions, those that put matched statistics into a part of the network.
 PLACED = ("none", "all", "only", "first", "last", "mean", "variance")
 NO_POSITION = -1
+# The mixture whose statistics are listed beside H1: half of its images are OOD.
+MIXTURE, MIXTURE_SHARE = "recalibrated:mixture", "mixed 0.5"
 
 
 class Quantity(NamedTuple):
@@ -29,6 +31,18 @@ class Quantity(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.score} {self.metric}".strip()
+
+
+UNIT_MAXIMUM = Quantity("penultimate", "unit_mean_max_ratio", "times ID")
+# The largest unit mean of *ID* images weighted to the classes that are predicted on the set.
+CLASS_MIX = Quantity("penultimate", "class_mix_max_ratio", "times ID")
+UNIT_SPREAD = Quantity("penultimate", "unit_mean_spread_ratio", "times ID")
+ABOVE_P99 = Quantity("penultimate", "share_above_id_p99", "share of activations")
+ENERGY = Quantity("energy", "mean", "nats")
+MAX_LOGIT = Quantity("max_logit", "mean", "nats")
+MSP = Quantity("msp", "mean", "probability")
+CONFIDENT = Quantity("msp", "share_above_0.9", "share of images")
+ACCURACY = Quantity("", "accuracy", "share of images")
 
 
 class _Row(NamedTuple):
@@ -66,6 +80,14 @@ class Measurements:
         place = self.keys.index("network")
         return tuple(sorted({seed for key, rows in self._rows.items() if key[place] == network for seed in rows}))
 
+    def only(self, seeds: Collection[int]) -> "Measurements":
+        """The rows of these seeds alone."""
+        part = Measurements.__new__(Measurements)
+        part.what, part.keys = self.what, self.keys
+        kept = {key: {s: row for s, row in rows.items() if s in seeds} for key, rows in self._rows.items()}
+        part._rows = {key: rows for key, rows in kept.items() if rows}
+        return part
+
     def get(self, *key: object) -> Replicates:
         """The quantity with every seed that has it. Raises :class:`Unusable`, with the reason, if it is of no use."""
         rows = self._found(key)
@@ -84,37 +106,50 @@ class Measurements:
         except Unusable as error:
             raise Unusable(f"{self.what}: {error} in {self._named(key)}") from error
 
-    def difference(self, left: Key, right: Key) -> Replicates:
-        """``left - right`` on the same images. Raises :class:`Unusable` where the two scored different numbers."""
-        first, second = self._found(left), self._found(right)
+    def difference(self, left: Key, right: Key, other: "Measurements | None" = None) -> Replicates:
+        """``left - right`` on the same images; ``right`` is looked up in ``other`` where that is given.
+
+        Raises :class:`Unusable` where the two scored different numbers of images.
+        """
+        other = self if other is None else other
+        first, second = self._found(left), other._found(right)
         for seed in sorted(first.keys() & second.keys()):
-            if first[seed].images != second[seed].images:
+            if not _same_images(first[seed].images, second[seed].images):
                 raise Unusable(
-                    f"{self.what}: {self._named(left)} is of {first[seed].images[0]} images, {self._named(right)} of "
-                    f"{second[seed].images[0]} (seed {seed}); a paired comparison needs the same"
+                    f"on other images: {self._told(left)} is of {first[seed].images[0]} images, {other._told(right)} "
+                    f"of {second[seed].images[0]} (seed {seed}); a paired comparison needs the same"
                 )
         try:
-            return self.get(*left) - self.get(*right)
+            return self.get(*left) - other.get(*right)
         except Unusable as error:
-            raise Unusable(f"{error}: {self._named(left)} and {self._named(right)}") from error
+            raise Unusable(f"{error}: {self._told(left)} and {other._told(right)}") from error
 
     def _found(self, key: Key) -> Mapping[int, _Row]:
         if key not in self._rows:
             raise Unusable(f"{self.what} has nothing for {self._named(key)}")
         return self._rows[key]
 
+    def _told(self, key: Key) -> str:
+        return f"{self.what}, {self._named(key)}"
+
     def _named(self, key: Key) -> str:
         return ", ".join(f"{name} {value}" for name, value in zip(self.keys, key, strict=True) if value not in ("", -1))
 
 
+def _same_images(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether as many images of the set were scored, and of the ID set where both figures compare with it."""
+    return first[0] == second[0] and (first[1] == second[1] or 0 in (first[1], second[1]))
+
+
 def condition_measurements(draws: pd.DataFrame) -> Measurements:
-    """The draws of all runs, without ``batch`` and mixtures, which no hypothesis uses.
+    """The draws of all runs: without ``batch``, which no hypothesis uses; of mixtures, the OOD images at equal shares.
 
     Raises ``UserError`` if the table is empty or lacks a column.
     """
     table = _checked(draws, {*CONDITION_KEYS, "seed", "composition", "batch_size", "companion"}, "draws")
-    plain = (table["composition"] == "") & (table["batch_size"] == 0) & (table["companion"] == "")
-    return Measurements(table[plain], CONDITION_KEYS, "draws")
+    mixture = (table["statistics"] == MIXTURE) & (table["composition"] == MIXTURE_SHARE)
+    pure = (table["composition"] == "") | mixture
+    return Measurements(table[pure & (table["batch_size"] == 0) & (table["companion"] == "")], CONDITION_KEYS, "draws")
 
 
 def intervention_measurements(draws: pd.DataFrame) -> Measurements:

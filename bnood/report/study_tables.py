@@ -100,8 +100,10 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
     The squared standard error is the sample variance of the seeds' values over their number, plus the squared mean
     standard error of a seed's own interval over images: all seeds are scored on the same images, so that part does not
-    shrink with the number of seeds. The quantile is Student's t at Satterthwaite's degrees of freedom. With one seed
-    the interval is that seed's own, over images only. Rows without an interval of their own (NaN) count as exact.
+    shrink with the number of seeds. Each part has a half width of its own, Student's t at S - 1 degrees of freedom for
+    the seeds and the normal quantile for the images, and the interval's is the root of the sum of their squares (Howe
+    1974), as in `bnood.intervals`, so that report and verdict agree. With one seed the interval is that seed's own,
+    over images only. Rows without an interval of their own (NaN) count as exact.
     """
     columns = {name: frame[name] if name in frame.columns else np.nan for name in ("low", "high", "n")}
     given = frame.assign(**columns, _se=lambda table: (table["high"] - table["low"]) / (2 * Z95))
@@ -112,14 +114,44 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     ).reset_index()  # fmt: skip
     several = found["n_seeds"] > 1
     of_seeds = found["variance"].where(several, 0.0) / found["n_seeds"]
-    total = of_seeds + found["se"].fillna(0.0) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = total**2 / (of_seeds**2 / (found["n_seeds"] - 1))
-    quantile = np.where(np.isfinite(freedom), stats.t.ppf(0.975, np.where(np.isfinite(freedom), freedom, 1.0)), Z95)
-    half = quantile * np.sqrt(total)
+    student = stats.t.ppf(0.975, (found["n_seeds"] - 1).clip(lower=1))
+    half = np.sqrt(student**2 * of_seeds + (Z95 * found["se"].fillna(0.0)) ** 2)
     low = np.where(several, found["mean"] - half, found["own_low"])
     high = np.where(several, found["mean"] + half, found["own_high"])
     return found.assign(low=low, high=high)[[*keys, "mean", "low", "high", "n_seeds", "n"]]
+
+
+def rests_on(pooled: pd.DataFrame, of_images: bool = True, bars: bool = True) -> str:
+    """What the marks of a picture rest on, in words: their intervals, the number of seeds and of images.
+
+    Args:
+        pooled: what is drawn, as `over_seeds` gives it.
+        of_images: the rows have intervals of their own, over images.
+        bars: the picture draws the intervals.
+    """
+    fewest, most = int(pooled["n_seeds"].min()), int(pooled["n_seeds"].max())
+    images = pooled["n"].dropna() if "n" in pooled.columns else pd.Series(dtype=float)
+    counts = seeds_in_words(fewest, most)
+    if len(images):
+        low, high = int(images.min()), int(images.max())
+        counts += f", n = {low:,} images in a set" if low == high else f", n = {low:,} to {high:,} images in a set"
+    if not bars:
+        return f"{counts[0].upper()}{counts[1:]}."
+    over = [name for name, there in (("seeds", most > 1), ("images", of_images)) if there]
+    if not over:
+        return f"There are no bars, because one seed has no interval over seeds; {counts}."
+    mixed = ""
+    if fewest == 1 and most > 1:
+        mixed = " (over images alone where there is one seed)" if of_images else " (none where there is one seed)"
+    return f"Bars are 95 % intervals over {listed(over)}{mixed}; {counts}."
+
+
+def seeds_in_words(fewest: int, most: int | None = None) -> str:
+    """ "1 seed", "3 seeds" or "1 to 3 seeds"."""
+    most = fewest if most is None else most
+    if fewest < most:
+        return f"{fewest} to {most} seeds"
+    return f"{most} seed" if most == 1 else f"{most} seeds"
 
 
 def rows_where(frame: pd.DataFrame, **values: object) -> pd.Series:

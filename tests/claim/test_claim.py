@@ -9,29 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from claim_tables import HEADLINE, NOISE, Study, Truth, made_study
+from claim_tables import HEADLINE, NOISE, Study, Truth, find, judged, made_study
 from rich.console import Console
 
 from bnood.claim import ClaimOptions, gather, judge, markdown_table, print_verdict
-from bnood.claim.causes import h4, h5
-from bnood.claim.estimates import Estimate
-from bnood.claim.hypotheses import Hypothesis, h1, h2, h3
 from bnood.claim.measurements import condition_measurements
 from bnood.errors import UserError
 
-JUDGES = {"H1": h1, "H2": h2, "H3": h3, "H4": h4, "H5": h5}
 LOUD: dict[str, Any] = {"seed_noise": 0.8, "image_noise": 0.3}
 NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
-
-
-def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Hypothesis:
-    return JUDGES[name](gather(*study.tables(), options))
-
-
-def find(hypothesis: Hypothesis, quantity: str, dataset: str) -> Estimate:
-    everything = (hypothesis.headline, *hypothesis.estimates, *hypothesis.controls)
-    (found,) = [one for one in everything if (one.quantity, one.dataset) == (quantity, dataset)]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -47,9 +33,9 @@ def find(hypothesis: Hypothesis, quantity: str, dataset: str) -> Estimate:
         ("H2", Truth(energy=0.05, max_logit=0.0, msp=-0.1), {}, "refuted", "MSP by -0.101"),
         # One is refuted, the others are open.
         ("H2", Truth(energy=0.05, max_logit=0.1, msp=0.01), {}, "refuted", ""),
-        ("H2", Truth(energy=-1.0), {}, "inconclusive", "(refuted), max logit by 1.00 [0.99, 1.01] (supported)"),
+        ("H2", Truth(energy=-1.0), {}, "inconclusive", "(in the opposite direction; minimum of 0.1), max logit by 1.0"),
         ("H2", Truth(), LOUD, "inconclusive", "Not decided"),
-        ("H3", Truth(), {}, "supported", "energy's AUROC by 0.051 [0.04"),
+        ("H3", Truth(), {}, "supported", "energy's AUROC by 0.049 [0.04"),
         ("H3", Truth(auroc=-0.05, fpr95=-0.1), {}, "refuted", "energy and MSP matching does not help but harms"),
         ("H3", Truth(auroc=0.0), {}, "refuted", ""),
         ("H3", Truth(msp_auroc=-0.05), {}, "inconclusive", "for MSP matching does not help but harms"),
@@ -60,9 +46,9 @@ def find(hypothesis: Hypothesis, quantity: str, dataset: str) -> Estimate:
         ("H4", Truth(over_ln=0.0, over_gn=0.0), {}, "refuted", ""),
         ("H4", Truth(over_ln=0.6, over_gn=0.0), {}, "inconclusive", "against LN supported, against GN refuted"),
         ("H4", Truth(), LOUD, "inconclusive", "Not decided"),
-        ("H5", Truth(), {}, "supported", "last 2 of 4 layers moves the largest share, 0.70 [0.6"),
+        ("H5", Truth(), {}, "supported", "last 2 of 4 layers has the largest mean share, 0.70 [0.6"),
         ("H5", Truth(shares=NO_SHARES), {}, "refuted", "0 of 5 places"),
-        ("H5", Truth(energy_shares=NO_SHARES), {}, "inconclusive", "on the energy, means alone moves the largest"),
+        ("H5", Truth(energy_shares=NO_SHARES), {}, "inconclusive", "on the energy, means alone has the largest"),
         ("H5", Truth(), LOUD, "inconclusive", "the whole effect is not distinguishable from 0"),
         ("H5", Truth(whole=-1.0), {}, "inconclusive", "the whole effect is not above 0 (-0.85"),
     ],
@@ -120,10 +106,10 @@ def test_a_control_that_is_not_null_is_said_with_what_is_left_beyond_it() -> Non
     control = find(found, "energy, running - recalibrated:id", "cifar10")
     assert control.verdict == "failed" and found.verdict == "supported"
     assert "The control is not null: energy, running - recalibrated:id on cifar10 0.40" in found.sentence
-    assert "Beyond that: energy, running - matched, OOD - ID 0.60" in found.sentence
+    assert "Beyond the control, on the same OOD images: energy, recalibrated:id - matched 1.00" in found.sentence
     assert find(judged("H3", study), "ID accuracy, recalibrated:id - running", "cifar10").verdict == "failed"
     null = judged("H2", made_study(seed_noise=0.001))
-    assert {one.verdict for one in null.controls} == {"passed"} and "control" not in null.sentence
+    assert {one.verdict for one in null.controls} == {"passed"} and "The control is" not in null.sentence
 
 
 def test_interventions_that_are_not_the_conditions_they_claim_to_be_fail_the_control() -> None:

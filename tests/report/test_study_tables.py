@@ -7,7 +7,9 @@ from scipy import stats
 from synthetic_evaluation import make_scores, make_table, make_units
 
 from bnood.errors import UserError
-from bnood.report.study_tables import StudyTables, listed, networks_of, over_seeds, plain, signed
+from bnood.intervals import seeds_interval
+from bnood.report.study_panels import _mitigation_sentence, headline_sets
+from bnood.report.study_tables import StudyTables, listed, networks_of, over_seeds, plain, rests_on, signed
 
 
 def frame(values: list[float], half: float = 0.0) -> pd.DataFrame:
@@ -21,6 +23,18 @@ def test_exact_values_have_students_interval() -> None:
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), low, high))
     assert (row["n_seeds"], row["n"]) == (3, 100)
+
+
+def test_the_interval_is_that_of_the_verdict() -> None:
+    rng, values = np.random.default_rng(0), np.array([0.80, 0.83, 0.84, 0.9])
+    shared = rng.normal(0, 0.02, 4000)
+    half = 1.959964 * shared.std(ddof=1)
+    row = over_seeds(frame(values.tolist(), half), ["key"]).iloc[0]
+    mean, low, high, _ = seeds_interval(values, values[:, None] + shared)
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((mean, low, high), abs=2e-5)
+    # By hand (Howe 1974): t(3) = 3.182 for the seeds, 1.96 for the images.
+    by_hand = np.hypot(3.182446 * values.std(ddof=1) / 2, half)
+    assert row["high"] - row["mean"] == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_equal_seeds_keep_the_interval_over_images() -> None:
@@ -70,3 +84,42 @@ def test_networks_come_in_one_order() -> None:
 def test_figures_as_they_are_printed() -> None:
     assert (signed(-0.1234), signed(0.5, 1), plain(-2.0, 1)) == ("\N{MINUS SIGN}0.123", "+0.5", "\N{MINUS SIGN}2.0")
     assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "n", "says"),
+    [
+        ([1, 1], [600, 600], "over images; 1 seed, n = 600 images in a set."),
+        ([3, 3], [600, 4000], "over seeds and images; 3 seeds, n = 600 to 4,000 images in a set."),
+        ([1, 3], [], "over seeds and images (over images alone where there is one seed); 1 to 3 seeds."),
+    ],
+)  # fmt: skip
+def test_what_a_picture_rests_on(seeds: list[int], n: list[float], says: str) -> None:
+    pooled = pd.DataFrame({"n_seeds": seeds, "n": n or [np.nan] * len(seeds)})
+    assert rests_on(pooled) == f"Bars are 95 % intervals {says}"
+
+
+def test_what_a_picture_without_intervals_over_images_rests_on() -> None:
+    one, three = pd.DataFrame({"n_seeds": [1]}), pd.DataFrame({"n_seeds": [3]})
+    assert rests_on(one, of_images=False) == "There are no bars, because one seed has no interval over seeds; 1 seed."
+    assert rests_on(three, of_images=False) == "Bars are 95 % intervals over seeds; 3 seeds."
+    assert rests_on(three, bars=False) == "3 seeds."
+
+
+def test_mitigations_are_summed_up_over_headline_sets_and_finished_networks() -> None:
+    rows = [
+        ("bn", "energy", "svhn", 0.80), ("gn", "react", "svhn", 0.85), ("bn-at-gn", "msp", "svhn", 0.99),
+        ("bn", "energy", "noise", 0.99), ("gn", "react", "noise", 0.10),
+    ]  # fmt: skip
+    pooled = pd.DataFrame(rows, columns=["network", "score", "dataset", "mean"])
+    pooled = pooled.assign(statistics="running", metric="auroc")
+    said = _mitigation_sentence(pooled, ["svhn"])
+    assert "svhn and the seeds, ReAct (energy of clipped features) on gn has the largest mean AUROC" in said
+    assert "0.850; the BN default (energy) reaches 0.800" in said and "highest" not in said
+    assert "energy score on bn" in _mitigation_sentence(pooled, ["svhn", "noise"])
+    assert _mitigation_sentence(pooled[pooled["network"] == "bn-at-gn"], ["svhn"]).startswith("No finished network")
+    study = StudyTables("study", make_table(make_scores(n=20, norm="ln", shuffles=1)))
+    assert headline_sets(study) == study.sets
+    first = study.sets[0]
+    judged = StudyTables("study", study.table, verdict={"thresholds": {"headline_sets": [first, "gone"]}})
+    assert headline_sets(judged) == [first] != study.sets
