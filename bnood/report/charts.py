@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +23,15 @@ SYMBOLS = {
     "diamond": "diamond",
     "triangle": "triangle-up",
     "cross": "x",
+    "wedge": "triangle-down",
+    "pentagon": "pentagon",
 }
 # Okabe and Ito's vermilion and blue, lightened so that dark figures can be read on them.
 CHANGE_COLOURS = [(0.0, "#EE9B66"), (0.5, "#FFFFFF"), (1.0, "#74B5DF")]
 GRID = "#E3E3E3"
 ROW_HEIGHT = 27  # pixels for a row of a dot plot
+LINE_HEIGHT = 16  # and for a further line of a label
+LINE = 24  # letters in a line of a dot plot's labels: on a phone they must leave room for the marks
 
 
 def plotly_script() -> str:
@@ -54,14 +59,20 @@ def height(panel: Panel) -> int:
     if panel.heat is not None:
         return 110 + 38 * len(panel.heat.rows)
     if panel.y_ticks:
-        return 75 + max(ROW_HEIGHT, 10 * len(panel.series)) * len(panel.y_ticks)
+        further = max(len(_lines(name)) for _, name in panel.y_ticks) - 1
+        row = max(ROW_HEIGHT + 8 * further, 10 * len(panel.series))
+        return 75 + row * len(panel.y_ticks) + LINE_HEIGHT * (len(_lines(panel.x_label)) - 1)
     return 260
+
+
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _layout(panel: Panel) -> dict[str, Any]:
     def axis(title: str, ticks: Sequence[tuple[float, str]], ends: tuple[float, float] | None) -> dict[str, object]:
         found: dict[str, object] = {
-            "title": {"text": _escaped(title), "standoff": 6},
+            "title": {"text": folded(title), "standoff": 6},
             "automargin": True,
             "gridcolor": GRID,
             "linecolor": "#999999",
@@ -72,10 +83,13 @@ def _layout(panel: Panel) -> dict[str, Any]:
             "ticklen": 3,
         }
         if ticks:
-            found |= {"tickvals": [place for place, _ in ticks], "ticktext": [_escaped(name) for _, name in ticks]}
+            found |= {"tickvals": [place for place, _ in ticks], "ticktext": [folded(name) for _, name in ticks]}
         if ends is not None:
             found["range"] = list(ends)
         return found
+
+    def folded(text: str) -> str:
+        return "<br>".join(map(_escaped, _lines(text))) if panel.y_ticks else _escaped(text)
 
     heat = panel.heat
     x_ticks = [(float(i), name) for i, name in enumerate(heat.columns)] if heat else panel.x_ticks

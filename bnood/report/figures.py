@@ -2,8 +2,9 @@
 
 The functions are pure and use no global state (no pyplot): they read the tables that the evaluation writes
 (`table.csv`, `scores.parquet`, `units.parquet`; see evaluation.py for their columns) and draw what stands there.
-Colours are Okabe and Ito's, which readers with any colour vision can tell apart; the in-distribution (ID) set is
-always dark grey, and an out-of-distribution (OOD) set has one colour in every figure of an evaluation.
+Colours are Okabe and Ito's, which readers with any colour vision can tell apart, but for the last two, a brown and a
+violet: their orange and sky blue have too little contrast on white (WCAG 2 asks for 3:1). The in-distribution (ID) set
+is always dark grey, and an out-of-distribution (OOD) set has one colour in every figure of an evaluation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bnood.errors import UserError
 from bnood.runs import write_beside
 
 ID_COLOUR = "#333333"
-OOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#734922", "#8A2EE5")
 NORM_MARKERS = {"bn": "o", "ln": "s", "gn": "D", "none": "^"}
 STATISTICS_ORDER = ("running", "batch", "recalibrated:id", "recalibrated:target", "recalibrated:mixture")
 SCORE_LABELS = {

@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 
 from bnood.report.figures import ID_COLOUR, colours, ood_sets
-from bnood.report.panels import Heat, Panel, Picture, Series
-from bnood.report.study_tables import MATCHED, listed, networks_of, over_seeds, plain, signed, with_network
+from bnood.report.panels import Heat, Panel, Picture, Series, marker_of
+from bnood.report.study_tables import (
+    MATCHED,
+    listed,
+    networks_of,
+    over_seeds,
+    plain,
+    rests_on,
+    signed,
+    with_network,
+)  # fmt: skip
 
 OUTCOMES = (  # score, metric, name, unit
     ("penultimate", "unit_mean_max_ratio", "largest unit mean", "relative to ID"),
@@ -25,7 +34,6 @@ GRIDS = (  # score, metric, role, name of the choice
     ("", "accuracy", "id", "ID accuracy"),
 )
 _NEEDED = "network seed kind place position share dataset role score metric value change"
-BARS = "Bars are 95 % intervals, over seeds where there are several."
 
 
 def lens_pictures(
@@ -58,7 +66,8 @@ def _depth_ticks(frame: pd.DataFrame) -> list[tuple[float, str]]:
     return [(float(place), str(place)) for place in places[::step]]
 
 
-def _line(name: str, colour: str, rows: pd.DataFrame, marker: str = "circle", labels: Sequence[str] = ()) -> Series:
+def _line(name: str, colour: str, rows: pd.DataFrame, labels: Sequence[str] = ()) -> Series:
+    marker = marker_of(colour)
     rows = rows.sort_values("position")
     place = [*rows["position"].astype(float)]
     return Series(name, colour, place, [*rows["mean"]], [*rows["low"]], [*rows["high"]], "y", marker, "solid", labels)
@@ -96,9 +105,9 @@ def distance_picture(distances: pd.DataFrame | None) -> Picture | None:
         parts.append(f"{top['layer']} (layer {top['position']}) on {name}, {plain(top['mean'], 2)} nats")
     return Picture(
         name="layer_distances", title="Where the statistics differ: distance by layer",
-        says=f"The symmetric KL between running statistics and the set's own is largest at {listed(parts)}.",
+        says=f"The symmetric KL between running statistics and the set's own is largest at {'; '.join(parts)}.",
         how="Each layer's own statistics are those of its inputs as they arrive under running statistics. "
-        f"Grey: ID images, for which the distance should be small. {BARS}",
+        f"Grey: ID images, for which the distance should be small. {rests_on(table, of_images=False)}",
         panels=panels, numbers=table[["measure", "dataset", "layer", "position", "mean", "low", "high", "n_seeds"]],
         source="layer_distances.csv", across=3,
     )  # fmt: skip
@@ -141,7 +150,7 @@ def share_picture(layers: pd.DataFrame | None) -> Picture | None:
         name="layer_shares", title="Abnormal activations by layer",
         says="Under running statistics, the largest share of activations above the ID 99th percentile is "
         f"{listed(parts)}; on ID images it is 1 % by definition.",
-        how=f"The line marks 1 %, the share on ID images under running statistics. {BARS}",
+        how=f"The line marks 1 %, the share on ID images under running statistics. {rests_on(pooled, of_images=False)}",
         panels=panels, numbers=pooled, source="layers.parquet",
     )  # fmt: skip
 
@@ -170,6 +179,11 @@ def _pooled(interventions: pd.DataFrame | None, kinds: Sequence[str], changes: b
 
 def _outcome(pooled: pd.DataFrame, score: str, metric: str, role: str = "ood") -> pd.DataFrame:
     return pooled[pooled["score"].eq(score) & pooled["metric"].eq(metric) & pooled["role"].eq(role)]
+
+
+def _outcomes(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The rows of OOD sets that `OUTCOMES` names."""
+    return pd.concat([_outcome(pooled, score, metric) for score, metric, *_ in OUTCOMES], ignore_index=True)
 
 
 def place_picture(interventions: pd.DataFrame | None) -> Picture | None:
@@ -206,9 +220,10 @@ def place_picture(interventions: pd.DataFrame | None) -> Picture | None:
     return Picture(
         name="interventions", title="Interventions: matched statistics in some layers only",
         says=_place_sentence(pooled),
-        how=f"Changes from running statistics on the same images; zero means no effect. {BARS}",
-        panels=panels, numbers=pooled.drop(columns=["share", "companion", "role"]), source="interventions.csv",
-        choice_label="Outcome", static=list(dict.fromkeys(panel.choice for panel in panels))[:3],
+        how=f"Changes from running statistics on the same images; zero means no effect. {rests_on(pooled)}",
+        panels=panels, numbers=_outcomes(pooled).drop(columns=["share", "companion", "role"]),
+        source="interventions.csv", choice_label="Outcome",
+        static=list(dict.fromkeys(panel.choice for panel in panels))[:3],
     )  # fmt: skip
 
 
@@ -225,7 +240,7 @@ def _parts_panel(own: pd.DataFrame, hues: dict[str, str], label: str, choice: st
         place = [names.index(kind) + float(slot) for kind in held]
         series.append(
             Series(dataset, hue, place, [*rows["mean"]], [*rows["low"]], [*rows["high"]], "y",
-                   labels=[titles[kind] for kind in held])
+                   marker_of(hue), labels=[titles[kind] for kind in held])
         )  # fmt: skip
     ticks = [(float(i), titles[kind]) for i, kind in enumerate(names)]
     ends = (-0.5, len(names) - 0.5)
@@ -254,9 +269,10 @@ def _place_sentence(pooled: pd.DataFrame) -> str:
 
 def path_picture(interventions: pd.DataFrame | None) -> Picture | None:
     """From running to matched statistics in steps of λ, and Schneider's prior of N source images."""
-    pooled = _pooled(interventions, ["path", "prior"], changes=False)
-    if pooled is None:
+    pooled = _pooled(interventions, ["path", "prior", "none", "all"], changes=False)
+    if pooled is None or not pooled["kind"].isin(["path", "prior"]).any():
         return None
+    pooled = _with_ends(pooled)
     hues = colours(ood_sets(pooled))
     panels = []
     for score, metric, name, unit in OUTCOMES[:3]:
@@ -272,9 +288,28 @@ def path_picture(interventions: pd.DataFrame | None) -> Picture | None:
     return Picture(
         name="path", title="From running to matched in steps", says=_path_sentence(pooled),
         how="Left: λ = 0 is running, λ = 1 matched statistics. Right: the prior N of Schneider et al. (2020), the "
-        f"running statistics' weight in source images beside pure batches of 128; more is nearer to running. {BARS}",
-        panels=panels, numbers=pooled.drop(columns=["share", "companion"]), source="interventions.csv",
+        "running statistics' weight in source images beside pure batches of 128; more is nearer to running. "
+        f"{rests_on(pooled)}",
+        panels=panels, numbers=_steps(pooled), source="interventions.csv",
     )  # fmt: skip
+
+
+def _with_ends(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The path with its ends: λ = 0 is no intervention at all, λ = 1 matched statistics in all layers."""
+    walked = pooled["kind"].eq("path")
+    steps = set(pooled.loc[walked, "position"].astype(float))
+    parts = [pooled[walked | pooled["kind"].eq("prior")]]
+    for kind, end in (("none", 0.0), ("all", 1.0)):
+        if steps and end not in steps:
+            parts.append(pooled[pooled["kind"].eq(kind)].assign(kind="path", place=f"{end:g}", position=end))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _steps(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the path's and the prior's panels show."""
+    shown = [_outcome(pooled, score, metric) for score, metric, *_ in OUTCOMES[:3]]
+    shown.append(_outcome(pooled, "", "accuracy", role="id"))
+    return pd.concat(shown, ignore_index=True).drop(columns=["share", "companion"])
 
 
 def _step_panel(rows: pd.DataFrame, kind: str, title: str, label: str, hues: dict[str, str]) -> Panel:
@@ -348,10 +383,15 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
     return Picture(
         name="batches", title="Batch statistics: batch size and share of OOD images", says=says,
         how="Changes from running statistics; blue above zero, orange below, the number in each cell. A share of 1 "
-        "means pure batches, where ID images are in batches of their own.",
-        panels=panels, numbers=pooled.drop(columns=["kind", "place"]), source="interventions.csv",
+        f"means pure batches, where ID images are in batches of their own. {rests_on(pooled, bars=False)}",
+        panels=panels, numbers=_cells(pooled).drop(columns=["kind", "place"]), source="interventions.csv",
         choice_label="Outcome",
     )  # fmt: skip
+
+
+def _cells(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the heat maps show."""
+    return pd.concat([_outcome(pooled, score, metric, role) for score, metric, role, _ in GRIDS], ignore_index=True)
 
 
 def _cell(row: pd.Series) -> str:

@@ -12,9 +12,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bnood.report.figures import ID_COLOUR
+from bnood.report.figures import ID_COLOUR, OOD_COLOURS
 
-MARKERS = ("circle", "square", "diamond", "triangle", "cross")
+MARKERS = ("circle", "square", "diamond", "triangle", "cross", "wedge", "pentagon")
+_SHAPES = dict(zip((ID_COLOUR, *OOD_COLOURS), MARKERS, strict=True))
+
+
+def marker_of(colour: str) -> str:
+    """The marker that goes with the colour of a set, so that no reader has to tell sets apart by colour alone."""
+    return _SHAPES[colour]
 
 
 class Series(NamedTuple):

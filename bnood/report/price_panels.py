@@ -6,7 +6,7 @@ import pandas as pd
 
 from bnood.report.figures import colours
 from bnood.report.panels import Panel, Picture, Series
-from bnood.report.study_tables import MATCHED, networks_of, over_seeds, rows_where, signed, with_network
+from bnood.report.study_tables import MATCHED, networks_of, over_seeds, rests_on, rows_where, signed, with_network
 
 CORRUPTION_MARKERS = {"jpeg": "circle", "noise": "square", "blur": "diamond", "contrast": "triangle"}
 
@@ -49,9 +49,9 @@ def price_picture(shift: pd.DataFrame | None) -> Picture | None:
         columns={"companion": "OOD set", "mean": "mean_auroc", "low": "low_auroc", "high": "high_auroc"}
     )
     return Picture(
-        name="price", title="The price of matching: accuracy won, detection lost", says=says,
+        name="price", title="The price of matching: accuracy and detection", says=says,
         how="Each mark is one shifted set taken as in-distribution, at one strength. To the right: matching wins "
-        "accuracy there; downwards: matching loses AUROC against the OOD set. Bars are 95 % intervals.",
+        f"accuracy there; downwards: matching loses AUROC against the OOD set. {rests_on(both)}",
         panels=[gains, *clouds], numbers=numbers, source="shift.csv", across=3,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def _strength_panel(accuracy: pd.DataFrame) -> Panel:
     for corruption, own in accuracy.groupby("corruption", sort=False):
         marker = CORRUPTION_MARKERS.get(str(corruption), "cross")
         own = own.sort_values("strength")
-        line = "solid" if len(own) > 1 else ""
+        line = "solid" if own["strength"].nunique() > 1 else ""
         series.append(
             Series(_corruption(str(corruption)), "#555555", [*own["strength"].astype(float)], [*own["mean"]],
                    [*own["low"]], [*own["high"]], "y", marker, line, [*own["dataset"]])

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import pandas as pd
 
 from bnood.errors import UserError
+from bnood.report.charts import plotly_script
 from bnood.report.figures import complete, headline_conditions, id_rows, ood_sets
-from bnood.report.panels import Picture as PanelPicture
+from bnood.report.shown import show, template
 from bnood.report.study_figures import run_pictures, write_picture
 from bnood.runs import write_beside
 
@@ -83,16 +83,6 @@ class Number(NamedTuple):
     interval: str
 
 
-class Lens(NamedTuple):
-    """A picture of the activation lens or of the sweeps: a sentence computed from its table, and its images."""
-
-    title: str
-    says: str
-    how: str
-    source: str
-    images: list[tuple[str, str]]  # (alternative text, data URI)
-
-
 class Picture(NamedTuple):
     """A figure of the page; `source` is a data URI."""
 
@@ -115,7 +105,7 @@ def write_report(
     """Write `report.html` into `folder` and give its path.
 
     Where `folder` also holds `layers.parquet`, `layer_distances.csv`, `interventions.csv` or `shift.csv`, the pictures
-    of these tables are drawn into `folder/figures` and shown.
+    of these tables are shown as charts that answer to a pointer, and drawn into `folder/figures` too.
 
     Args:
         folder: where `table.csv` and `figures/` of this evaluation lie.
@@ -133,14 +123,18 @@ def write_report(
     frame = complete(table, needed, "the metric table")
     columns = ["statistics", "composition", "batch_size", "dataset", "role", "score", "metric", "value", "low", "high"]
     columns += ["n", "n_id", "companion"]
-    page = _template().render(
+    lenses = run_pictures(Path(folder))
+    for lens in lenses:
+        write_picture(Path(folder) / "figures", lens)
+    page = template("run_report.html.j2").render(
         run_name=run_name,
         about=_about(frame, summary),
         changes=_changes(frame),
         headline_columns=[title for title, *_ in HEADLINE],
         headline=_headline(frame),
         pictures=[_picture(path) for path in figures],
-        lenses=[_lens(picture, Path(folder) / "figures") for picture in run_pictures(Path(folder))],
+        lenses=[show(lens) for lens in lenses],
+        plotly=plotly_script() if lenses else "",
         columns=columns,
         numbers=NUMBERS,
         rows=[[_cell(name, row[name]) for name in columns] for row in frame[columns].to_dict("records")],
@@ -151,15 +145,6 @@ def write_report(
     path = Path(folder) / "report.html"
     write_beside(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
-
-
-def _template() -> jinja2.Template:
-    # Escaping has to be asked for: jinja2's own rule goes by the suffix and does not know ".j2".
-    loader = jinja2.PackageLoader("bnood.report", ".")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("run_report.html.j2")
 
 
 def _about(frame: pd.DataFrame, summary: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -224,12 +209,6 @@ def _picture(path: Path) -> Picture:
 
 def _uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _lens(picture: PanelPicture, figures: Path) -> Lens:
-    alt = f"{picture.title}. {picture.says}"
-    images = [(f"{alt} ({path.stem.replace('_', ' ')})", _uri(path)) for path in write_picture(figures, picture)]
-    return Lens(picture.title, picture.says, picture.how, picture.source, images)
 
 
 def _cell(column: str, value: object) -> str:

@@ -27,7 +27,16 @@ from bnood.report.study_panels import study_pictures
 from bnood.report.study_tables import StudyTables, signed
 from bnood.runs import write_beside
 
-SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "X", "": ""}
+SYMBOLS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle": "^",
+    "cross": "X",
+    "wedge": "v",
+    "pentagon": "p",
+    "": "",
+}
 PANEL_WIDTH = 5.2  # inches
 ROW_HEIGHT = 0.24
 CAPTIONS_FILE = "captions.md"

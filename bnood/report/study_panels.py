@@ -6,7 +6,7 @@ a sentence names is computed from the tables; nothing is stated that the data co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from bnood.errors import UserError
 from bnood.report.figures import ID_COLOUR, Condition, colours, headline_conditions, id_rows, ood_sets
 from bnood.report.intervention_panels import lens_pictures
-from bnood.report.panels import Panel, Picture, Series
+from bnood.report.panels import Panel, Picture, Series, marker_of
 from bnood.report.price_panels import price_picture
 from bnood.report.study_tables import (
     KEYS,
@@ -25,13 +25,14 @@ from bnood.report.study_tables import (
     networks_of,
     over_seeds,
     plain,
+    rests_on,
     rows_where,
+    seeds_in_words,
     signed,
     with_network,
 )  # fmt: skip
 
 Row = dict[str, Any]
-INTERVALS = "Bars are 95 % intervals over seeds and images."
 METRIC_LABELS = {
     "auroc": "AUROC (share; higher is better)",
     "fpr95": "FPR95 (share of OOD accepted; lower is better)",
@@ -78,7 +79,8 @@ def unit_picture(tables: StudyTables) -> Picture | None:
     return Picture(
         name="unit_profiles", title="ReAct's picture: what each penultimate unit does", says=_unit_sentence(first),
         how="Lines are per-unit means, bands one standard deviation over images; ID grey, OOD coloured. Units are "
-        "sorted by their ID mean under running statistics, in the same order everywhere in a network.",
+        "sorted by their ID mean under running statistics, in the same order everywhere in a network. "
+        f"{_unit_counts(tables, table)}",
         panels=panels, numbers=table, source="units.parquet of each run", choice_label="Network",
         static=[panels[0].choice],
     )  # fmt: skip
@@ -114,6 +116,15 @@ def _unit_panels(frame: pd.DataFrame, choice: str) -> tuple[list[Panel], list[di
                  "spread over units, relative to ID": spread, "units": len(order)}
             )  # fmt: skip
     return panels, numbers
+
+
+def _unit_counts(tables: StudyTables, numbers: pd.DataFrame) -> str:
+    """Seeds per network, and images per set as far as the metric table has these sets."""
+    seeds = numbers.groupby("network")["seed"].nunique()
+    shown = tables.metrics[tables.metrics["dataset"].isin(numbers["set"]) | tables.metrics["role"].eq("id")]
+    images = shown.groupby("dataset", sort=False)["n"].max()
+    counts = "; ".join(f"{name} n = {int(n):,}" for name, n in images.items())
+    return f"{seeds_in_words(int(seeds.min()), int(seeds.max()))} per network, each drawn alone; images: {counts}."
 
 
 def _kind(statistics: str) -> str:
@@ -200,7 +211,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
             )  # fmt: skip
     return Picture(
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
-        how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {INTERVALS} "
+        how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {rests_on(pooled)} "
         "Each side is scored under the statistics of that name.",
         panels=panels, numbers=pooled[pooled["metric"].isin(["auroc", "fpr95"])].pipe(_shortened, rows),
         source="table.csv", choice_label="Metric",
@@ -208,7 +219,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
 
 
 def _by_row(
-    own: pd.DataFrame, rows: list[tuple[str, Condition]], shift: float, name: str, colour: str, marker: str = "circle"
+    own: pd.DataFrame, rows: list[tuple[str, Condition]], shift: float, name: str, colour: str, marker: str
 ) -> Series:
     """One mark per row of a dot plot; rows that were not measured have none."""
     held = _by_key(own, ["network", *Condition._fields])
@@ -267,6 +278,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
         for score in ("msp", "msp_temperature", "energy", "react")
         if (network, statistics, score, "auroc", tables.sets[0]) in held
     ]
+    called = "mean over seeds" if pooled["n_seeds"].max() > 1 else "value"
     ticks = [
         (float(i), f"{network} · {score}" + (" · matched" if statistics == MATCHED else ""))
         for i, (network, statistics, score) in enumerate(shown)
@@ -278,30 +290,45 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
             cells = [(float(place), held[key]) for place, key in enumerate(keys) if key in held]
             numbers += [row for _, row in cells]
             colour = colours(tables.sets)[name]
-            series = [_dots("mean over seeds", colour, "circle", cells, [ticks[int(place)][1] for place, _ in cells])]
+            series = [_dots(called, colour, "circle", cells, [ticks[int(place)][1] for place, _ in cells])]
             panels.append(
                 Panel(name, METRIC_LABELS[metric], "", series, y_ticks=ticks, y_range=_row_range(len(shown)),
                       choice=METRIC_LABELS[metric].split(" (")[0], colour=colour)
             )  # fmt: skip
+    drawn = pd.DataFrame(numbers)
     columns = ["network", "statistics", "score", "dataset", "metric", "mean", "low", "high", "n_seeds", "n"]
     return Picture(
-        name="mitigations", title="What helps: mitigations beside the default", says=_mitigation_sentence(pooled),
+        name="mitigations", title="What helps: mitigations beside the default",
+        says=_mitigation_sentence(pooled, headline_sets(tables)),
         how="A panel per OOD set, a row per network · score, under running statistics unless it says matched. "
-        f"ReAct's percentile and the temperature come from ID validation images alone. {INTERVALS}",
-        panels=panels, numbers=pd.DataFrame(numbers)[columns], source="table.csv", choice_label="Metric",
+        f"ReAct's percentile and the temperature come from ID validation images alone. {rests_on(drawn)}",
+        panels=panels, numbers=drawn[columns], source="table.csv", choice_label="Metric",
     )  # fmt: skip
 
 
-def _mitigation_sentence(pooled: pd.DataFrame) -> str:
-    """Mean AUROC over the OOD sets of every network and score under running statistics, the highest first."""
-    area = pooled[rows_where(pooled, statistics="running", metric="auroc") & pooled["score"].ne("max_logit")]
+def headline_sets(tables: StudyTables) -> list[str]:
+    """The OOD sets that the verdict is about; all of them where the study has no verdict."""
+    thresholds = (tables.verdict or {}).get("thresholds")
+    wanted = thresholds.get("headline_sets") if isinstance(thresholds, Mapping) else None
+    return [name for name in tables.sets if name in wanted] if wanted else tables.sets
+
+
+def _mitigation_sentence(pooled: pd.DataFrame, sets: Sequence[str]) -> str:
+    """The network and score with the largest mean AUROC over these sets under running statistics.
+
+    Networks that were stopped early are no mitigation. The means have no common interval, so nothing is ranked.
+    """
+    finished = ~pooled["network"].astype(str).str.contains("-at-") & pooled["dataset"].isin(list(sets))
+    area = pooled[finished & rows_where(pooled, statistics="running", metric="auroc") & pooled["score"].ne("max_logit")]
+    if area.empty:
+        return "No finished network was scored under running statistics."
     mean = area.groupby(["network", "score"], sort=False)["mean"].mean().sort_values(ascending=False)
     (network, score), best = mean.index[0], mean.iloc[0]
     default = mean.get(("bn", "energy"))
     beside = "" if default is None else f"; the BN default (energy) reaches {plain(default)}"
     return (
-        f"Averaged over the OOD sets and seeds, {SCORE_NAMES.get(score, score)} on {network} has the highest AUROC "
-        f"under running statistics, {plain(best)}{beside}."
+        f"Averaged over {listed(list(sets))} and the seeds, {SCORE_NAMES.get(score, score)} on {network} has the "
+        f"largest mean AUROC under running statistics, {plain(best)}{beside} (means; the intervals are in the picture)."
     )
 
 
@@ -333,11 +360,12 @@ def confidence_picture(tables: StudyTables) -> Picture | None:
             # Of ID images in mixed batches, those that shared with the first OOD set stand for all.
             ids = own[(own["role"] == "id") & own["companion"].isin([sets[0], ""])]
             part, colour = (ids, ID_COLOUR) if name == "ID" else (own[own["dataset"] == name], colours(sets)[name])
-            series.append(_by_row(part, rows, float(slot), name, colour))
+            series.append(_by_row(part, rows, float(slot), name, colour, marker_of(colour)))
         panels.append(Panel(label, label, "", series, y_ticks=ticks, y_range=_row_range(len(rows))))
     return Picture(
         name="confidence", title="Confidence on OOD images", says=_confidence_sentence(tables, pooled),
-        how=f"A row per network · statistics · composition · batch size, a colour per set. {INTERVALS}",
+        how="A row per network · statistics · composition · batch size, a colour and a shape per set. "
+        f"{rests_on(pooled)}",
         panels=panels, numbers=_shortened(pooled, rows), source="table.csv",
     )  # fmt: skip
 

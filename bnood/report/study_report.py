@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jinja2
-import numpy as np
 import pandas as pd
 
-from bnood.report.charts import chart_json, height, plotly_script
-from bnood.report.panels import Panel, Picture, Series
+from bnood.report.charts import plotly_script
+from bnood.report.shown import Grid, Shown, as_grid, show, template
 from bnood.report.study_panels import study_pictures
-from bnood.report.study_tables import KEYS, StudyTables, listed, networks_of, over_seeds, plain
+from bnood.report.study_tables import KEYS, MATCHED, StudyTables, listed, networks_of, over_seeds, plain, seeds_in_words
+from bnood.report.thresholds import thresholds
 from bnood.runs import write_beside
 
 __all__ = ["StudyTables", "write_study_report"]
 
 SIGNS = {"supported": "\N{CHECK MARK}", "refuted": "\N{MULTIPLICATION X}", "inconclusive": "?"}
-GLYPHS = {"circle": "●", "square": "■", "square-open": "□", "diamond": "◆", "triangle": "▲", "cross": "✕", "": "━"}
 QUESTION = (
     "Generalized Out-of-Distribution Detection: A Survey (Yang et al., 2024), summing up ReAct (Sun, Guo and Li, "
     "2021), says that “using mismatched BatchNorm statistics — that are estimated on ID data yet blindly applied to "
@@ -32,46 +29,15 @@ QUESTION = (
 )
 
 
-class Grid(NamedTuple):
-    """A sortable table: names of the columns, which of them are numbers, and the cells as text."""
-
-    identifier: str
-    caption: str
-    columns: list[str]
-    numeric: list[bool]
-    rows: list[list[str]]
-
-
-class Drawn(NamedTuple):
-    """A panel on the page; `data` is the chart as JSON."""
-
-    identifier: str
-    title: str
-    colour: str
-    alt: str
-    choice: str
-    height: int
-    data: str
-
-
-class Shown(NamedTuple):
-    """A picture on the page."""
-
-    picture: Picture
-    panels: list[Drawn]
-    legend: list[tuple[str, str, str]]
-    grid: Grid
-
-
 def write_study_report(folder: Path, study: StudyTables) -> Path:
     """Write `report.html` into `folder` and give its path.
 
     Raises:
         UserError: the metric table lacks columns or rows, or the file can't be written.
     """
-    pictures = [picture if isinstance(picture, str) else _shown(picture) for picture in study_pictures(study)]
+    pictures = [picture if isinstance(picture, str) else show(picture) for picture in study_pictures(study)]
     verdict = dict(study.verdict or {})
-    page = _template().render(
+    page = template("study_report.html.j2").render(
         name=study.name,
         question=QUESTION,
         about=_about(study),
@@ -84,8 +50,8 @@ def write_study_report(folder: Path, study: StudyTables) -> Path:
         command=study.commands[0] if study.commands else "",
         commands=study.commands,
         metrics=_metric_grid(study),
-        thresholds=_thresholds(verdict.get("thresholds", {})),
-        networks=None if study.networks is None else _grid("networks", "The networks", study.networks),
+        thresholds=thresholds(verdict.get("thresholds", {})),
+        networks=None if study.networks is None else as_grid("networks", "The networks", study.networks),
         counts=_counts(study),
         made=_flat(dict(study.made) or verdict.get("made", {})),
         limits=[*_limits(study), *study.limits],
@@ -96,21 +62,12 @@ def write_study_report(folder: Path, study: StudyTables) -> Path:
     return path
 
 
-def _template() -> jinja2.Template:
-    # Escaping has to be asked for: jinja2's own rule goes by the suffix and does not know ".j2".
-    loader = jinja2.PackageLoader("bnood.report", ".")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("study_report.html.j2")
-
-
 def _about(study: StudyTables) -> list[tuple[str, str]]:
     table = study.metrics
     seeds = table.groupby("network")["seed"].nunique()
     ids = table.loc[table["role"] == "id", "dataset"].unique()
     return [
-        ("Networks", listed([f"{name} ({seeds[name]} seeds)" for name in networks_of(table)])),
+        ("Networks", listed([f"{name} ({seeds_in_words(int(seeds[name]))})" for name in networks_of(table)])),
         ("In-distribution (ID)", ", ".join(map(str, ids)) or "none"),
         ("Out-of-distribution (OOD)", ", ".join(study.sets) or "none"),
     ]
@@ -118,9 +75,6 @@ def _about(study: StudyTables) -> list[tuple[str, str]]:
 
 def _answer(verdict: Mapping[str, object]) -> list[str]:
     """The verdicts in plain words, one sentence per kind of verdict."""
-    given = verdict.get("answer")
-    if isinstance(given, str):
-        return [given]
     hypotheses: Sequence[Mapping[str, object]] = verdict.get("hypotheses", [])  # type: ignore[assignment]
     words = {
         "supported": "Supported in this study",
@@ -151,65 +105,26 @@ def _estimates(verdict: Mapping[str, object]) -> Grid | None:
                     rows.append({"hypothesis": entry["hypothesis"], "kind": kind, **_estimate(estimate)})
     if not rows:
         return None
-    return _grid("estimates", "The estimates behind the verdicts, each with its 95 % interval", pd.DataFrame(rows))
+    return as_grid(
+        "estimates",
+        "The estimates behind the verdicts, each with its interval at the level of confidence in its row",
+        pd.DataFrame(rows),
+    )
+
+
+_SHOWN = (
+    "quantity", "dataset", "unit", "effect", "low", "high", "level", "effect_size", "n_seeds", "threshold", "verdict",
+    "reason",
+)  # fmt: skip
 
 
 def _estimate(estimate: Mapping[str, object]) -> dict[str, object]:
-    plain_keys = ("quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds", "threshold")
-    found = {key: estimate.get(key) for key in (*plain_keys, "verdict")}
+    found = {key: estimate.get(key) for key in _SHOWN}
     seeds = estimate.get("per_seed")
     if isinstance(seeds, Mapping):
-        found["per seed"] = ", ".join(f"{seed}: {plain(float(value))}" for seed, value in seeds.items())
+        known = {seed: float(value) for seed, value in seeds.items() if value is not None}
+        found["per seed"] = ", ".join(f"{seed}: {plain(value)}" for seed, value in known.items())
     return found
-
-
-def _shown(picture: Picture) -> Shown:
-    panels = [
-        Drawn(
-            f"{picture.name}-{number}", panel.title, panel.colour, _alt(panel), panel.choice, height(panel),
-            chart_json(panel),
-        )
-        for number, panel in enumerate(picture.panels)
-    ]  # fmt: skip
-    legend = [(*_mark(series, picture), series.name) for series in picture.legend]
-    grid = _grid(f"numbers-{picture.name}", f"The numbers behind “{picture.title}”", picture.numbers)
-    return Shown(picture, panels, legend, grid)
-
-
-def _mark(series: Series, picture: Picture) -> tuple[str, str]:
-    """(colour, glyph) of a legend's entry: dark grey where a name has several colours, as scores have one per set."""
-    hues = {other.colour for panel in picture.panels for other in panel.series if other.name == series.name}
-    return (series.colour if len(hues) == 1 else "#333333"), GLYPHS[series.marker]
-
-
-def _alt(panel: Panel) -> str:
-    """What a chart says to who does not see it: its axes, and where each series begins, ends or lies."""
-    head = f"{panel.title}: {panel.y_label or 'rows'} by {panel.x_label}."
-    if panel.heat is not None:
-        values = np.array(panel.heat.values, dtype=float)
-        return f"Heat map of {head} Changes from {plain(np.nanmin(values))} to {plain(np.nanmax(values))}."
-    parts = []
-    for series in panel.series:
-        values = np.array(series.x if series.interval == "x" else series.y, dtype=float)
-        if np.isfinite(values).any():
-            parts.append(f"{series.name} from {plain(np.nanmin(values))} to {plain(np.nanmax(values))}")
-    return f"Chart of {head} {'; '.join(parts)}. The table below the figure holds the numbers."
-
-
-def _grid(identifier: str, caption: str, frame: pd.DataFrame) -> Grid:
-    numeric = [bool(pd.api.types.is_numeric_dtype(frame[name])) for name in frame.columns]
-    columns = [[_cell(str(name), value) for value in frame[name].tolist()] for name in frame.columns]
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    return Grid(identifier, caption, [str(name).replace("_", " ") for name in frame.columns], numeric, rows)
-
-
-def _cell(column: str, value: object) -> str:
-    """Measured figures to four decimals, settings (positions, shares, strengths) as they are, missing ones empty."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, float):
-        return f"{value:g}" if column in ("position", "share", "strength", "threshold", "n") else f"{value:.4f}"
-    return str(value)
 
 
 def _metric_grid(study: StudyTables) -> Grid:
@@ -218,23 +133,15 @@ def _metric_grid(study: StudyTables) -> Grid:
     pooled["batch_size"] = pooled["batch_size"].replace(0, "").astype(str)
     pooled["statistics"] = (pooled["statistics"] + " " + pooled["composition"] + " " + pooled["batch_size"]).str.strip()
     dropped = pooled.drop(columns=["composition", "batch_size", "role"])
-    return _grid("all", f"All metrics of {study.name}, mean over seeds with 95 % interval", dropped)
+    return as_grid("all", f"All metrics of {study.name}, {_averaged(pooled)}", dropped)
 
 
-def _thresholds(given: object, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(name, value, reason) of each threshold, however deep it lies in the config."""
-    if not isinstance(given, Mapping):
-        return []
-    found = []
-    for key, value in given.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and "value" in value:
-            found.append((name, str(value["value"]), str(value.get("reason", ""))))
-        elif isinstance(value, Mapping):
-            found += _thresholds(value, f"{name}.")
-        elif key != "reason":
-            found.append((name, str(value), str(given.get("reason", ""))))
-    return found
+def _averaged(pooled: pd.DataFrame) -> str:
+    fewest, most = int(pooled["n_seeds"].min()), int(pooled["n_seeds"].max())
+    if most == 1:
+        return "of one seed, with 95 % intervals over images"
+    alone = " (over images alone where there is one seed)" if fewest == 1 else ""
+    return f"mean over seeds, with 95 % intervals over seeds and images{alone}"
 
 
 def _counts(study: StudyTables) -> list[tuple[str, str, str]]:
@@ -253,17 +160,36 @@ def _flat(nested: object, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _limits(study: StudyTables) -> list[str]:
+    """What holds of every study, as far as this one's tables say it; each sentence only where it is true."""
     table = study.metrics
     seeds = table.groupby("network")["seed"].nunique()
-    fewest = int(seeds.min())
-    return [
-        f"Each network was trained with {fewest} to {int(seeds.max())} seeds. "
+    fewest, most = int(seeds.min()), int(seeds.max())
+    found = [
+        f"Each network was trained with {seeds_in_words(fewest, most)}. "
         + ("With one seed there is no interval over seeds, so nothing separates a network from its seed."
            if fewest == 1 else "Intervals over so few seeds are wide, and rightly so."),
         f"Only these OOD sets were scored: {', '.join(study.sets)}. Others may answer otherwise.",
-        "Intervals on this page combine the spread over seeds with the interval over images; the images' part is taken "
-        "as shared by all seeds, which makes an interval rather too wide than too narrow. The verdicts rest on paired "
-        "intervals of their own.",
-        "Pure OOD batches under batch statistics have zero mean and unit variance in every channel by construction; "
-        "mixed batches and held-out target statistics are shown beside them for that reason.",
     ]  # fmt: skip
+    if most > 1:
+        found.append(
+            "Intervals on this page combine the spread over seeds with the interval over images; the images' part is "
+            "taken as shared by all seeds, which makes an interval rather too wide than too narrow. The verdicts rest "
+            "on paired intervals of their own."
+        )
+    batch = table[table["statistics"].eq("batch") & table["role"].eq("ood")]
+    if batch["composition"].eq("pure").any():
+        found.append(
+            "Pure OOD batches under batch statistics have zero mean and unit variance in every channel by construction"
+            + _beside(table)
+        )
+    return found
+
+
+def _beside(table: pd.DataFrame) -> str:
+    """Which of the conditions that do not share this flaw are shown beside pure batches."""
+    mixed = table["statistics"].eq("batch") & table["composition"].str.startswith("mixed")
+    kinds = [("mixed batches", mixed.any()), ("held-out target statistics", table["statistics"].eq(MATCHED).any())]
+    there = [name for name, found in kinds if found]
+    if not there:
+        return "; neither mixed batches nor held-out target statistics were evaluated beside them."
+    return f"; {listed(there)} are shown beside them for that reason."

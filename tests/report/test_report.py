@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from report_pages import HOSTILE, Browser, Page
 from synthetic_evaluation import make_scores, make_summary, make_table
+from synthetic_study import make_distances
 
 from bnood.errors import UserError
 from bnood.report.run_report import CAPTIONS, HEADLINE, write_report
@@ -215,6 +216,24 @@ def test_the_page_loads_without_a_complaint_or_a_request(browser: Browser, path:
     assert [url[:60] for url in asked if not url.startswith(("data:", path.as_uri()))] == []
     sizes = browser.run("return [...document.images].map((image) => image.naturalWidth)")
     assert sizes == [800] * len(figures)
+
+
+def test_the_charts_of_a_run_are_drawn_without_a_complaint(
+    browser: Browser, table: pd.DataFrame, path: Path, tmp_path: Path
+) -> None:
+    distances = make_distances([0]).drop(columns=["run", "network", "norm", "seed"])
+    distances.to_csv(tmp_path / "layer_distances.csv", index=False)
+    browser("/url", url=write(tmp_path, table, []).as_uri())
+    try:
+        drawn = "document.documentElement.dataset.charts ? done(1) : setTimeout(look, 100)"
+        browser("/execute/async", script=f"const done = arguments[0], look = () => {drawn}; look()", args=[])
+        marks = "(place) => place.querySelectorAll('svg path').length"
+        found = browser.run(f"return [...document.querySelectorAll('.chart')].map({marks})")
+        assert len(found) == 3 and min(found) > 10
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        assert browser("/se/log", type="browser") == []
+    finally:
+        browser("/url", url=path.as_uri())
 
 
 def test_the_page_fits_a_phone(browser: Browser) -> None:

@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from report_pages import Page
 from synthetic_evaluation import make_scores, make_summary, make_table
 from synthetic_study import make_distances, make_interventions, make_layers, make_metric_table, make_shift
 
 from bnood.errors import UserError
+from bnood.report import charts, study_figures
+from bnood.report.charts import plotly_script
 from bnood.report.figures import ID_COLOUR, OOD_COLOURS
 from bnood.report.intervention_panels import batch_picture, distance_picture, lens_pictures, path_picture, place_picture
-from bnood.report.panels import Heat, Panel, Picture, Series
+from bnood.report.panels import Heat, Panel, Picture, Series, marker_of
 from bnood.report.price_panels import price_picture
 from bnood.report.run_report import write_report
+from bnood.report.shown import GLYPHS
 from bnood.report.study_figures import draw, run_pictures, write_picture, write_study_figures
 from bnood.report.study_panels import study_pictures
 from bnood.report.study_tables import StudyTables
@@ -68,6 +72,24 @@ def test_colours_are_those_of_the_sets_in_every_picture(interventions: pd.DataFr
     for found in pictures:
         for series in found.legend:  # type: ignore[union-attr]
             assert series.colour == wanted[series.name]
+            assert series.marker == marker_of(series.colour)
+        (drawn, *_) = draw(found, (*found.choices, "")[0]).axes  # type: ignore[arg-type, union-attr]
+        shapes = {line.get_color(): line.get_marker() for line in drawn.lines if line.get_color() in wanted.values()}
+        assert len(set(shapes.values())) == len(shapes) and (found.name == "batches" or len(shapes) > 3)
+
+
+def test_no_two_sets_share_a_shape_in_either_kind_of_picture() -> None:
+    hues = (ID_COLOUR, *OOD_COLOURS)
+    for names in (charts.SYMBOLS, study_figures.SYMBOLS, GLYPHS):
+        assert len({names[marker_of(hue)] for hue in hues}) == len(hues)
+
+
+@pytest.mark.parametrize("colour", [ID_COLOUR, *OOD_COLOURS])
+def test_every_colour_is_seen_on_white(colour: str) -> None:
+    """WCAG 2.2, 1.4.11: graphics need a contrast of 3:1; the formula is its definition of relative luminance."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    assert 1.05 / (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) >= 3
 
 
 def test_one_layer_alone_is_drawn_at_its_change(interventions: pd.DataFrame) -> None:
@@ -87,7 +109,13 @@ def test_the_path_shows_values_and_the_prior_equal_steps(interventions: pd.DataF
     path, prior = steps["largest unit mean: path λ"], steps["largest unit mean: prior N"]
     own = interventions.query("kind == 'path' and dataset == 'noise' and metric == 'unit_mean_max_ratio'")
     series = next(series for series in path.series if series.name == "noise")
-    assert list(series.y) == pytest.approx(own.groupby("position")["value"].mean().tolist())
+    ends = interventions.query("dataset == 'noise' and metric == 'unit_mean_max_ratio'").groupby("kind")["value"].mean()
+    assert list(series.x) == [0, 0.25, 0.5, 0.75, 1]
+    assert list(series.y) == pytest.approx([ends["none"], *own.groupby("position")["value"].mean(), ends["all"]])
+    assert found.says.startswith("At λ = 0, 0.5 and 1 the largest")
+    alone = path_picture(interventions[interventions["kind"].isin(["none", "all", "prior"])])
+    assert alone is not None and not any("path" in panel.title for panel in alone.panels), "ends make no path"
+    assert path_picture(interventions[interventions["kind"].isin(["none", "all"])]) is None
     assert [place for place, _ in prior.x_ticks] == [0, 1, 2, 3, 4]
     assert [name for _, name in prior.x_ticks] == ["0", "16", "64", "256", "1024"]
 
@@ -146,15 +174,21 @@ def test_a_study_has_its_files_with_captions(tmp_path: Path) -> None:
 
 def test_the_report_of_a_run_shows_its_own_tables(tmp_path: Path) -> None:
     table = make_table(make_scores(n=30, shuffles=1))
-    given = {"run_name": "bn-s0", "config": {}, "summary": make_summary(), "figures": [], "commands": []}
+    given = {"run_name": "bn-s0", "config": {}, "summary": make_summary(), "figures": [], "commands": ["train", "eval"]}
     before = write_report(tmp_path, table=table, **given).read_text(encoding="utf-8")  # type: ignore[arg-type]
     assert "Inside the network" not in before and [file.name for file in tmp_path.iterdir()] == ["report.html"]
     make_distances([0]).drop(columns=["run", "network", "norm", "seed"]).to_csv(tmp_path / "layer_distances.csv")
     make_layers(["bn"], [0]).drop(columns=["run", "network", "norm", "seed"]).to_parquet(tmp_path / "layers.parquet")
     after = write_report(tmp_path, table=table, **given).read_text(encoding="utf-8")  # type: ignore[arg-type]
+    page = Page(after)
     for found in run_pictures(tmp_path):
-        assert f"<h3>{found.title}</h3>" in after
-    assert after.count("<img") == 2
+        assert found.title in page.text["h3"] and found.says in page.text["p"]
+    data = [a["id"] for a in page.all("script") if a.get("type") == "application/json"]
+    assert [a["data-chart"] for a in page.all("div") if a.get("class") == "chart"] == data and len(data) == 5
+    assert after.count(plotly_script()) == 1 and plotly_script() not in before
+    assert page.all("img") == []
+    assert after.count("Drawn from <code>") == after.count("by <code>eval</code>") == 2
+    assert {"numbers-layer_distances", "numbers-layer_shares"} <= set(page.tables)
     drawn = sorted(file.name for file in (tmp_path / "figures").iterdir())
     assert drawn == ["layer_distances.png", "layer_shares.png"]
 

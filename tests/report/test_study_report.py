@@ -14,6 +14,7 @@ import pytest
 from report_pages import HOSTILE, Browser, Page
 from synthetic_study import make_study
 
+from bnood.claim import ClaimOptions
 from bnood.errors import UserError
 from bnood.report.study_report import StudyTables, write_study_report
 from bnood.report.study_tables import signed
@@ -71,10 +72,29 @@ def test_the_verdict_comes_first_and_in_words(html: str, page: StudyPage, study:
     places = [html.index(f'id="{name}"') for name in ("verdict", *NAMES, "metrics", "thresholds", "how", "limits")]
     assert places == sorted(places)
     rows = page.tables["verdict-table"][1:]
-    assert [row[1].split()[-1] for row in rows] == ["supported", "refuted", "refuted", "inconclusive", "supported"]
-    assert rows[0][0].startswith("H1: some penultimate units") and rows[0][2] == "H1 is supported here."
-    assert "Refuted in this study: H2 (model output is higher accordingly); H3" in page.text["p"]
-    assert len(page.tables["estimates"]) == 1 + 5 * (1 + 4 + 1)
+    given = study.verdict
+    assert given is not None
+    hypotheses = given["hypotheses"]
+    assert {entry["verdict"] for entry in hypotheses} == {"supported", "refuted", "inconclusive"}
+    for row, entry in zip(rows, hypotheses, strict=True):
+        assert row[0] == f"{entry['hypothesis']}: {entry['statement']}"
+        assert row[1].split()[-1] == entry["verdict"] and row[2] == entry["sentence"]
+        said = {"supported": "Supported in", "refuted": "Refuted in", "inconclusive": "Left open by"}[entry["verdict"]]
+        assert re.search(rf"{said} this study: [^\n]*{entry['hypothesis']} \(", page.text["p"])
+
+
+def test_every_estimate_is_there_with_the_level_of_its_interval(page: StudyPage, study: StudyTables) -> None:
+    names, *rows = page.tables["estimates"]
+    hypotheses = study.verdict["hypotheses"]  # type: ignore[index]
+    wanted = [
+        (entry["hypothesis"], estimate["quantity"], f"{estimate['level']:g}", estimate["reason"])
+        for entry in hypotheses
+        for estimate in [entry["headline"], *entry["estimates"], *entry["controls"]]
+    ]
+    places = [names.index(name) for name in ("hypothesis", "quantity", "level", "reason")]
+    assert [tuple(row[place] for place in places) for row in rows] == wanted
+    assert {level for _, _, level, _ in wanted} == {"0.95", "0.99"}, "the places of H5 share the level"
+    assert all(row[names.index("per seed")].count(":") == 3 for row in rows[:5])
 
 
 def test_every_figure_has_its_sentence_command_alternative_and_table(page: StudyPage, study: StudyTables) -> None:
@@ -118,7 +138,12 @@ def test_all_metrics_are_there_over_seeds(page: StudyPage, study: StudyTables) -
 
 
 def test_thresholds_counts_and_limits_are_said(page: StudyPage) -> None:
-    assert page.tables["threshold-table"][1] == ["unit_ratio", "0.25", "a quarter of the ID maximum is seen by eye"]
+    rows = {row[0]: row[1:] for row in page.tables["threshold-table"][1:]}
+    assert list(rows) == [field.name for field in dataclasses.fields(ClaimOptions)]
+    assert rows["minimum_auroc"][0] == "0.01" and "one point of AUROC" in rows["minimum_auroc"][1]
+    assert rows["headline_sets"][0] == "svhn, dtd, cifar100"
+    assert all(len(reason) > 20 for _, reason in rows.values())
+    assert "Thresholds and their reasons" in page.text["h2"]
     assert ["cifar10", "ID", "60"] in page.tables["set-table"]
     assert "Only these OOD sets were scored: svhn, dtd, cifar100, noise." in page.text["li"]
     assert "0123abc" in page.text["dl"]
@@ -136,8 +161,50 @@ def test_what_was_not_measured_is_said_in_one_line_each(study: StudyTables, tmp_
 def test_one_seed_says_so(tmp_path: Path) -> None:
     alone = make_study(seeds=(0,), n=40)
     found = StudyPage(write_study_report(tmp_path, alone).read_text(encoding="utf-8"))
-    assert "With one seed there is no interval over seeds" in found.text["li"]
+    assert "Each network was trained with 1 seed. With one seed there is no interval" in found.text["li"]
+    assert "bn (1 seed)" in found.text["dd"]
+    assert "of one seed, with 95 % intervals over images" in found.text["caption"]
+    assert not re.search(r"1 seeds|1 to 1|over seeds and images", "".join(found.text[tag] for tag in found.text))
+    assert "95 % intervals over images; 1 seed, n = " in found.text["p"]
     assert [a["id"] for a in found.all("section") if a["id"] in NAMES] == NAMES
+
+
+def test_the_number_of_seeds_and_images_stands_beside_every_figure(page: StudyPage) -> None:
+    says = re.findall(r"[^.]*3 seeds[^.]*\.", page.text["p"])
+    assert len(says) == len(NAMES)
+    of_images = [sentence for sentence in says if "n = " in sentence]
+    assert len(of_images) == len(NAMES) - 2, "the tables of layers hold no number of images"
+
+
+@pytest.mark.parametrize(
+    ("mixed", "matched", "says"),
+    [
+        (True, True, "; mixed batches and held-out target statistics are shown beside"),
+        (True, False, "; mixed batches are shown beside"),
+        (False, True, "; held-out target statistics are shown beside"),
+        (False, False, "; neither mixed batches nor held-out target statistics were evaluated"),
+    ],
+)
+def test_only_what_was_evaluated_is_said_to_be_shown(
+    study: StudyTables, tmp_path: Path, mixed: bool, matched: bool, says: str
+) -> None:
+    table = study.table[study.table["network"] == "bn"]
+    table = table[mixed | ~table["composition"].str.startswith("mixed")]
+    table = table[matched | table["statistics"].ne("recalibrated:target")]
+    found = StudyPage(write_study_report(tmp_path, StudyTables("part", table)).read_text(encoding="utf-8"))
+    assert says in found.text["li"]
+    without = StudyTables("running", table[table["statistics"] == "running"])
+    assert "Pure OOD batches" not in write_study_report(tmp_path, without).read_text(encoding="utf-8")
+
+
+def test_the_verdict_stays_a_table_where_style_makes_it_cards(page: StudyPage) -> None:
+    tags = [tag for tag, _ in page.elements]
+    start = next(i for i, (_, attributes) in enumerate(page.elements) if attributes.get("id") == "verdict-table")
+    inside = page.elements[start : start + tags[start + 1 :].index("table") + 1]
+    roles = {"table": {"table"}, "thead": {"rowgroup"}, "tbody": {"rowgroup"}, "tr": {"row"}, "td": {"cell"}}
+    roles["th"] = {"columnheader", "rowheader"}
+    for tag, wanted in roles.items():
+        assert {attributes.get("role") for name, attributes in inside if name == tag} == wanted
 
 
 def test_an_empty_table_makes_no_page(study: StudyTables, tmp_path: Path) -> None:
