@@ -224,12 +224,17 @@ class _Serial:
         pass
 
 
+BEGAN = "began"  # what a worker sends when it has taken a job
+
+
 @dataclass
 class _Worker:
     process: Any
     pipe: Connection
     job: Job | None = None
     since: float = 0.0
+    began: bool = False
+    jobs: int = 0
 
 
 class _Processes:
@@ -248,7 +253,8 @@ class _Processes:
             self._remove(worker)  # killed while it had nothing to do
         idle = [worker for worker in self.workers if worker.job is None]
         worker = idle[0] if idle else self._new_worker()
-        worker.job, worker.since = job, time.perf_counter()
+        worker.job, worker.since, worker.began = job, time.perf_counter(), False
+        worker.jobs += 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died just now, which finished() finds
             worker.pipe.send((job.call, job.arguments, job.log, self.threads))
 
@@ -258,11 +264,20 @@ class _Processes:
         for pipe in wait(list(busy), timeout=PAUSE):
             worker = busy[pipe]  # type: ignore[index]
             assert worker.job is not None
+            job = worker.job
             try:
                 outcome = worker.pipe.recv()
             except (EOFError, OSError):
+                if worker.jobs > 1 and not worker.began:
+                    # It was killed while it had nothing to do, though it still looked alive: another one does the job.
+                    self._remove(worker)
+                    self.submit(job)
+                    continue
                 outcome = self._died(worker)
-            done.append((worker.job.name, outcome))
+            if outcome == BEGAN:
+                worker.began = True
+                continue
+            done.append((job.name, outcome))
             worker.job = None
         return done
 
@@ -307,6 +322,7 @@ def _work(pipe: Connection) -> None:
             call, arguments, log, threads = pipe.recv()
         except EOFError:
             return
+        pipe.send(BEGAN)
         log.parent.mkdir(parents=True, exist_ok=True)
         # Also for what does not go through Python's own streams, such as warnings of libraries in C.
         with log.open("a") as output:
