@@ -176,7 +176,7 @@ def lens(
     images: ImageSet,
     statistics: BatchNormStatistics | Mode | None,
     reference: Mapping[str, np.ndarray] | None = None,
-    chunk: int = 250,
+    chunk: int = 128,
 ) -> pd.DataFrame:
     """What each unit of each normalisation layer does on a set; memory is bounded by ``chunk`` images.
 
@@ -228,7 +228,7 @@ def lens(
 
 
 def lens_reference(
-    classifier: nn.Module, images: ImageSet, statistics: BatchNormStatistics | Mode | None, chunk: int = 250
+    classifier: nn.Module, images: ImageSet, statistics: BatchNormStatistics | Mode | None, chunk: int = 128
 ) -> dict[str, np.ndarray]:
     """Layer -> each unit's 99th percentile ``[C]`` float64 on in-distribution images, of which 2,000 at most are used.
 
@@ -281,7 +281,7 @@ def lens_tables(
     targets: Mapping[str, BatchNormStatistics] | None = None,
     *,
     calibration_images: int = 1000,
-    chunk: int = 250,
+    chunk: int = 128,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``layers.parquet`` and ``layer_distances.csv`` of all sets of an evaluation.
 

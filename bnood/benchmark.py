@@ -6,6 +6,7 @@ the rounds of the ratio *within* a round, with the lowest and highest. Images ar
 """
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import resource
@@ -13,11 +14,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -217,8 +218,22 @@ def untrained_run(width: int, images: Images) -> Run:
     return Run(Path("benchmark"), {"seed_everything": 0}, {}, classifier.eval())
 
 
-def forward_plan(images: Images, options: ConditionOptions, passes: Mapping[str, int]) -> list[tuple[int, int]]:
-    """The forward passes that all conditions of a network with BatchNorm need: pairs of images and batch size.
+class Forward(NamedTuple):
+    """Forward passes of the plan.
+
+    Attributes:
+        count: images.
+        size: images in a batch.
+        by_batch: whether BatchNorm normalises by the batch, as in training mode, instead of by given statistics.
+    """
+
+    count: int
+    size: int
+    by_batch: bool = False
+
+
+def forward_plan(images: Images, options: ConditionOptions, passes: Mapping[str, int]) -> list[Forward]:
+    """The forward passes that all conditions of a network with BatchNorm need.
 
     Written down from the conditions' definitions (:mod:`bnood.conditions`), not taken from their code.
 
@@ -228,36 +243,42 @@ def forward_plan(images: Images, options: ConditionOptions, passes: Mapping[str,
         passes: how often each estimate went through its images, by the estimate's name.
     """
     n_id, each = len(images.id_set), options.forward_batch
-    tuning = [] if images.tuning is None else [(len(images.tuning), each)]
+    tuning = [] if images.tuning is None else [Forward(len(images.tuning), each)]
     scored = [len(half) for _, half in images.ood.values()]
-    everything = [(count, each) for count in (n_id, *scored)]
+    everything = [Forward(count, each) for count in (n_id, *scored)]
     plan = [*tuning, *everything, *everything]  # mitigations, running, recalibrated:id
     for size in options.batch_sizes:
-        plan += [(count // size * size, size) for count in (n_id, *scored)] * options.shuffles
+        plan += [Forward(count // size * size, size, True) for count in (n_id, *scored)] * options.shuffles
         for share in options.shares:
             ood_part = min(size - 1, max(1, round(share * size)))
             batches = [min(n_id // (size - ood_part), count // ood_part) for count in scored]
-            plan += [(number * size, size) for number in batches] * options.shuffles
-    plan += [(count, each) for count in scored]  # recalibrated:target; its in-distribution side is recalibrated:id's
-    plan += [pair for count in scored for pair in ((n_id, each), (count, each))]  # recalibrated:mixture
+            plan += [Forward(number * size, size, True) for number in batches] * options.shuffles
+    plan += [Forward(count, each) for count in scored]  # recalibrated:target; its ID side is recalibrated:id's
+    plan += [Forward(part, each) for count in scored for part in (n_id, count)]  # recalibrated:mixture
     n_matched, share = min(len(images.id_calibration), options.calibration_images), options.mixture_share
-    plan += [(n_matched, each)] * passes["id"]
+    estimated = {"id": n_matched}
     for name, (calibration, _) in images.ood.items():
         n_ood = min(len(calibration), max(1, round(n_matched * share / (1 - share))))
         n_mixed = n_ood + min(n_matched, max(1, round(n_ood * (1 - share) / share)))
-        plan += [(len(calibration), each)] * passes[f"target:{name}"] + [(n_mixed, each)] * passes[f"mixture:{name}"]
+        estimated |= {f"target:{name}": len(calibration), f"mixture:{name}": n_mixed}
+    for name, count in estimated.items():
+        # Nearly equal batches, as for any estimate that normalises by the batch.
+        size = -(-count // -(-count // options.estimation_batch))
+        plan += [Forward(count, size, True)] * passes[name]
     return plan
 
 
-def bare_passes(classifier: Classifier, plan: list[tuple[int, int]]) -> float:
+def bare_passes(classifier: Classifier, plan: Sequence[Forward]) -> float:
     """Seconds of the plan's forward passes alone, on images that are normalised and in the right memory format."""
-    largest = max(size for _, size in plan)
-    ready = torch.randn(largest, 3, 32, 32).contiguous(memory_format=classifier.torch_memory_format())
+    network = copy.deepcopy(classifier.network)  # training mode moves the running statistics
+    ready = torch.randn(max(each.size for each in plan), 3, 32, 32)
+    ready = ready.contiguous(memory_format=classifier.torch_memory_format())
     started = time.perf_counter()
     with torch.inference_mode():
-        for count, size in plan:
+        for count, size, by_batch in plan:
+            network.train(by_batch)
             for begin in range(0, count, size):
-                classifier.network(ready[: min(size, count - begin)], return_features=True)
+                network(ready[: min(size, count - begin)], return_features=True)
     return time.perf_counter() - started
 
 
@@ -289,7 +310,7 @@ def measure_evaluation(options: BenchmarkOptions, console: Console) -> list[Resu
             console,
         )
     bare = seconds["bare forward passes"]
-    needed = float(sum(count for count, _ in plan))
+    needed = float(sum(each.count for each in plan))
     done = [float(str(record["images_scored"])), float(str(record["images_estimated_on"]))]
     return [
         result("evaluation", "passes needed", "images", [needed]),

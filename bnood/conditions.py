@@ -51,7 +51,10 @@ class ConditionOptions:
         calibration_images: in-distribution training images that statistics are estimated on, at most.
         estimator: ``one_pass`` or ``sequential``, which takes up to as many passes as the network has layers and
             records how far the one-pass estimate was from it; see :mod:`bnood.statistics`.
-        forward_batch: images per forward pass where the batch does not matter.
+        forward_batch: images per forward pass where the batch does not matter; on a CPU more are slower, because
+            activations leave the processor's cache.
+        estimation_batch: images per forward pass where statistics are estimated. One pass normalises by the batch, so
+            that the more the better.
         seed: of shuffles, of the halves of the OOD sets and of the bootstrap.
     """
 
@@ -62,7 +65,8 @@ class ConditionOptions:
     mixture_share: float = 0.5
     calibration_images: int = 5000
     estimator: Method = "one_pass"
-    forward_batch: int = 500
+    forward_batch: int = 128
+    estimation_batch: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +87,7 @@ class ConditionOptions:
         for share in (*self.shares, self.mixture_share):
             if not 0 < share < 1:
                 raise UserError(f"OOD share {share}: a mixture has a share between 0 and 1; pure batches come anyway")
-        for name in ("shuffles", "calibration_images", "forward_batch"):
+        for name in ("shuffles", "calibration_images", "forward_batch", "estimation_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be at least 1")
 
@@ -316,7 +320,7 @@ class Conditions:
         # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
         # a mixture was asked for, would have unlike statistics.
         tensor = torch.from_numpy(images[self._permutation(len(images))])
-        size = self.options.forward_batch
+        size = self.options.estimation_batch
         # Nearly equal batches: a short last one would have unlike statistics in the one-pass estimate.
         batches = list(tensor.tensor_split(-(-len(tensor) // size)))
         estimate = estimate_statistics(self.classifier, batches, method="one_pass")

@@ -49,7 +49,8 @@ def build_parser() -> ArgumentParser:
     for name, default, text in (
         ("shuffles", 3, "Random orders of the images under batch."),
         ("calibration_images", 5000, "In-distribution training images that statistics are estimated on."),
-        ("forward_batch", 500, "Images per forward pass where the batch does not matter."),
+        ("forward_batch", 128, "Images per forward pass where the batch does not matter."),
+        ("estimation_batch", 500, "Images per forward pass where statistics are estimated."),
         ("tuning_images", 1000, "Held-out images that ReAct and the temperature are fitted on; 0: neither."),
         ("resamples", 1000, "Bootstrap resamples behind each interval."),
         ("seed", 0, "Of shuffles, halves of the OOD sets and bootstrap."),
@@ -120,6 +121,7 @@ def evaluation_options(config: Any) -> EvaluationOptions:
         calibration_images=config.calibration_images,
         estimator=config.estimator,
         forward_batch=config.forward_batch,
+        estimation_batch=config.estimation_batch,
         seed=config.seed,
     )
     sets = SetOptions(

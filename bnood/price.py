@@ -67,7 +67,9 @@ class PriceOptions:
         id_images: images of each shifted set, before it is halved, at most.
         ood_images: images of each OOD set's scoring half, at most.
         calibration_images: images that any statistics are estimated on, at most.
-        forward_batch: images per forward pass.
+        forward_batch: images per forward pass where the batch does not matter.
+        estimation_batch: images per forward pass where statistics are estimated; see
+            :class:`bnood.conditions.ConditionOptions`.
         resamples: of the bootstrap, at least 2.
         seed: of the halves, of what is left out, and of the bootstrap.
     """
@@ -75,12 +77,14 @@ class PriceOptions:
     id_images: int = 2000
     ood_images: int = 1000
     calibration_images: int = 1000
-    forward_batch: int = 500
+    forward_batch: int = 128
+    estimation_batch: int = 500
     resamples: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"id_images": 4, "ood_images": 1, "calibration_images": 2, "forward_batch": 2, "resamples": 2}
+        least = {"id_images": 4, "ood_images": 1, "calibration_images": 2, "resamples": 2}
+        least |= {"forward_batch": 1, "estimation_batch": 2}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be at least {lowest}")
@@ -320,7 +324,7 @@ class _Passes:
         stream = torch.from_numpy(images.images[order])
         self.cost.estimated_on += len(stream)
         return estimate_statistics(
-            self.classifier, list(stream.tensor_split(-(-len(stream) // self.options.forward_batch)))
+            self.classifier, list(stream.tensor_split(-(-len(stream) // self.options.estimation_batch)))
         )
 
     def under_all(

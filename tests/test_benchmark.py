@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,18 +90,29 @@ def test_the_conventional_pipeline_augments_and_normalises() -> None:
 
 def test_the_plan_is_what_an_evaluation_does() -> None:
     images = evaluation_images(150, [61, 40], 90)
-    options = ConditionOptions(batch_sizes=(16, 8), shuffles=2, forward_batch=50, mixture_share=0.25)
+    options = ConditionOptions(
+        batch_sizes=(16, 8), shuffles=2, forward_batch=50, estimation_batch=70, mixture_share=0.25
+    )
     run = untrained_run(4, images)
-    record = evaluate(run, images, options, resamples=2).record
-    plan = forward_plan(images, options, record["estimator_passes"])  # type: ignore[arg-type]
-    assert sum(count for count, _ in plan) == record["images_scored"] + record["images_estimated_on"]  # type: ignore[operator]
-    seen: list[int] = []
-    hook = run.classifier.network.register_forward_hook(lambda network, inputs, outputs: seen.append(len(inputs[0])))
+    evaluation = evaluate(run, images, options, resamples=2)
+    record: dict[str, Any] = evaluation.record
+    plan = forward_plan(images, options, record["estimator_passes"])
+    assert sum(each.count for each in plan) == record["images_scored"] + record["images_estimated_on"]
+    under_batch = int((evaluation.scores["statistics"] == "batch").sum())
+    assert sum(each.count for each in plan if each.by_batch) == under_batch + record["images_estimated_on"]
+    seen: list[tuple[bool, int]] = []
+    before = {name: buffer.clone() for name, buffer in run.classifier.named_buffers()}
+    hook = run.classifier.network.register_forward_hook(
+        lambda network, inputs, outputs: seen.append((network.training, len(inputs[0])))
+    )
     assert bare_passes(run.classifier, plan) > 0
     hook.remove()
-    assert sum(seen) == sum(count for count, _ in plan)
-    assert max(seen) == 50
-    assert len(seen) == sum(-(-count // size) for count, size in plan)
+    for by_batch in (False, True):
+        some = [each for each in plan if each.by_batch == by_batch]
+        assert sum(count for training, count in seen if training == by_batch) == sum(each.count for each in some)
+        assert sum(training == by_batch for training, _ in seen) == sum(-(-each.count // each.size) for each in some)
+    assert max(count for training, count in seen if not training) == 50
+    assert all(torch.equal(buffer, before[name]) for name, buffer in run.classifier.named_buffers())
 
 
 def test_the_evaluation_part_reports_ratios() -> None:

@@ -18,7 +18,13 @@ from bnood.errors import UserError
 from bnood.statistics import estimate_statistics
 
 OPTIONS = ConditionOptions(
-    batch_sizes=(16,), shares=(0.25,), shuffles=2, calibration_images=64, forward_batch=32, estimator="sequential"
+    batch_sizes=(16,),
+    shares=(0.25,),
+    shuffles=2,
+    calibration_images=64,
+    forward_batch=24,
+    estimation_batch=32,
+    estimator="sequential",
 )
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -152,7 +158,7 @@ def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images
     found = run_all(
         ran.classifier,
         ran.images,
-        replace(OPTIONS, statistics=("recalibrated",), estimator="one_pass", forward_batch=500),
+        replace(OPTIONS, statistics=("recalibrated",), estimator="one_pass", estimation_batch=500),
     )
     own = matched(ran.classifier, ran.images.id_calibration.images[:64])
     for cell in found.of("recalibrated:id"):
@@ -175,7 +181,7 @@ def test_sequential_recalibration_is_the_estimate_made_by_hand(ran: Ran) -> None
         assert max(max(pair) for pair in by_hand.distance(estimate).values()) < 0.01
         apart = np.array(list(estimate.distance(one_pass[name]).values())).max(axis=0)
         assert ran.conditions.estimator_distance[name] == pytest.approx(tuple(apart))
-        batches = -(-len(pixels) // OPTIONS.forward_batch)
+        batches = -(-len(pixels) // OPTIONS.estimation_batch)
         assert apart.max() > 0.003 if batches > 1 else apart.max() < 0.003
 
 
@@ -227,7 +233,7 @@ def test_statistics_are_never_estimated_on_images_that_are_scored(ran: Ran) -> N
 @pytest.mark.parametrize(("share", "expected"), [(0.25, (63, 21)), (0.8, (10, 40))])
 def test_the_mixture_behind_recalibration_has_the_stated_share(share: float, expected: tuple[int, int]) -> None:
     images = small_images(20, (("far", 40, 20),))
-    options = replace(OPTIONS, statistics=("recalibrated",), mixture_share=share, forward_batch=100)
+    options = replace(OPTIONS, statistics=("recalibrated",), mixture_share=share, estimation_batch=100)
     found = run_all(small_classifier(), images, options)
     others = set(found.seen[-2]) - identities(images.id_set.images)
     parts = (others & identities(images.id_calibration.images), others & identities(images.ood["far"][0].images))
@@ -242,7 +248,7 @@ def test_sorted_calibration_images_do_no_harm_to_the_one_pass_estimate() -> None
     in_order = ImageSet("far", np.concatenate(dark_and_bright))
     images = replace(images, ood={"far": (in_order, images.ood["far"][1])})
     classifier = small_classifier()
-    options = replace(OPTIONS, statistics=("recalibrated",), estimator="one_pass", forward_batch=16)
+    options = replace(OPTIONS, statistics=("recalibrated",), estimator="one_pass", estimation_batch=16)
     conditions = run_all(classifier, images, options).conditions
     tensor = torch.from_numpy(in_order.images)
     whole = estimate_statistics(classifier, [tensor])
@@ -370,6 +376,7 @@ def test_the_number_of_cells_is_known_beforehand(norm: str, changes: dict[str, A
         ({"shuffles": 0}, "shuffles is 0"),
         ({"calibration_images": 0}, "calibration_images is 0"),
         ({"forward_batch": -3}, "forward_batch is -3"),
+        ({"estimation_batch": 0}, "estimation_batch is 0"),
     ],
 )
 def test_options_that_make_no_sense_are_named(wrong: dict[str, Any], named: str) -> None:

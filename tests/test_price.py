@@ -39,7 +39,7 @@ from bnood.price import (
 from bnood.statistics import BatchNormStatistics, estimate_statistics
 
 OPTIONS = PriceOptions(
-    id_images=60, ood_images=25, calibration_images=28, forward_batch=50, resamples=40, seed=3
+    id_images=60, ood_images=25, calibration_images=28, forward_batch=20, estimation_batch=50, resamples=40, seed=3
 )  # 60 images in halves of 30; calibration on 28 of them
 NAMES = ("clean", "noise-1", "noise-5", "blur-5")
 
