@@ -222,12 +222,12 @@ class Forward(NamedTuple):
     """Forward passes of the plan.
 
     Attributes:
-        count: images.
+        images: how many.
         size: images in a batch.
         by_batch: whether BatchNorm normalises by the batch, as in training mode, instead of by given statistics.
     """
 
-    count: int
+    images: int
     size: int
     by_batch: bool = False
 
@@ -275,10 +275,10 @@ def bare_passes(classifier: Classifier, plan: Sequence[Forward]) -> float:
     ready = ready.contiguous(memory_format=classifier.torch_memory_format())
     started = time.perf_counter()
     with torch.inference_mode():
-        for count, size, by_batch in plan:
+        for number, size, by_batch in plan:
             network.train(by_batch)
-            for begin in range(0, count, size):
-                network(ready[: min(size, count - begin)], return_features=True)
+            for begin in range(0, number, size):
+                network(ready[: min(size, number - begin)], return_features=True)
     return time.perf_counter() - started
 
 
@@ -310,7 +310,7 @@ def measure_evaluation(options: BenchmarkOptions, console: Console) -> list[Resu
             console,
         )
     bare = seconds["bare forward passes"]
-    needed = float(sum(each.count for each in plan))
+    needed = float(sum(each.images for each in plan))
     done = [float(str(record["images_scored"])), float(str(record["images_estimated_on"]))]
     return [
         result("evaluation", "passes needed", "images", [needed]),

@@ -97,9 +97,9 @@ def test_the_plan_is_what_an_evaluation_does() -> None:
     evaluation = evaluate(run, images, options, resamples=2)
     record: dict[str, Any] = evaluation.record
     plan = forward_plan(images, options, record["estimator_passes"])
-    assert sum(each.count for each in plan) == record["images_scored"] + record["images_estimated_on"]
+    assert sum(each.images for each in plan) == record["images_scored"] + record["images_estimated_on"]
     under_batch = int((evaluation.scores["statistics"] == "batch").sum())
-    assert sum(each.count for each in plan if each.by_batch) == under_batch + record["images_estimated_on"]
+    assert sum(each.images for each in plan if each.by_batch) == under_batch + record["images_estimated_on"]
     seen: list[tuple[bool, int]] = []
     before = {name: buffer.clone() for name, buffer in run.classifier.named_buffers()}
     hook = run.classifier.network.register_forward_hook(
@@ -109,8 +109,8 @@ def test_the_plan_is_what_an_evaluation_does() -> None:
     hook.remove()
     for by_batch in (False, True):
         some = [each for each in plan if each.by_batch == by_batch]
-        assert sum(count for training, count in seen if training == by_batch) == sum(each.count for each in some)
-        assert sum(training == by_batch for training, _ in seen) == sum(-(-each.count // each.size) for each in some)
+        assert sum(count for training, count in seen if training == by_batch) == sum(each.images for each in some)
+        assert sum(training == by_batch for training, _ in seen) == sum(-(-each.images // each.size) for each in some)
     assert max(count for training, count in seen if not training) == 50
     assert all(torch.equal(buffer, before[name]) for name, buffer in run.classifier.named_buffers())
 
