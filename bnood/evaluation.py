@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bnood.conditions import ConditionOptions, Conditions, Images
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import load_images
+from bnood.data.sources import load_images, set_name
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.mitigations import Mitigations
@@ -107,7 +107,7 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
     train, validation = data.split()
     validation, tuning = _set_aside(validation, options, seed)
     id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
-    id_set = replace(id_set, name=_set_name(data.in_distribution, id_set))
+    id_set = replace(id_set, name=set_name(data.in_distribution, id_set))
     if len(id_set) < 2:
         raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
     if options.id_split == "test" and _share_contained(id_set, train) > 0.5:
@@ -120,12 +120,12 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
         raise UserError(
             f"{id_set.name} has labels up to {id_set.labels.max()}, but the network of {run.name} has {classes} classes"
         )
-    id_set = _thinned(id_set, options.id_count, seed)
+    id_set = id_set.at_most(options.id_count, seed)
     shuffled = np.random.RandomState(seed).permutation(len(train))
     ood: dict[str, tuple[ImageSet, ImageSet]] = {}
     for name in options.ood if options.ood is not None else data.ood:
-        images = _thinned(_load(data, name, "test"), options.ood_count, seed)
-        images = replace(images, name=_set_name(name, images))
+        images = _load(data, name, "test").at_most(options.ood_count, seed)
+        images = replace(images, name=set_name(name, images))
         if images.name in ood or images.name == id_set.name:
             raise UserError(f"{name}: a set of the name {images.name!r} is already being evaluated")
         calibration, scored = (images.subset(part) for part in halves(len(images), seed, name=images.name))
@@ -137,14 +137,6 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
 
 def _load(data: ImageDataModule, name: str, split: str) -> ImageSet:
     return load_images(name, split, data.root, download=data.download, image_size=data.image_size)
-
-
-def _set_name(given: str, images: ImageSet) -> str:
-    """The name of a set; ``svhn`` for the file ``svhn/test.npz``, whose own name says nothing."""
-    path = Path(given).expanduser()
-    if path.suffix.lower() == ".npz" and path.stem in ("train", "val", "test"):
-        return path.resolve().parent.name or images.name
-    return images.name
 
 
 def _set_aside(held_out: ImageSet, options: SetOptions, seed: int) -> tuple[ImageSet, ImageSet | None]:
@@ -166,12 +158,6 @@ def _share_contained(images: ImageSet, others: ImageSet) -> float:
     known = {hash(image.tobytes()) for image in others.images}
     some = images.images[:: -(-len(images) // 1000)]
     return float(np.mean([hash(image.tobytes()) in known for image in some]))
-
-
-def _thinned(images: ImageSet, count: int | None, seed: int) -> ImageSet:
-    if count is None or count >= len(images):
-        return images
-    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
 
 
 def evaluate(

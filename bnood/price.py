@@ -43,11 +43,6 @@ COLUMNS = (
     "change_low", "change_high", "n", "n_id", "companion",
 )  # fmt: skip
 
-TRADE_OFF_COLUMNS = (
-    "dataset", "corruption", "strength", "ood", "score", "accuracy", "accuracy_gain", "accuracy_gain_low",
-    "accuracy_gain_high", "auroc", "auroc_change", "auroc_change_low", "auroc_change_high", "auroc_clean",
-    "auroc_clean_change", "auroc_clean_change_low", "auroc_clean_change_high",
-)  # fmt: skip
 
 CLEAN, CLEAN_TEST = "clean", "clean-test"
 
@@ -117,7 +112,7 @@ def shifted_sets(
     Raises:
         UserError: for an unknown corruption or strength, or a JPEG set that has the name of another set.
     """
-    clean = replace(_thinned(id_set, count, seed), name=CLEAN)
+    clean = replace(id_set.at_most(count, seed), name=CLEAN)
     sets = {CLEAN: clean}
     for corruption in corruptions:
         sets |= {f"{corruption}-{each}": corrupt(clean, corruption, each, seed) for each in strengths}
@@ -127,11 +122,11 @@ def shifted_sets(
         raise UserError(f"the JPEG set is named {jpeg.name!r}, as a set that is made here; expected another name")
     found = partners(clean, jpeg)
     if found is None and clean_test is not None:
-        some = _thinned(clean_test, count, seed)
+        some = clean_test.at_most(count, seed)
         found = partners(some, jpeg)
         if found is not None:
             sets[CLEAN_TEST] = replace(some, name=CLEAN_TEST)
-    sets[jpeg.name] = _thinned(jpeg, count, seed) if found is None else jpeg.subset(found)
+    sets[jpeg.name] = jpeg.at_most(count, seed) if found is None else jpeg.subset(found)
     return sets
 
 
@@ -199,7 +194,7 @@ def price_of_matching(
     ood = {name: passes.ood(name, *halves_of_set, reference) for name, halves_of_set in images.ood.items()}
     rows: list[dict[str, object]] = []
     for name, whole in shifted.items():
-        chosen = _thinned(whole, options.id_images, options.seed)
+        chosen = whole.at_most(options.id_images, options.seed)
         calibration, scored = (chosen.subset(part) for part in halves(len(chosen), options.seed, name))
         assert scored.labels is not None
         # By the name of the clean set, so that all corruptions of the same images are resampled alike.
@@ -224,66 +219,6 @@ def corruption_and_strength(name: str) -> tuple[str, int]:
     if corruption in CORRUPTIONS and strength.isdecimal():
         return corruption, int(strength)
     return ("jpeg" if "jpeg" in name else name), 1
-
-
-def trade_off(table: pd.DataFrame, shift: pd.DataFrame, differences: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Per shifted set what ``recalibrated:target`` wins in accuracy, beside what it changes in AUROC per OOD set.
-
-    Args:
-        table: of the run (``table.csv``): detection with the clean ID set under statistics of ID training images, that
-            is, where nothing has shifted and only the OOD images are matched.
-        shift: of :func:`price_of_matching` (``shift.csv``).
-        differences: of the run (``differences.csv``), for the intervals of the change in ``table``; without, these are
-            NaN, as unpaired intervals can't be made into one of a difference.
-
-    Returns:
-        One row per shifted set, OOD set and score (msp, energy): dataset, corruption, strength, ood, score; accuracy
-        (under running), accuracy_gain, accuracy_gain_low, accuracy_gain_high; auroc (shifted against OOD under
-        running), auroc_change, auroc_change_low, auroc_change_high; auroc_clean, auroc_clean_change,
-        auroc_clean_change_low, auroc_clean_change_high (from ``table``; NaN where it hasn't the set). No rows for
-        networks without BatchNorm.
-
-    Raises:
-        UserError: if a table lacks a column, or ``shift`` holds several runs.
-    """
-    for what, frame in (("table.csv", table), ("shift.csv", shift)):
-        needed = {"statistics", "dataset", "score", "metric", "value"}
-        needed |= {"change", "change_low", "change_high", "companion"} if frame is shift else {"role"}
-        if missing := sorted(needed - set(frame.columns)):
-            raise UserError(f"{what}: it has no column {', '.join(missing)}; expected the table of one evaluated run")
-    key = ["dataset", "companion", "score"]
-    matched = shift[(shift["statistics"] == "recalibrated:target")].assign(running=lambda x: x["value"] - x["change"])
-    accuracy = matched[matched["metric"] == "accuracy"]
-    auroc = matched[matched["metric"] == "auroc"]
-    if auroc.duplicated(key).any():
-        raise UserError("shift.csv: it has the same set several times; expected the table of one evaluated run")
-    wins = accuracy[["dataset", "running", "change", "change_low", "change_high"]]
-    costs = auroc[[*key, "corruption", "strength", "running", "change", "change_low", "change_high"]]
-    rows = costs.merge(wins, on="dataset", suffixes=("_auroc", "_accuracy"))
-    rows = rows.merge(_clean_detection(table, differences), on=["companion", "score"], how="left")
-    names = {"companion": "ood"}
-    for quantity, change in (("accuracy", "accuracy_gain"), ("auroc", "auroc_change")):
-        names |= {f"running_{quantity}": quantity, f"change_{quantity}": change}
-        names |= {f"change_{side}_{quantity}": f"{change}_{side}" for side in ("low", "high")}
-    return rows.rename(columns=names)[list(TRADE_OFF_COLUMNS)]
-
-
-def _clean_detection(table: pd.DataFrame, differences: pd.DataFrame | None) -> pd.DataFrame:
-    """AUROC of the evaluation under running, and its change: one row per OOD set (as ``companion``) and score."""
-
-    def auroc_of(frame: pd.DataFrame, statistics: str, *columns: str) -> pd.DataFrame:
-        wanted = (frame["metric"] == "auroc") & (frame["role"] == "ood") & (frame["statistics"] == statistics)
-        return frame.loc[wanted, ["dataset", "score", *columns]].rename(columns={"dataset": "companion"})
-
-    running, target = (auroc_of(table, statistics, "value") for statistics in ("running", "recalibrated:target"))
-    both = running.merge(target, on=["companion", "score"], how="left", suffixes=("", "_target"))
-    both["auroc_clean_change"] = both["value_target"] - both["value"]
-    both = both.rename(columns={"value": "auroc_clean"}).drop(columns="value_target")
-    if differences is None:
-        return both.assign(auroc_clean_change_low=np.nan, auroc_clean_change_high=np.nan)
-    paired = auroc_of(differences, "recalibrated:target", "low", "high")
-    sides = {side: f"auroc_clean_change_{side}" for side in ("low", "high")}
-    return both.merge(paired.rename(columns=sides), on=["companion", "score"], how="left")
 
 
 @dataclass(frozen=True)
@@ -341,7 +276,7 @@ class _Passes:
         return logits
 
     def ood(self, name: str, calibration: ImageSet, scored: ImageSet, reference: BatchNormStatistics | None) -> _Ood:
-        some = _thinned(scored, self.options.ood_images, self.options.seed)
+        some = scored.at_most(self.options.ood_images, self.options.seed)
         logits = self.under_all(calibration, some, reference)
         counts = set_counts(name, len(some), self.options.resamples, self.options.seed)
         return _Ood({statistics: _scores(found) for statistics, found in logits.items()}, counts)
@@ -349,12 +284,6 @@ class _Passes:
     def _logits(self, images: ImageSet) -> np.ndarray:
         self.cost.scored += len(images)
         return forward(self.classifier, torch.from_numpy(images.images), self.options.forward_batch)[0].numpy()
-
-
-def _thinned(images: ImageSet, count: int | None, seed: int) -> ImageSet:
-    if count is None or count >= len(images):
-        return images
-    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
 
 
 def _scores(logits: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from bnood.price import (
     partners,
     price_of_matching,
     shifted_sets,
-    trade_off,
 )
 from bnood.statistics import BatchNormStatistics, estimate_statistics
 
@@ -450,62 +449,6 @@ def test_the_real_jpeg_set_holds_the_test_images_with_the_same_labels(real_data:
 )  # fmt: skip
 def test_what_a_set_went_through_is_in_its_name(name: str, expected: tuple[str, int]) -> None:
     assert corruption_and_strength(name) == expected
-
-
-# -------------------------------------------------------------------------------------------------------- the trade-off
-
-
-def evaluated(statistics: str, ood: str, value: float, low: float = 0, high: float = 0) -> dict[str, object]:
-    common = {"statistics": statistics, "dataset": ood, "role": "ood", "score": "energy", "metric": "auroc"}
-    return common | {"value": value, "low": low, "high": high, "companion": ""}
-
-
-def test_trade_off_by_hand() -> None:
-    shift = pd.read_csv(
-        StringIO(
-            "statistics,dataset,corruption,strength,score,metric,value,change,change_low,change_high,companion\n"
-            "running,noise-2,noise,2,,accuracy,0.5,0,0,0,\n"
-            "recalibrated:id,noise-2,noise,2,,accuracy,0.9,0.4,0.1,0.5,\n"
-            "recalibrated:target,noise-2,noise,2,,accuracy,0.75,0.25,0.2,0.3,\n"
-            "running,noise-2,noise,2,energy,auroc,0.875,0,0,0,svhn\n"
-            "recalibrated:target,noise-2,noise,2,energy,auroc,0.625,-0.25,-0.3,-0.1,svhn\n"
-            "recalibrated:target,noise-2,noise,2,energy,auroc,0.5,0.125,0.1,0.2,dtd\n"
-        )
-    )
-    table = pd.DataFrame([evaluated("running", "svhn", 0.75), evaluated("recalibrated:target", "svhn", 0.5)])
-    differences = pd.DataFrame([evaluated("recalibrated:target", "svhn", -0.25, -0.375, -0.125)])
-    found = trade_off(table, shift, differences).set_index("ood")
-    assert sorted(found.index) == ["dtd", "svhn"]
-    svhn, dtd = found.loc["svhn"], found.loc["dtd"]
-    assert (svhn["dataset"], svhn["corruption"], svhn["strength"], svhn["score"]) == ("noise-2", "noise", 2, "energy")
-    for each in (svhn, dtd):
-        gain = each[["accuracy", "accuracy_gain", "accuracy_gain_low", "accuracy_gain_high"]]
-        assert gain.tolist() == [0.5, 0.25, 0.2, 0.3]
-    detection = ["auroc", "auroc_change", "auroc_change_low", "auroc_change_high"]
-    assert svhn[detection].tolist() == [0.875, -0.25, -0.3, -0.1]
-    assert dtd[detection].tolist() == [0.375, 0.125, 0.1, 0.2]
-    on_clean = ["auroc_clean", "auroc_clean_change", "auroc_clean_change_low", "auroc_clean_change_high"]
-    assert svhn[on_clean].tolist() == [0.75, -0.25, -0.375, -0.125]
-    assert dtd[on_clean].isna().all()
-    unpaired = trade_off(table, shift).set_index("ood").loc["svhn"]
-    assert unpaired["auroc_clean_change"] == -0.25 and unpaired[on_clean[2:]].isna().all()
-
-
-def test_trade_off_of_a_network_without_batchnorm_has_no_rows(table: pd.DataFrame) -> None:
-    evaluation = pd.DataFrame([evaluated("running", "far", 0.75)])
-    running = table[table["statistics"] == "running"]
-    assert len(trade_off(evaluation, running)) == 0
-    assert len(trade_off(evaluation, table)) == len(NAMES) * 2 * 2
-
-
-def test_trade_off_refuses_what_it_cannot_read(table: pd.DataFrame) -> None:
-    evaluation = pd.DataFrame([evaluated("running", "far", 0.75)])
-    with pytest.raises(UserError, match=r"shift.csv: it has no column change, companion; expected"):
-        trade_off(evaluation, table.drop(columns=["change", "companion"]))
-    with pytest.raises(UserError, match=r"table.csv: it has no column role; expected"):
-        trade_off(evaluation.drop(columns="role"), table)
-    with pytest.raises(UserError, match="has the same set several times"):
-        trade_off(evaluation, pd.concat([table, table]))
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

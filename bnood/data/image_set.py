@@ -44,3 +44,9 @@ class ImageSet:
         """The images at ``index`` (integers), in that order."""
         labels = None if self.labels is None else self.labels[index]
         return replace(self, images=self.images[index], labels=labels)
+
+    def at_most(self, count: int | None, seed: int) -> "ImageSet":
+        """``count`` images chosen by ``seed``, in the order they had; all of them if ``count`` is None or no less."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))

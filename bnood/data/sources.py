@@ -131,6 +131,14 @@ def load_images(
     raise UserError(_unknown(name, data_root(root)))
 
 
+def set_name(given: str, images: ImageSet) -> str:
+    """The name of a set that was asked for as ``given``: its own, but for ``svhn/test.npz`` the folder's, ``svhn``."""
+    path = Path(given).expanduser()
+    if path.suffix.lower() == ".npz" and path.stem in ("train", "val", "test"):
+        return path.resolve().parent.name or images.name
+    return images.name
+
+
 def _is_path(name: str) -> bool:
     separators = {"/", os.sep, os.altsep or os.sep}
     return name.lower().endswith(".npz") or name in (".", "..") or any(each in name for each in separators)

@@ -113,6 +113,11 @@ def run_lab(options: LabOptions, command: str, console: Console) -> list[Check]:
 def conclude(options: LabOptions, done: list[LabCell], command: str, console: Console) -> list[Check]:
     """Write the tables, checks, pictures and page of the cells that are done, and print the checks."""
     quantities, _, accuracy = collect(options, done)
+    if accuracy.empty:
+        raise UserError(
+            f"{options.name}: every network diverged in its first epoch, so there is nothing to compare; "
+            "expected grids with a lower learning_rate"
+        )
     record = json.loads((options.folder / "lab.json").read_text())
     diverged = frozenset((cell["network"], cell["seed"]) for cell in record["cells"] if cell["ended"] != "trained")
     checks = check_lab(LabFigures(quantities, accuracy, diverged), options.checks)

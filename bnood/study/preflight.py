@@ -6,7 +6,7 @@ from typing import Any
 
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import load_images
+from bnood.data.sources import load_images, set_name
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.run_evaluation import check_id_split
@@ -56,14 +56,6 @@ def check_evaluation(options: StudyOptions, expected: Mapping[str, Mapping[str, 
             f"claim.headline_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(opened[1:])} in {where})"
         )
     load_compressed(section, sets, evaluation.sweeps)
-
-
-def set_name(given: str, images: ImageSet) -> str:
-    """The name that an evaluation gives a set; ``svhn`` for the file ``svhn/test.npz``, whose own name says nothing."""
-    path = Path(given).expanduser()
-    if path.suffix.lower() == ".npz" and path.stem in ("train", "val", "test"):
-        return path.resolve().parent.name or images.name
-    return images.name
 
 
 def _load(data: ImageDataModule, name: str) -> ImageSet:

@@ -52,3 +52,13 @@ def test_subset_takes_images_and_labels_in_the_order_of_the_index() -> None:
 
 def test_subset_of_a_set_without_labels_has_none() -> None:
     assert ImageSet("set", IMAGES).subset(np.array([1])).labels is None
+
+
+def test_at_most_keeps_order_and_labels_and_depends_on_the_seed() -> None:
+    whole = ImageSet("set", np.arange(40 * 3, dtype=np.uint8).reshape(40, 1, 1, 3), np.arange(40))
+    some = whole.at_most(10, seed=3)
+    assert some.labels is not None and len(some) == 10 and (np.diff(some.labels) > 0).all()
+    assert np.array_equal(some.images[:, 0, 0, 0], 3 * some.labels)
+    assert np.array_equal(some.images, whole.at_most(10, seed=3).images)
+    assert not np.array_equal(some.images, whole.at_most(10, seed=4).images)
+    assert whole.at_most(40, seed=0) is whole and whole.at_most(None, seed=0) is whole

@@ -126,6 +126,13 @@ def test_a_training_that_diverges_is_a_result(tmp_path: Path, capsys: pytest.Cap
     assert "2/2" not in capsys.readouterr().out  # it is not tried again
 
 
+def test_nothing_but_diverged_networks_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = [grid(activations=["relu"], norms=["none"], learning_rate=1e4)]
+    line = refusal(main, config(tmp_path, grids=wild), capsys)
+    assert "mini: every network diverged in its first epoch, so there is nothing to compare; expected grids" in line
+    assert (tmp_path / "runs" / "mini" / "lab.parquet").is_file()  # what was recorded until then is kept
+
+
 def test_built_in_images_are_drawn_once_and_are_the_same(tmp_path: Path) -> None:
     settings = {"data.in_distribution": "shapes", "data.train_count": 30, "data.validation": 20}
     options = LabOptions("a", [Grid(**grid())], settings=settings, runs=tmp_path)
