@@ -12,7 +12,8 @@ from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnood import benchmark
-from bnood.benchmark import BenchmarkOptions, Result, bare_passes, evaluation_images, forward_plan, untrained_run
+from bnood.benchmark import BenchmarkOptions, Result
+from bnood.benchmark_evaluation import bare_passes, evaluation_images, forward_plan, peak_memory, untrained_run
 from bnood.benchmark_training import PerImage, TrainingSegments, random_images
 from bnood.conditions import ConditionOptions
 from bnood.errors import UserError
@@ -127,10 +128,10 @@ def test_the_evaluation_part_reports_ratios() -> None:
 
 
 def test_peak_memory_rises_with_what_is_held() -> None:
-    before = benchmark.peak_memory()
+    before = peak_memory()
     held = np.ones(before // 8 + (64 << 20) // 8)  # more than the peak so far, whatever it was
-    assert benchmark.peak_memory() >= held.nbytes
-    assert benchmark.peak_memory() < 3 * held.nbytes
+    assert peak_memory() >= held.nbytes
+    assert peak_memory() < 3 * held.nbytes
 
 
 def test_rounds_alternate_and_give_the_median() -> None:

@@ -29,8 +29,8 @@ from bnood.data.sources import load_images
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
 from bnood.executors import ExecutorOptions
-from bnood.lab.checks import CheckOptions
 from bnood.lab.recorder import Recorder
+from bnood.lab.thresholds import CheckOptions
 from bnood.models.hidden_layer import Activation, NormPosition
 from bnood.models.norm import Norm
 from bnood.provenance import commit, machine, versions

@@ -10,7 +10,8 @@ import scipy.stats
 
 from bnood.errors import UserError
 from bnood.intervals import Unusable
-from bnood.lab.checks import Check, CheckOptions, LabFigures, check_lab, checks_table, inside, replicates
+from bnood.lab.checks import Check, LabFigures, check_lab, checks_table, inside, replicates
+from bnood.lab.thresholds import CheckOptions
 
 SEEDS = (0, 1, 2)
 NOISE = {0: -0.01, 1: 0.0, 2: 0.01}
