@@ -98,6 +98,8 @@ def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> 
         choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")
     ]
     kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
+    if len(kinds) > 1:
+        kinds = [kind for kind in kinds if kind != _PLAIN_TYPES["str"]]  # what is wrong was given as text
     expected = list(dict.fromkeys([*choices, *kinds]))
     if given is None or not expected:
         return f"{key}: {reason}"

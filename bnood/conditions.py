@@ -152,6 +152,7 @@ class Conditions:
 
     Attributes:
         notes: one line for everything that was left out, and why.
+        estimator_images: how many images each estimate saw, by its name.
         estimates: the statistics that were estimated, by name (``id``, ``target:svhn``, ``mixture:svhn``).
         estimator_distance: for each sequential estimate, how far the one-pass estimate was from it: the largest
             root-mean-square shift of a layer's means in standard deviations, and log ratio of standard deviations.
@@ -162,12 +163,14 @@ class Conditions:
     options: ConditionOptions
     cost: Cost = field(default_factory=Cost)
     notes: list[str] = field(default_factory=list)
+    estimator_images: dict[str, int] = field(default_factory=dict)
     estimates: dict[str, BatchNormStatistics] = field(default_factory=dict)
     estimator_distance: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def cells(self) -> Iterator[Cell]:
         """All cells, each in-distribution cell before the OOD cells that are compared with it."""
         wanted = set(self.options.statistics)
+        check_statistics(self.classifier, self.options)
         normalised = has_batchnorm(self.classifier)
         if not normalised and wanted != {"running"}:
             norm = self.classifier.norm
@@ -333,6 +336,7 @@ class Conditions:
             if not estimate.converged:
                 self.notes.append(f"statistics {name}: they still moved after {estimate.passes} passes; used anyway")
         self.cost.estimated_on += len(images) * estimate.passes
+        self.estimator_images[name] = len(images)
         self.estimates[name] = estimate
         return estimate
 
@@ -354,6 +358,15 @@ class Conditions:
         )
         with context:
             return forward(self.classifier, images, size)
+
+
+def check_statistics(classifier: Classifier, options: ConditionOptions) -> None:
+    """Refuse to ask a network without BatchNorm for nothing but statistics that it lacks."""
+    if not has_batchnorm(classifier) and "running" not in options.statistics:
+        raise UserError(
+            f"norm {classifier.norm} keeps no statistics, so that there is nothing to evaluate under "
+            f"{' or '.join(options.statistics)}; expected running among the statistics"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ class SetOptions:
         id_count: score only so many in-distribution images; none: all.
         ood_count: open only so many images of each OOD set, before it is halved; none: all.
         root: folder of the data sets; none: that of the run's config.
-        download: let torchvision download what is missing.
+        download: whether torchvision may download what is missing; none: as the run's config says.
         tuning_images: images held out of training that mitigations are fitted on, at most (:mod:`bnood.mitigations`);
             with ``id_split`` val they are set aside and not scored, a fifth of the held-out images if these are fewer
             than twice as many. 0: no mitigations.
@@ -46,7 +47,7 @@ class SetOptions:
     id_count: int | None = None
     ood_count: int | None = None
     root: Path | None = None
-    download: bool = False
+    download: bool | None = None
     tuning_images: int = 1000
 
     def __post_init__(self) -> None:
@@ -58,6 +59,12 @@ class SetOptions:
                 raise UserError(f"{name} is {count}; at least 2 images are needed")
         if self.tuning_images < 0:
             raise UserError(f"tuning_images is {self.tuning_images}; it has to be 0 (no mitigations) or more")
+
+    def placed(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The section data of a training config, with the root and the download that hold in the evaluation."""
+        root = data.get("root") if self.root is None else self.root
+        download = data.get("download", False) if self.download is None else self.download
+        return {**data, "root": None if root is None else Path(root), "download": download}
 
 
 @dataclass
@@ -95,11 +102,7 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
         UserError: for sets that are missing or unreadable, empty, of one image, of another size, or unlabelled
             where labels are needed.
     """
-    config = dict(run.config["data"])
-    if options.root is not None:
-        config["root"] = options.root
-    config["root"] = None if config.get("root") is None else Path(config["root"])
-    config["download"] = options.download or config.get("download", False)
+    config = options.placed(run.config["data"])
     try:
         data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
     except TypeError as error:
@@ -127,7 +130,10 @@ def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
         images = _load(data, name, "test").at_most(options.ood_count, seed)
         images = replace(images, name=set_name(name, images))
         if images.name in ood or images.name == id_set.name:
-            raise UserError(f"{name}: a set of the name {images.name!r} is already being evaluated")
+            raise UserError(
+                f"{name}: a set of the name {images.name!r} is already being evaluated; expected each set once, "
+                "under a name (of its file or folder) of its own"
+            )
         calibration, scored = (images.subset(part) for part in halves(len(images), seed, name=images.name))
         ood[images.name] = (calibration, scored)
     if not ood:
@@ -206,6 +212,7 @@ def evaluate(
         "notes": conditions.notes,
         "images_scored": conditions.cost.scored,
         "images_estimated_on": conditions.cost.estimated_on,
+        "estimator_images": conditions.estimator_images,
         "estimator_passes": {name: estimate.passes for name, estimate in conditions.estimates.items()},
         "estimator_distance": {
             name: {"mean_shift": shift, "log_std_ratio": ratio}

@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 
 from bnood.command_line import one_line_parsing
-from bnood.conditions import ConditionOptions
+from bnood.conditions import ConditionOptions, check_statistics
 from bnood.console import print_results
 from bnood.errors import UserError
 from bnood.evaluation import SetOptions
@@ -40,7 +40,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="Where the newest run is looked for.")
     add = parser.add_argument
     add("--ood", type=Listed | None, default=None, help="OOD sets, by comma: names, .npz files, folders.")
-    add("--statistics", type=Listed, default="running,batch,recalibrated", help="Conditions, by comma.")
+    add(
+        "--statistics",
+        type=Listed,
+        default="running,batch,recalibrated",
+        help="Conditions, by comma; running always is one of them.",
+    )
     add("--id_split", "--id-split", default="test", help="In-distribution images: test, or val (held out of training).")
     add("--id_count", "--id-count", type=int | None, default=None, help="Score so many in-distribution images; all.")
     add("--ood_count", "--ood-count", type=int | None, default=None, help="Open so many images of each OOD set; all.")
@@ -60,7 +65,13 @@ def build_parser() -> ArgumentParser:
     add("--mixture_share", "--mixture-share", type=float, default=0.5, help="OOD share behind recalibrated:mixture.")
     add("--estimator", default="one_pass", choices=["one_pass", "sequential"], help="How statistics are estimated.")
     add("--root", "--data.root", type=Path | None, default=None, help="Folder of the data sets; the run's own.")
-    add("--download", "--data.download", type=bool, default=False, help="Let torchvision download what is missing.")
+    add(
+        "--download",
+        "--data.download",
+        type=bool | None,
+        default=None,
+        help="Let torchvision download what is missing; the run's own.",
+    )
     add("--sweeps", type=bool, default=False, help="Also interventions, layers and the price of matching (minutes).")
     add("--compressed", type=str | None, default=None, help="With sweeps: a set of JPEG-compressed ID test images.")
     parser.add_class_arguments(TrackingOptions, "wandb")
@@ -90,6 +101,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     runs = [load_run(folder) for folder in folders]
     for run in runs:
         check_id_split(run.config["data"], asked.sets, run.name)
+        check_statistics(run.classifier, asked.conditions)
     options = TrackingOptions(**config.wandb.as_dict())
     options.enabled = options.enabled and not config.no_wandb
     console = Console(width=None if sys.stdout.isatty() else 200)

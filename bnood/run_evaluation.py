@@ -107,8 +107,7 @@ def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> N
         sets: what is scored.
         trained: its name, for the message.
     """
-    root = sets.root or data.get("root")
-    if sets.id_split == "test" and not has_test_images(data["in_distribution"], None if root is None else Path(root)):
+    if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
         raise UserError(
             f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
             "score its held-out images, with id_split val"

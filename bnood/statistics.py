@@ -108,7 +108,8 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
 
     Raises:
         UserError: if the model has no BatchNorm layer; if the statistics name a layer that the model lacks or have
-            another number of channels; if ``"running"`` is asked of a layer that keeps none.
+            another number of channels; if ``"running"`` is asked of a layer that keeps none. Under ``"batch"``, a
+            forward pass that gives a layer a single value per channel is torch's ``ValueError``.
     """
     layers = batchnorm_layers(model)
     _check_usable(layers, statistics)
@@ -163,11 +164,14 @@ def estimate_statistics(
             exceeds this.
 
     Raises:
-        UserError: if the model has no BatchNorm layer, if there are no batches, if a layer saw no data, if it saw
-            NaN or infinite values, or if an iterator was given where several passes are needed. A ``sequential``
+        UserError: if the model has no BatchNorm layer, if there are no batches or one bare tensor, if a layer saw no
+            data, a single value per channel, or NaN or infinite values, or if an iterator was given where several
+            passes are needed. A ``sequential``
             estimate that does not settle in time comes with a warning and ``converged=False``.
     """
     layers = batchnorm_layers(model)
+    if isinstance(batches, Tensor):
+        raise UserError("the batches are one tensor, which would be taken image by image: give [images], or a split")
     if method == "sequential" and isinstance(batches, Iterator):
         raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
@@ -294,6 +298,10 @@ def _measure(
     for name, pooled in moments.items():
         if pooled.count == 0:
             raise UserError(f"layer {name!r} was not reached by the forward pass: its statistics cannot be estimated")
+        if pooled.count == 1:
+            raise UserError(
+                f"layer {name!r} received a single value per channel, which has no variance: give two images or more"
+            )
         if not torch.isfinite(pooled.deviations).all():
             raise UserError(f"layer {name!r} received NaN or infinite values: no statistics can be estimated from them")
     return {name: LayerStatistics(p.mean, p.deviations / p.count, p.count) for name, p in moments.items()}

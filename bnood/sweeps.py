@@ -88,20 +88,14 @@ def load_compressed(data: Mapping[str, Any], sets: SetOptions, options: SweepOpt
         )
     if compressed.labels is None:
         raise UserError(f"compressed: {options.compressed} has no labels; expected a set with labels")
-    name, root = data["in_distribution"], sets.root or data.get("root")
-    has_test = has_test_images(name, None if root is None else Path(root))
+    name = data["in_distribution"]
+    has_test = has_test_images(name, sets.placed(data)["root"])
     return CompressedImages(compressed, _load(data, sets, name) if has_test else None)
 
 
 def _load(data: Mapping[str, Any], sets: SetOptions, name: str) -> ImageSet:
-    root = sets.root or data.get("root")
-    return load_images(
-        name,
-        "test",
-        None if root is None else Path(root),
-        download=sets.download or data.get("download", False),
-        image_size=data.get("image_size", 32),
-    )
+    place = sets.placed(data)
+    return load_images(name, "test", place["root"], download=place["download"], image_size=data.get("image_size", 32))
 
 
 @dataclass

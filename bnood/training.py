@@ -295,7 +295,15 @@ def _train(arguments: list[str] | None, callbacks: Sequence[L.Callback]) -> Path
     cli = command_line(arguments, more_callbacks=callbacks)
     checkpoint = cli.config.ckpt_path
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
+        except SystemExit:
+            if not cli.trainer.interrupted:
+                raise
+            last = cli.run_folder / CHECKPOINT
+            if last.is_file():
+                print(f"to go on: python scripts/train.py --config {cli.run_folder / 'config.yaml'} --ckpt_path {last}")
+            raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
         summary = summarise(cli)
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
         accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"

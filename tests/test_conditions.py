@@ -385,6 +385,19 @@ def test_options_that_make_no_sense_are_named(wrong: dict[str, Any], named: str)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("norm", ["ln", "gn", "none"])
+def test_statistics_that_a_network_lacks_are_refused_where_nothing_else_is_asked(norm: str) -> None:
+    options = replace(OPTIONS, statistics=("batch", "recalibrated"))
+    with pytest.raises(UserError, match=f"norm {norm} keeps no statistics, .* under batch or recalibrated; expected"):
+        run_all(small_classifier(norm), small_images(), options)
+
+
+def test_it_is_on_record_how_many_images_each_estimate_saw(ran: Ran) -> None:
+    sizes = {f"target:{name}": len(first) for name, (first, _) in ran.images.ood.items()}
+    sizes |= {f"mixture:{name}": 2 * len(first) for name, (first, _) in ran.images.ood.items()}
+    assert ran.conditions.estimator_images == {"id": 64, **sizes}
+
+
 def test_orders_differ_between_sets_of_equal_size() -> None:
     images = Images(small_set("known", 32, 1), small_set("known", 8, 2), {})
     conditions = Conditions(small_classifier(), images, OPTIONS)

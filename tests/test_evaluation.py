@@ -115,6 +115,15 @@ def test_another_data_root_takes_the_place_of_the_runs_own(root: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("own", "asked", "found"), [(True, None, True), (True, False, False), (False, True, True), (False, None, False)]
+)
+def test_what_is_asked_of_an_evaluation_comes_before_the_runs_own(own: bool, asked: bool | None, found: bool) -> None:
+    placed = SetOptions(download=asked).placed({"root": "there", "download": own, "image_size": 16})
+    assert placed == {"root": Path("there"), "download": found, "image_size": 16}
+    assert SetOptions(root=Path("here")).placed({"root": "there"}) == {"root": Path("here"), "download": False}
+
+
+@pytest.mark.parametrize(
     ("data", "options", "named"),
     [
         ({}, {"ood": ("lonely",)}, "lonely: it has 1 image"),

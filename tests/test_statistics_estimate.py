@@ -245,6 +245,19 @@ def test_no_data_at_all(batches: list[Tensor] | Callable) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_single_value_has_no_variance(method: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(UserError, match="layer '2' received a single value per channel"):
+        estimate_statistics(model, [torch.randn(1, 3, 4, 4)], method=method)
+    assert estimate_statistics(model, [torch.randn(2, 3, 4, 4)], method=method)["2"].count == 2
+
+
+def test_one_bare_tensor_is_no_list_of_batches() -> None:
+    with pytest.raises(UserError, match=r"the batches are one tensor, .* give \[images\]"):
+        estimate_statistics(nn.BatchNorm1d(3), torch.randn(20, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite(method: str, bad: float) -> None:
     x = torch.randn(20, 3)

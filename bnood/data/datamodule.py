@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bnood.data.augmentation import crop_and_flip
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import TORCHVISION, data_root, load_images
+from bnood.data.sources import TORCHVISION, check_known, data_root, load_images
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
@@ -137,6 +137,13 @@ class ImageDataModule(L.LightningDataModule):
         """Load the training images and split the validation images off (once)."""
         if self.train_set is not None:
             return
+        # The OOD sets are not opened here, but a misspelt one should not come to light after hours of training.
+        for key, names in (("in_distribution", (self.in_distribution,)), ("ood", self.ood)):
+            for name in names:
+                try:
+                    check_known(name, self.root)
+                except UserError as error:
+                    raise UserError(f"data.{key}: {error}") from error
         self.train_set, self.validation_set = self.split()
         if len(self.train_set) < self.batch_size:
             raise UserError(
@@ -150,7 +157,9 @@ class ImageDataModule(L.LightningDataModule):
             self.in_distribution, "train", self.root, download=self.download, image_size=self.image_size
         )
         if images.labels is None:
-            raise UserError(f"{images.name}: training needs labels, but the set has none")
+            raise UserError(
+                f"{self.in_distribution}: training needs labels (in an .npz: int64 [N]), but the set has none"
+            )
         train, validation = stratified_split(images.labels, self.validation, self.split_seed, images.name)
         if self.train_count is not None:
             # An arbitrary but fixed subset that keeps no class order of the source.

@@ -131,6 +131,17 @@ def load_images(
     raise UserError(_unknown(name, data_root(root)))
 
 
+def check_known(name: str, root: Path | None = None) -> None:
+    """Refuse a name that :func:`load_images` would find nowhere; whether its images are there is not looked at.
+
+    Raises:
+        UserError: with the nearest known name. Paths pass: what lies there may come later.
+    """
+    known = not name or _is_path(name) or name in SYNTHETIC or name in TORCHVISION
+    if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
+        raise UserError(_unknown(name, data_root(root)))
+
+
 def set_name(given: str, images: ImageSet) -> str:
     """The name of a set that was asked for as ``given``: its own, but for ``svhn/test.npz`` the folder's, ``svhn``."""
     path = Path(given).expanduser()

@@ -65,7 +65,9 @@ def unit_norm_layer(norm: Norm, units: int, groups: int = 8) -> nn.Module:
 
 def _group_norm(groups: int, channels: int) -> nn.Module:
     if groups < 1 or channels % groups:
-        raise ValueError(f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}")
+        raise ValueError(
+            f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}: change model.groups"
+        )
     return nn.GroupNorm(groups, channels)
 
 

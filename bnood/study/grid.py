@@ -101,7 +101,7 @@ class StudyOptions:
                     raise UserError(
                         f"overrides.{norm}.{key}: norms are compared on the same images; set {key} in {self.training}"
                     )
-        if self.evaluation.sets.root is not None or self.evaluation.sets.download:
+        if self.evaluation.sets.root is not None or self.evaluation.sets.download is not None:
             raise UserError("evaluation.sets.root and download: in a study, set root and download themselves")
 
     @property

@@ -1,7 +1,6 @@
 """What a study checks of its evaluation before anything is trained or written: hours of training come before it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bnood.data.datamodule import ImageDataModule
@@ -28,9 +27,7 @@ def check_evaluation(options: StudyOptions, expected: Mapping[str, Mapping[str, 
     """
     norm, config = next(iter(expected.items()))
     evaluation = cell_evaluation(options, StudyCell(norm, options.seeds[0]))
-    sets, section = evaluation.sets, dict(config["data"])
-    root = sets.root or section.get("root")
-    section |= {"root": None if root is None else Path(root), "download": sets.download or section["download"]}
+    sets, section = evaluation.sets, evaluation.sets.placed(config["data"])
     data = ImageDataModule(**section | {"ood": tuple(section["ood"])})
     names = sets.ood if sets.ood is not None else data.ood
     where = "data.ood of the training config" if sets.ood is None else "evaluation.sets.ood"

@@ -176,7 +176,7 @@ def test_bad_input_is_named() -> None:
         ({"train_count": 0}, "data.train_count is 0"),
         ({"image_size": 0}, "data.image_size is 0"),
         ({"validation": 356}, "tiny: validation is 356"),
-        ({"in_distribution": str(unlabelled)}, "unlabelled: training needs labels"),
+        ({"in_distribution": str(unlabelled)}, "unlabelled.npz: training needs labels"),
         ({"image_size": 32}, "train.npz: images are 16 x 16 pixels; expected 32 x 32"),
     ):
         with pytest.raises(UserError, match=words):

@@ -15,7 +15,7 @@ from torchvision import datasets, transforms
 
 from bnood.data.files import decode
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import data_root, load_images
+from bnood.data.sources import check_known, data_root, load_images
 from bnood.data.synthetic import SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
@@ -388,6 +388,14 @@ def test_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / "cifar-10-batches-py").mkdir(exist_ok=True)
         for file, _ in [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, ["batches.meta", ""]]:
             (tmp_path / "cifar-10-batches-py" / file).write_text("damaged")
+
+
+def test_names_are_checked_without_opening_anything(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("shapes", "svhn", "dtd", "gaussian_noise", "mine", "some/where.npz", "no/such/folder"):
+        check_known(name, tmp_path)
+    with pytest.raises(UserError, match=r"'svnh' is no known set, .* did you mean 'svhn'\?"):
+        check_known("svnh", tmp_path)
 
 
 # --- the real sets -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ TABLES = {
     *("evaluation.json", "report.html"),
 }
 # Enough for what is asked of the command line; the conditions are tested beside their code.
-QUICK = ("--statistics", "batch", "--ood", "marks", "--shares", "0.5", "--shuffles", "1")
+QUICK = ("--statistics", "running,batch", "--ood", "marks", "--shares", "0.5", "--shuffles", "1")
 
 
 def copies(folder: Path, *norms: str) -> list[Path]:
@@ -270,6 +270,16 @@ def test_a_spoilt_run_is_one_line_and_nothing_is_written(
     runs = str(bad) if spoil is not_a_number else f"{good},{bad}"
     line = refusal(main, evaluation_arguments("--run", runs, *QUICK), capsys)
     assert words in line and (spoil is not not_a_number or "nan" in line.lower())
+    assert tree(tmp_path) == before
+
+
+def test_a_network_that_lacks_what_is_asked_for_costs_the_others_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ",".join(str(run) for run in copies(tmp_path, "bn", "ln"))
+    before = tree(tmp_path)
+    line = refusal(main, evaluation_arguments("--run", runs, *QUICK, "--statistics", "batch"), capsys)
+    assert "norm ln keeps no statistics, so that there is nothing to evaluate under batch; expected running" in line
     assert tree(tmp_path) == before
 
 

@@ -1,15 +1,20 @@
 """``scripts/train.py`` as a user runs it: once as a process of its own, the rest through the function it calls."""
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 from refusal import refusal, tree
-from tiny_runs import SIZE, trained, training_arguments, write_set
+from tiny_runs import SIZE, equal_weights, trained, training_arguments, write_set
 
+from bnood.errors import one_line_errors
 from bnood.runs import load_run
 from bnood.training import train
 
@@ -76,7 +81,10 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--trainer.max_epoch", "1"], "there is no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
         (["gn"], "'gn' is not expected here: every setting has the form --key value"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such config file"),
-        (["--trainer.max_epochs", "two"], "trainer.max_epochs is 'two'; expected a whole number"),
+        (["--trainer.max_epochs", "two"], "trainer.max_epochs is 'two'; expected a whole number or null"),
+        (["--data.ood", "[marks, grunds]"], "data.ood: 'grunds' is no known set, "),
+        (["--data.ood", "[svnh]"], "did you mean 'svhn'?"),
+        (["--data.in_distribution", "cifra10"], "data.in_distribution: 'cifra10' is no known set, "),
     ):
         assert words in refusal(train, training_arguments(tmp_path / "runs", "new", *more), capsys)
     assert tree(tmp_path) == {}
@@ -97,8 +105,28 @@ def test_a_truncated_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest
     assert tree(tmp_path).keys() == {"last.ckpt"}
 
 
+class Interrupt(L.Callback):
+    """Ctrl-C in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        train(training_arguments(tmp_path / "runs", "new"), callbacks=[Interrupt()])
+    assert ended.value.code == 130
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "interrupted"
+    (line,) = [line for line in printed.out.splitlines() if line.startswith("to go on: ")]
+    folder = train(shlex.split(line)[5:])  # after "to go on: python scripts/train.py"
+    assert equal_weights(folder, trained())
+
+
 def test_data_that_lack_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_set(tmp_path / "plain.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
     arguments = training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(file))
-    assert "plain: training needs labels, but the set has none" in refusal(train, arguments, capsys)
+    line = refusal(train, arguments, capsys)
+    assert f"{file}: training needs labels (in an .npz: int64 [N]), but the set has none" in line
     assert tree(tmp_path).keys() == {"plain.npz"}
