@@ -94,7 +94,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
     heat = panel.heat
     x_ticks = [(float(i), name) for i, name in enumerate(heat.columns)] if heat else panel.x_ticks
     y_ticks = [(float(i), name) for i, name in enumerate(heat.rows)] if heat else panel.y_ticks
-    y_range = (len(heat.rows) - 0.5, -0.5) if heat else panel.y_range
+    y_range = (len(heat.rows) - 0.5, -0.5) if heat else panel.span("y")
     return {
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
         "paper_bgcolor": "white",
@@ -103,7 +103,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
         "height": height(panel),
         "showlegend": False,
         "hovermode": "closest",
-        "xaxis": axis(panel.x_label, x_ticks, panel.x_range),
+        "xaxis": axis(panel.x_label, x_ticks, panel.span("x")),
         "yaxis": axis(panel.y_label, y_ticks, y_range),
         "shapes": [
             *([_reference("x", panel.x_line)] if panel.x_line is not None else []),

@@ -10,6 +10,7 @@ import pandas as pd
 from bnood.report.figures import ID_COLOUR, colours, ood_sets
 from bnood.report.panels import Heat, Panel, Picture, Series, marker_of
 from bnood.report.study_tables import (
+    CUT,
     MATCHED,
     listed,
     networks_of,
@@ -138,7 +139,7 @@ def share_picture(layers: pd.DataFrame | None) -> Picture | None:
             title = f"{network}, {kind} statistics" if (of_network["statistics"] != "running").any() else network
             panels.append(
                 Panel(title, "layer, from the input", "share above ID p99", series, x_ticks=_depth_ticks(part),
-                      y_range=(0.0, limit), y_line=0.01)
+                      y_range=(0.0, limit), y_line=0.01, share_axis="y")
             )  # fmt: skip
     ood = pooled[(pooled["role"] == "ood") & (pooled["statistics"] == "running")]
     parts = []
@@ -150,7 +151,8 @@ def share_picture(layers: pd.DataFrame | None) -> Picture | None:
         name="layer_shares", title="Abnormal activations by layer",
         says="Under running statistics, the largest share of activations above the ID 99th percentile is "
         f"{listed(parts)}; on ID images it is 1 % by definition.",
-        how=f"The line marks 1 %, the share on ID images under running statistics. {rests_on(pooled, of_images=False)}",
+        how=f"The line marks 1 %, the share on ID images under running statistics. "
+        f"{rests_on(pooled, of_images=False)} {CUT}",
         panels=panels, numbers=pooled, source="layers.parquet",
     )  # fmt: skip
 
@@ -326,7 +328,7 @@ def _step_panel(rows: pd.DataFrame, kind: str, title: str, label: str, hues: dic
     every = max(1, -(-len(steps) // 8))
     ticks = [(places[step], f"{step:g}") for step in steps[::every]]
     axis = "λ (0 running, 1 matched)" if kind == "path" else "N (images of prior weight)"
-    return Panel(title, axis, label, series, x_ticks=ticks)
+    return Panel(title, axis, label, series, x_ticks=ticks, share_axis="y" if label == "share" else "")
 
 
 def _path_sentence(pooled: pd.DataFrame) -> str:

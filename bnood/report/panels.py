@@ -6,6 +6,7 @@ A picture is a few panels with one legend. `charts.py` draws a panel with plotly
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import pandas as pd
 
 from bnood.report.figures import ID_COLOUR, OOD_COLOURS
 
+_MARGIN = 0.02  # of a share's axis beyond 0 and 1
 MARKERS = ("circle", "square", "diamond", "triangle", "cross", "wedge", "pentagon")
 _SHAPES = dict(zip((ID_COLOUR, *OOD_COLOURS), MARKERS, strict=True))
 
@@ -66,6 +68,7 @@ class Panel:
         title: names what sets this panel apart from its neighbours.
         x_ticks, y_ticks: (place, label) where an axis holds names instead of numbers.
         x_line, y_line: a reference line across the panel at this place of that axis.
+        share_axis: the axis ("x" or "y") of a quantity between 0 and 1; intervals that reach beyond are cut there.
         choice: the panel is seen when this entry of the picture's selector is chosen; "" means always.
         colour: of the title, where the panel belongs to one set.
     """
@@ -81,8 +84,22 @@ class Panel:
     y_range: tuple[float, float] | None = None
     x_line: float | None = None
     y_line: float | None = None
+    share_axis: str = ""
     choice: str = ""
     colour: str = "#222222"
+
+    def span(self, axis: str) -> tuple[float, float] | None:
+        """From where to where an axis ("x" or "y") goes; None where the marks decide.
+
+        A share has no place below 0 or above 1, which Student's intervals over few seeds do not know.
+        """
+        asked = self.x_range if axis == "x" else self.y_range
+        if axis != self.share_axis:
+            return asked
+        marks = [x for each in self.series for x in (*(each.x if axis == "x" else each.y), *each.low, *each.high)]
+        ends = [x for x in marks if math.isfinite(x)]
+        low, high = asked or (min(ends, default=0.0) - _MARGIN, max(ends, default=1.0) + _MARGIN)
+        return (max(low, -_MARGIN), min(high, 1 + _MARGIN)) if low < -_MARGIN or high > 1 + _MARGIN else asked
 
 
 @dataclass(frozen=True)

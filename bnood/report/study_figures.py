@@ -164,10 +164,9 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_xticks([place for place, _ in panel.x_ticks], [name for _, name in panel.x_ticks])
     if panel.y_ticks:
         axes.set_yticks([place for place, _ in panel.y_ticks], [name for _, name in panel.y_ticks])
-    if panel.x_range:
-        axes.set_xlim(*panel.x_range)
-    if panel.y_range:
-        axes.set_ylim(*panel.y_range)
+    for axis, limit in (("x", axes.set_xlim), ("y", axes.set_ylim)):
+        if span := panel.span(axis):
+            limit(*span)
 
 
 def _series(axes: Axes, series: Series) -> None:

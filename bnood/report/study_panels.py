@@ -18,6 +18,7 @@ from bnood.report.intervention_panels import lens_pictures
 from bnood.report.panels import Panel, Picture, Series, marker_of
 from bnood.report.price_panels import price_picture
 from bnood.report.study_tables import (
+    CUT,
     KEYS,
     MATCHED,
     StudyTables,
@@ -206,13 +207,13 @@ def detection_picture(tables: StudyTables) -> Picture | None:
             ]
             panels.append(
                 Panel(name, METRIC_LABELS[metric], "", [s for s in series if s.x], y_ticks=ticks,
-                      y_range=_row_range(len(rows)), choice=METRIC_LABELS[metric].split(" (")[0],
+                      y_range=_row_range(len(rows)), share_axis="x", choice=METRIC_LABELS[metric].split(" (")[0],
                       colour=colours(sets)[name])
             )  # fmt: skip
     return Picture(
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
         how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {rests_on(pooled)} "
-        "Each side is scored under the statistics of that name.",
+        f"{CUT} Each side is scored under the statistics of that name.",
         panels=panels, numbers=pooled[pooled["metric"].isin(["auroc", "fpr95"])].pipe(_shortened, rows),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
@@ -293,7 +294,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
             series = [_dots(called, colour, "circle", cells, [ticks[int(place)][1] for place, _ in cells])]
             panels.append(
                 Panel(name, METRIC_LABELS[metric], "", series, y_ticks=ticks, y_range=_row_range(len(shown)),
-                      choice=METRIC_LABELS[metric].split(" (")[0], colour=colour)
+                      share_axis="x", choice=METRIC_LABELS[metric].split(" (")[0], colour=colour)
             )  # fmt: skip
     drawn = pd.DataFrame(numbers)
     columns = ["network", "statistics", "score", "dataset", "metric", "mean", "low", "high", "n_seeds", "n"]
@@ -301,7 +302,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
         name="mitigations", title="What helps: mitigations beside the default",
         says=_mitigation_sentence(pooled, headline_sets(tables)),
         how="A panel per OOD set, a row per network · score, under running statistics unless it says matched. "
-        f"ReAct's percentile and the temperature come from ID validation images alone. {rests_on(drawn)}",
+        f"ReAct's percentile and the temperature come from ID validation images alone. {rests_on(drawn)} {CUT}",
         panels=panels, numbers=drawn[columns], source="table.csv", choice_label="Metric",
     )  # fmt: skip
 
@@ -361,11 +362,12 @@ def confidence_picture(tables: StudyTables) -> Picture | None:
             ids = own[(own["role"] == "id") & own["companion"].isin([sets[0], ""])]
             part, colour = (ids, ID_COLOUR) if name == "ID" else (own[own["dataset"] == name], colours(sets)[name])
             series.append(_by_row(part, rows, float(slot), name, colour, marker_of(colour)))
-        panels.append(Panel(label, label, "", series, y_ticks=ticks, y_range=_row_range(len(rows))))
+        axis = "x" if "share" in label else ""
+        panels.append(Panel(label, label, "", series, y_ticks=ticks, y_range=_row_range(len(rows)), share_axis=axis))
     return Picture(
         name="confidence", title="Confidence on OOD images", says=_confidence_sentence(tables, pooled),
         how="A row per network · statistics · composition · batch size, a colour and a shape per set. "
-        f"{rests_on(pooled)}",
+        f"{rests_on(pooled)} {CUT}",
         panels=panels, numbers=_shortened(pooled, rows), source="table.csv",
     )  # fmt: skip
 

@@ -121,6 +121,9 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return found.assign(low=low, high=high)[[*keys, "mean", "low", "high", "n_seeds", "n"]]
 
 
+CUT = "Bars of shares end at 0 and 1, beyond which no share can lie."
+
+
 def rests_on(pooled: pd.DataFrame, of_images: bool = True, bars: bool = True) -> str:
     """What the marks of a picture rest on, in words: their intervals, the number of seeds and of images.
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -102,3 +103,18 @@ def test_the_library_is_a_script_that_can_be_embedded() -> None:
     script = plotly_script()
     assert "newPlot" in script
     assert "</script" not in script.lower()
+
+
+def test_the_axis_of_a_share_ends_where_shares_do() -> None:
+    def panel(low: float, high: float, **more: Any) -> Panel:
+        dots = Series("dots", "#000000", [0.4, 0.6], [0.0, 1.0], [low, 0.5], [0.5, high], interval="x")
+        return Panel("", "AUROC (share)", "", [dots], **{"share_axis": "x", **more})
+
+    assert panel(0.1, 0.9).span("x") is None
+    assert panel(-1.0, 2.0).span("x") == (-0.02, 1.02)
+    assert panel(-1.0, 0.9).span("x") == pytest.approx((-0.02, 0.92))
+    assert panel(0.1, 2.0).span("x") == pytest.approx((0.08, 1.02))
+    assert panel(-1.0, 2.0, share_axis="").span("x") is None
+    assert panel(-1.0, 2.0, y_range=(2.0, -0.5)).span("y") == (2.0, -0.5)
+    assert panel(float("nan"), 2.0, x_range=(0.0, 3.0)).span("x") == (0.0, 1.02)
+    assert chart(panel(-1.0, 2.0))["layout"]["xaxis"]["range"] == [-0.02, 1.02]
