@@ -261,7 +261,7 @@ def _norm_legend(norms: list[str]) -> list[Line2D]:
 
 @matplotlib.rc_context(STYLE)
 def units_by_layer(measurements: pd.DataFrame, architecture: str) -> Figure:
-    """Dead, always-on and saturated units by layer at the last recorded step: a line per norm, a row per grid.
+    """Dead, always-on and saturated units by layer at the last recorded step: a line per norm, a row per setting.
 
     Dots are means over the seeds, bars their range.
     """
@@ -275,19 +275,27 @@ def units_by_layer(measurements: pd.DataFrame, architecture: str) -> Figure:
         for activation in in_order(frame["activation"], ACTIVATIONS)
         for quantity in in_order(frame.loc[frame["activation"] == activation, "quantity"], UNIT_LABELS)
     ]
-    settings = sorted(frame.groupby(["learning_rate", "suffix"]).groups)
-    size = (max(7.5, 1.2 + 3.1 * len(columns)), 1.6 + 2.5 * len(settings))
+    settings = {
+        activation: sorted(rows.groupby(["suffix", "learning_rate"]).groups)
+        for activation, rows in frame.groupby("activation")
+    }
+    rows = max(len(own) for own in settings.values())
+    size = (max(7.5, 1.2 + 3.1 * len(columns)), 1.6 + 2.5 * rows)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(settings), len(columns), squeeze=False)
+    grid = figure.subplots(rows, len(columns), squeeze=False)
     norms = in_order(frame["norm"], NORMS)
-    for (rate, suffix), line in zip(settings, grid, strict=True):
+    for row, line in enumerate(grid):
         for (activation, quantity), axes in zip(columns, line, strict=True):
+            if row >= len(settings[activation]):
+                axes.set_axis_off()
+                continue
+            suffix, rate = settings[activation][row]
             found = frame["activation"].eq(activation) & frame["quantity"].eq(quantity)
             axes.set_title(f"{activation}: {UNIT_LABELS[quantity]}\n(learning rate {rate:g})", fontweight="bold")
             setting = frame["learning_rate"].eq(rate) & frame["suffix"].eq(suffix)
             _shares(axes, frame[found & setting], norms)
-    for axes in grid[-1]:
-        axes.set_xlabel("layer (1 = at the input)")
+            if row == len(settings[activation]) - 1:
+                axes.set_xlabel("layer (1 = at the input)")
     figure.supylabel("share of the layer's units", fontsize=10)
     figure.legend(handles=_norm_legend(norms), loc="outside lower center", ncols=len(norms))
     figure.suptitle(f"Units at the end of training: {title_of(frame)} (dot: mean; bar: range over seeds)")
