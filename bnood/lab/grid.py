@@ -13,6 +13,7 @@ activation, norm, norm_position, learning_rate, seed, step, epoch (:func:`collec
 
 import csv
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,14 @@ class Grid:
     record_every: int = 50
     probe_images: int = 256
     settings: dict[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"the grid of {self.architecture}{f', {self.suffix}' if self.suffix else ''}"
+        for name in ("depth", "width", "record_every", "probe_images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from 1 up")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"{where}: learning_rate is {self.learning_rate}; expected a number above 0")
 
 
 @dataclass

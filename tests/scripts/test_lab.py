@@ -155,6 +155,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"model.norm": "bn"}}, "settings.model.norm: the lab sets model.norm itself"),
     ({"grids": [grid(), grid(learning_rate=1.0)]}, "mlp-sigmoid-none-s0 is in two of them"),
     ({"grids": [grid(activations=["swish"])]}, "swish"),
+    ({"grids": [grid(), grid(suffix="high", depth=0)]}, "the grid of mlp, high: depth is 0; expected a whole number"),
+    ({"grids": [grid(width=-8)]}, "the grid of mlp: width is -8; expected a whole number from 1 up"),
+    ({"grids": [grid(record_every=0)]}, "the grid of mlp: record_every is 0; expected a whole number from 1 up"),
+    ({"grids": [grid(probe_images=0)]}, "the grid of mlp: probe_images is 0; expected a whole number from 1 up"),
+    ({"grids": [grid(learning_rate=-0.1)]}, "the grid of mlp: learning_rate is -0.1; expected a number above 0"),
     ({"checks": {"small": -1}}, "checks.small is -1"),
 ]
 
