@@ -178,6 +178,19 @@ class TrainingCLI(LightningCLI):
         return logger
 
 
+class ParsingCLI(TrainingCLI):
+    """The training's command line, parsed and checked; nothing is made."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
 class ProgressBar(RichProgressBar):
     """Lightning's bar without the logger's version number: a run's name says which it is."""
 

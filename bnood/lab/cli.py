@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bnood.claim.estimates import figure
-from bnood.command_line import one_line_parsing
+from bnood.command_line import one_line_parsing, read_configs
 from bnood.errors import UserError
 from bnood.executors import Job, Outcome, run_jobs
 from bnood.lab.checks import ARCHITECTURES, Check, LabFigures, check_lab, checks_table
 from bnood.lab.figures import write_lab_figures
 from bnood.lab.grid import LabCell, LabOptions, cells, collect, draw_images, is_done, train_cell
+from bnood.lab.preflight import check_images, check_trainings, check_written_grids
 from bnood.lab.report import write_lab_report
 from bnood.lab.results import read_lab
 from bnood.provenance import commit, machine, versions
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """
     given = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
+    check_written_grids(read_configs(given))
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         config = parser.parse_args(given)
@@ -97,6 +99,9 @@ def run_lab(options: LabOptions, command: str, console: Console) -> list[Check]:
         UserError: for bad input, and if a cell failed (what is done is kept).
     """
     todo = [cell for cell in cells(options) if not is_done(options, cell)]
+    if todo:
+        check_trainings(options)
+        check_images(options)
     with sole_user(options.folder):
         draw_images(options)
         jobs = [

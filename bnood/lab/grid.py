@@ -43,8 +43,9 @@ Setting = bool | int | float | str
 
 # What a lab decides itself, so that its settings may not.
 FIXED = (
-    *("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "data.root", "model.architecture"),
-    *("model.depth", "model.width", "model.norm", "model.activation", "model.norm_position", "model.learning_rate"),
+    *("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "data.root", "data.download"),
+    *("model.architecture", "model.depth", "model.width", "model.norm", "model.activation", "model.norm_position"),
+    "model.learning_rate",
 )
 
 
@@ -103,6 +104,7 @@ class LabOptions:
         wandb: what is logged; the group is the lab's name unless another is given.
         runs: the folder that holds the lab's folder.
         root: folder of the data sets; else the environment's BNOOD_DATA, else ./data.
+        download: let torchvision download what is missing.
     """
 
     name: str
@@ -114,6 +116,7 @@ class LabOptions:
     wandb: TrackingOptions = field(default_factory=lambda: TrackingOptions(mode="offline"))
     runs: Path = Path("runs")
     root: Path | None = None
+    download: bool = False
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
@@ -205,6 +208,8 @@ def training_arguments(options: LabOptions, cell: LabCell) -> list[str]:
     given |= {"runs": options.folder / "cells", "name": cell.name}
     if options.root is not None:
         given["data.root"] = options.root
+    if options.download:
+        given["data.download"] = True
     tracking = asdict(options.wandb) | {"group": options.wandb.group or options.name, "tags": list(options.wandb.tags)}
     given |= {f"wandb.{key}": value for key, value in tracking.items() if value is not None}
     return [part for key, value in given.items() for part in (f"--{key}", _text(value))]

@@ -288,7 +288,10 @@ def probe_images(data: ImageDataModule, count: int, seed: int) -> tuple[Tensor, 
     """So many training images ``[count, H, W, 3]`` and their labels, without augmentation, drawn by the seed."""
     assert data.train_set is not None and data.train_set.labels is not None
     if count > len(data.train_set):
-        raise UserError(f"{count} probe images asked for, but there are {len(data.train_set)} training images")
+        raise UserError(
+            f"probe_images is {count}, but a training has {len(data.train_set)} images (see data.train_count and "
+            "data.validation)"
+        )
     chosen = np.random.RandomState(seed).permutation(len(data.train_set))[:count]
     return torch.from_numpy(data.train_set.images[chosen]), torch.from_numpy(data.train_set.labels[chosen])
 

@@ -1,7 +1,6 @@
 """The command line of ``scripts/study.py``: train, evaluate, pool and judge a grid of norms and seeds."""
 
 import fcntl
-import re
 import shlex
 import sys
 import warnings
@@ -68,23 +67,13 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool, bool]:
             made = parser.instantiate_classes(config)
     except UserError as error:
         if "arguments are required" not in str(error):
-            raise UserError(_with_list(str(error))) from error
+            raise
         raise UserError(
             f"a study needs a config: give --config, for example --config configs/studies/demo.yaml ({error})"
         ) from error
     options = StudyOptions(**{key: made[key] for key in StudyOptions.__dataclass_fields__})
     options.wandb.enabled = options.wandb.enabled and not config.no_wandb
     return options, config.partial, config.judge_only
-
-
-def _with_list(message: str) -> str:
-    """A message of the parser in which a list that was expected is called that, and how one is written."""
-    found = re.search(r" is '(.*?)'.*; expected .*\btuple\b", message)
-    if found is None:
-        return message
-    example = "[0, 1]" if re.fullmatch(r"[-+.\d]+", found[1]) else f"[{found[1]}]"
-    before, expected, after = message.rpartition("; expected ")
-    return before + expected + re.sub(r"\btuple\b", f"a list such as {example}", after)
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -22,7 +22,7 @@ from bnood.models.norm import Norm
 from bnood.run_evaluation import EvaluationOptions
 from bnood.runs import CHECKPOINT, read_checkpoint, write_beside
 from bnood.tracking import TrackingOptions
-from bnood.training import TrainingCLI, command_line
+from bnood.training import ParsingCLI, command_line
 
 Setting = bool | int | float | str | list[str] | None
 State = Literal["new", "half", "unsummarised", "done"]
@@ -202,24 +202,11 @@ def expected_config(options: StudyOptions, cell: StudyCell) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cli = command_line(training_arguments(options, cell), _ParsingCLI)
+            cli = command_line(training_arguments(options, cell), ParsingCLI)
             return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     except UserError as error:
         where = f"{options.training} with overrides.{cell.norm}"
         raise UserError(f"the training of {cell.norm} ({where}): {error}") from error
-
-
-class _ParsingCLI(TrainingCLI):
-    """The training's command line, parsed and checked; nothing is made."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
 
 
 def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:

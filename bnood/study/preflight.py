@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bnood.command_line import in_short
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images, set_name
@@ -56,4 +57,7 @@ def check_evaluation(options: StudyOptions, expected: Mapping[str, Mapping[str, 
 
 
 def _load(data: ImageDataModule, name: str) -> ImageSet:
-    return load_images(name, "test", data.root, download=data.download, image_size=data.image_size)
+    try:
+        return load_images(name, "test", data.root, download=data.download, image_size=data.image_size)
+    except UserError as error:
+        raise UserError(in_short(str(error))) from error

@@ -168,7 +168,7 @@ def test_what_cannot_be_recorded(tmp_path: Path) -> None:
         hidden_layers(Classifier("resnet", 20, 8).network)
     with pytest.raises(UserError, match=r"recorder\.every is 0"):
         Recorder(every=0)
-    with pytest.raises(UserError, match="9999 probe images asked for, but there are 256 training images"):
+    with pytest.raises(UserError, match="probe_images is 9999, but a training has 256 images"):
         train(
             [*training_arguments(tmp_path, "few"), "--model.architecture", "mlp", "--model.depth", "3"],
             [Recorder(images=9999)],

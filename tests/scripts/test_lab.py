@@ -11,9 +11,9 @@ import yaml
 from refusal import refusal
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
-from bnood.errors import UserError
 from bnood.lab.cli import main
 from bnood.lab.grid import Grid, LabOptions, cells, draw_images, drawn_images, training_arguments, training_settings
+from bnood.lab.preflight import check_images
 from bnood.runs import load_run
 
 KEYS = ["network", "architecture", "activation", "norm", "norm_position", "learning_rate", "seed", "step", "epoch"]
@@ -154,7 +154,21 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [1, 1]}, "seeds is [1, 1]: give one or more seeds, each once"),
     ({"settings": {"model.norm": "bn"}}, "settings.model.norm: the lab sets model.norm itself"),
     ({"grids": [grid(), grid(learning_rate=1.0)]}, "mlp-sigmoid-none-s0 is in two of them"),
-    ({"grids": [grid(activations=["swish"])]}, "swish"),
+    ({"grids": [grid(activations=["swish"])]}, "lab.yaml: grids[0].activations is 'swish'; expected sigmoid or relu"),
+    ({"grids": [grid(), grid(norms="bn")]}, "lab.yaml: grids[1].norms is 'bn'; expected a list such as [bn]"),
+    ({"grids": [grid(widht=8)]}, "lab.yaml: there is no key grids[0].widht (did you mean grids[0].width?)"),
+    ({"grids": [grid(groups=8)]}, "no key grids[0].groups (see --help); keys of train.py, such as model.groups, stand"),
+    ({"grids": ["mlp"]}, "lab.yaml: grids[0] is 'mlp'; expected a mapping such as"),
+    (
+        {"grids": [grid(settings={"model.warmpu": 0.1})]},
+        "grids[0] (mlp-sigmoid-none), with its settings and the lab's: there is no option --model.warmpu (did you mean",
+    ),
+    (
+        {"grids": [grid(norms=["none"]), grid(norms=["bn", "gn"], width=6)]},
+        "grids[1] (mlp-sigmoid-gn), with its settings and the lab's: norm 'gn' needs a number of groups that divides 6",
+    ),
+    ({"grids": [grid(probe_images=300)]}, f"grids[0]: probe_images is 300, but a training has {TRAIN} images"),
+    ({"root": "/nowhere", "settings": {"data.in_distribution": "cifar10"}}, "or say with --root or BNOOD_DATA where"),
     ({"grids": [grid(), grid(suffix="high", depth=0)]}, "the grid of mlp, high: depth is 0; expected a whole number"),
     ({"grids": [grid(width=-8)]}, "the grid of mlp: width is -8; expected a whole number from 1 up"),
     ({"grids": [grid(record_every=0)]}, "the grid of mlp: record_every is 0; expected a whole number from 1 up"),
@@ -172,6 +186,12 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_training_refuses_names_the_cell(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 of 1 cells failed; the first is mlp-tanh-gn-s0: model: norm 'gn' needs"):
-        main(config(tmp_path, grids=[grid(activations=["tanh"], norms=["gn"], width=6)]))
+def test_images_that_the_lab_draws_need_not_be_there(tmp_path: Path) -> None:
+    check_images(LabOptions("a", [Grid(**grid())], runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_downloaded_on_request() -> None:
+    options = LabOptions("a", [Grid(**grid())], settings={"data.in_distribution": "mnist"}, download=True)
+    arguments = training_arguments(options, cells(options)[0])
+    assert arguments[arguments.index("--data.download") + 1] == "true"
