@@ -29,6 +29,7 @@ class Estimate:
         verdict: supported, refuted or inconclusive; of a control passed, failed or inconclusive; "" without threshold.
         level: of the interval.
         reason: why it is inconclusive; else "".
+        wanted: the side of the threshold that the statement names: above, below, small (within +- it) or any.
         dropped: seeds that one side of the comparison lacks.
     """
 
@@ -45,6 +46,7 @@ class Estimate:
     level: float
     reason: str = ""
     dropped: frozenset[int] = field(default=frozenset())
+    wanted: Wanted = "any"
 
     @property
     def n_seeds(self) -> int:
@@ -63,6 +65,7 @@ class Estimate:
             "per_seed": {str(seed): finite(value) for seed, value in self.per_seed.items()},
             "n_seeds": self.n_seeds,
             "threshold": self.threshold,
+            "wanted": self.wanted,
             "verdict": self.verdict,
             "level": self.level,
             "reason": self.reason,
@@ -103,16 +106,24 @@ def estimated(
     size = measured.effect_size(null)
     return Estimate(
         quantity, dataset, unit, found.effect, found.low, found.high, size, per_seed, threshold, verdict, level,
-        reason, measured.dropped,
+        reason, measured.dropped, wanted,
     )  # fmt: skip
 
 
 def not_estimated(
-    reason: str, quantity: str, dataset: str, unit: str, threshold: float | None, level: float
+    reason: str,
+    quantity: str,
+    dataset: str,
+    unit: str,
+    threshold: float | None,
+    level: float,
+    wanted: Wanted = "any",
 ) -> Estimate:
     """In place of an estimate, where the tables do not hold what it needs: inconclusive, with the reason."""
     nan = math.nan
-    return Estimate(quantity, dataset, unit, nan, nan, nan, nan, {}, threshold, INCONCLUSIVE, level, reason)
+    return Estimate(
+        quantity, dataset, unit, nan, nan, nan, nan, {}, threshold, INCONCLUSIVE, level, reason, wanted=wanted
+    )
 
 
 def _side(found: Interval, threshold: float, wanted: Wanted) -> str:
@@ -175,6 +186,17 @@ def figure(estimate: Estimate) -> str:
     if math.isnan(estimate.effect):
         return "not estimated"
     return interval_text(estimate.effect, estimate.low, estimate.high, DECIMALS.get(estimate.unit, 3))
+
+
+def directed(estimate: Estimate, up: str, down: str) -> tuple[str, str]:
+    """The word for the sign of an effect, and the effect with its interval, turned so that it is not negative.
+
+    ``("lower", "0.42 [-0.19, 1.02]")`` of -0.42 [-1.02, 0.19]; the first of the words where nothing was estimated.
+    """
+    if not estimate.effect < 0:
+        return up, figure(estimate)
+    decimals = DECIMALS.get(estimate.unit, 3)
+    return down, interval_text(-estimate.effect, -estimate.high, -estimate.low, decimals)
 
 
 def against_minimum(estimate: Estimate) -> str:

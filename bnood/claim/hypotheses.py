@@ -34,7 +34,17 @@ listed but decides nothing: what the control measures need not act equally on ID
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bnood.claim.estimates import INCONCLUSIVE, REFUTED, Estimate, Wanted, against_minimum, agreeing, every, figure
+from bnood.claim.estimates import (
+    INCONCLUSIVE,
+    REFUTED,
+    Estimate,
+    Wanted,
+    against_minimum,
+    agreeing,
+    directed,
+    every,
+    figure,
+)
 from bnood.claim.judging import (
     MATCHED,
     REESTIMATED,
@@ -127,12 +137,12 @@ def h1(evidence: Evidence) -> Hypothesis:
                    "small")  # fmt: skip
     controls = on_id(evidence, [control])
     difference, running, matched = judged.mean[0], judged.mean[1], judged.mean[-1]
-    mix = f"by {figure(judged.mean[2])} above" if mixed["running"] else "not measured against"
+    mix = f"it lies by {figure(judged.mean[2])} above" if mixed["running"] else "it was not measured against"
     sentence = (
         f"On the {difference.dataset} the largest unit's mean activation is {figure(running)} times the ID figure "
-        f"under running statistics ({mix} what the mix of predicted classes alone brings on ID images) and "
-        f"{figure(matched)} times under matched ones (partly by construction: matching pins mean and variance of every "
-        f"channel), a difference of {figure(difference)}, where above {options.abnormal:g} is abnormal; "
+        f"under running statistics (above {options.abnormal:g} counts as abnormal; {mix} what the mix of predicted "
+        f"classes alone brings on ID images) and {figure(matched)} times under matched ones (partly by construction: "
+        f"matching pins mean and variance of every channel), a difference of {figure(difference)}; "
         f"{_shown_share(activations[0])}; on ID images re-estimation changes the figure by {figure(controls[0])}"
     )
     statement = "On OOD data some penultimate units are abnormally high under running statistics, not under matched."
@@ -175,16 +185,22 @@ def h2(evidence: Evidence) -> Hypothesis:
     reestimated = parts("running - recalibrated:id", lambda q, d: evidence.change(q, d, second=REESTIMATED), "small")
     controls = on_id(evidence, reestimated)
     shown = ", ".join(
-        f"{name} by {figure(one)} ({against_minimum(one)})" for name, one in zip(outputs, judged.mean, strict=True)
+        f"{name} {_higher(one)} ({against_minimum(one)})" for name, one in zip(outputs, judged.mean, strict=True)
     )
-    unmoved = ", ".join(f"{name} {figure(one)}" for name, one in zip(outputs, controls, strict=True))
+    unmoved = ", ".join(f"{name} {_higher(one)}" for name, one in zip(outputs, controls, strict=True))
     sentence = (
-        f"On the {judged.mean[0].dataset} running statistics raise {shown} over matched ones (negative: lower); on ID "
-        f"images, over re-estimated ones: {unmoved}"
+        f"On the {judged.mean[0].dataset}, under running statistics against matched ones: {shown}; on ID images, "
+        f"against re-estimated ones: {unmoved}"
     )
     statement = "Max logit, energy score and MSP on OOD data are higher under running than under matched statistics."
     left = Beyond(beyond[: len(second)], agreeing([one.verdict for one in beyond[: len(second)]]))
     return concluded("H2", statement, judged, sentence, [*beyond, *beside], controls, left)
+
+
+def _higher(one: Estimate) -> str:
+    """``0.42 [-0.19, 1.02] lower``."""
+    word, size = directed(one, "higher", "lower")
+    return f"{size} {word}"
 
 
 def h3(evidence: Evidence) -> Hypothesis:
@@ -239,20 +255,25 @@ def h3(evidence: Evidence) -> Hypothesis:
     )
     controls = on_id(evidence, [accuracy]) + list_beside(evidence, reestimated, each_set=False)
     by_score = [(name, judged.mean[2 * place : 2 * place + 2]) for place, (_, name) in enumerate(scores)]
-    shown = "; ".join(
-        f"{name}'s AUROC by {figure(auroc)} ({against_minimum(auroc)}) and lower its FPR95 by {figure(fpr95)} "
-        f"({against_minimum(fpr95)})"
-        for name, (auroc, fpr95) in by_score
-    )
+    shown = "; ".join(_moved(name, auroc, fpr95) for name, (auroc, fpr95) in by_score)
     harmed = [name for name, (auroc, _) in by_score if auroc.verdict == REFUTED and auroc.high < 0]
     harm = f"; for {' and '.join(harmed)} matching does not help but harms" if harmed else ""
     sentence = (
-        f"On the {judged.mean[0].dataset} matched statistics raise {shown} (negative: the opposite){harm}; "
+        f"On the {judged.mean[0].dataset} matched statistics {shown}{harm}; "
         f"re-estimation on ID images changes ID accuracy by {figure(controls[0])}"
     )
     statement = "The mismatch harms detection: AUROC rises and FPR95 falls when it is removed."
     left = Beyond(beyond[: len(second)], detection_rule([one.verdict for one in beyond[: len(second)]]))
     return concluded("H3", statement, judged, sentence, [*beyond, *beside], controls, left)
+
+
+def _moved(name: str, auroc: Estimate, fpr95: Estimate) -> str:
+    """What matching does to a score's AUROC and FPR95; the second is counted as a gain where it falls."""
+    (up, gain), (down, fall) = directed(auroc, "raise", "lower"), directed(fpr95, "lower", "raise")
+    return (
+        f"{up} {name}'s AUROC by {gain} ({against_minimum(auroc)}) and {down} its FPR95 by {fall} "
+        f"({against_minimum(fpr95)})"
+    )
 
 
 def detection_rule(verdicts: Sequence[str]) -> str:

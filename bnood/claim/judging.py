@@ -103,7 +103,7 @@ class Part(NamedTuple):
                 measured, self.quantity, label, self.unit, self.threshold, self.wanted, level, self.null, self.refuting
             )
         except Unusable as error:
-            return not_estimated(str(error), self.quantity, label, self.unit, self.threshold, level)
+            return not_estimated(str(error), self.quantity, label, self.unit, self.threshold, level, self.wanted)
 
 
 def _average(measured: Sequence[Replicates | Ratio]) -> Replicates | Ratio:
@@ -201,7 +201,22 @@ def _why_open(estimates: Sequence[Estimate]) -> list[str]:
             by_reason.setdefault(one.reason, []).append(one.quantity)
     if len(by_reason) == 1 and len(next(iter(by_reason.values()))) == len(estimates):
         return [f"Not decided: {next(iter(by_reason))}."]
-    return [f"Not decided: {'; '.join(names)}, because {reason}." for reason, names in by_reason.items()]
+    everything = [one.quantity for one in estimates]
+    return [
+        f"Not decided: {'; '.join(_together(names, everything))}, because {reason}."
+        for reason, names in by_reason.items()
+    ]
+
+
+def _together(names: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """``energy: all 5`` in place of ``energy: first half``, ``energy: means``, ... where none of them is missing."""
+    found: list[str] = []
+    for name in names:
+        group, colon, _ = name.partition(": ")
+        whole = [each for each in everything if colon and each.startswith(f"{group}: ")]
+        short = f"{group}: all {len(whole)}" if len(whole) > 1 and set(whole) <= {*names} else name
+        found += [short] * (short not in found)
+    return found
 
 
 def concluded(

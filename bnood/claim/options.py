@@ -20,7 +20,7 @@ class ClaimOptions:
             easy to make as extreme as one likes.
         abnormal: H1, the largest per-unit mean relative to the in-distribution one (1 by definition) above which
             activations count as abnormal. 20 % above normal is more than chance differences between parts of one set.
-            It is *less* than what few classes bring without any mismatch (ID images of one class alone: 2 to 4), so
+            It is less than what few classes bring without any mismatch (ID images of one class alone: 2 to 4), so
             that the figure also has to exceed the mix of predicted classes.
         control_unit_ratio: H1, what re-estimation on ID images may change in the same figure: half of the 20 %.
         minimum_msp: H2 and H4, least difference in mean MSP: one point of confidence. Below, no reader would act on it.

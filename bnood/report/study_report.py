@@ -6,13 +6,14 @@ and its own security policy forbids loading anything. `study_report.html.j2` hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from bnood.report.charts import plotly_script
 from bnood.report.shown import Grid, Shown, as_grid, show, template
+from bnood.report.study_answer import WORDS_USED, plain_answer
 from bnood.report.study_panels import study_pictures
 from bnood.report.study_tables import KEYS, MATCHED, StudyTables, listed, networks_of, over_seeds, plain, seeds_in_words
 from bnood.report.thresholds import thresholds
@@ -41,7 +42,8 @@ def write_study_report(folder: Path, study: StudyTables) -> Path:
         name=study.name,
         question=QUESTION,
         about=_about(study),
-        answer=_answer(verdict),
+        answer=plain_answer(verdict),
+        words=WORDS_USED,
         hypotheses=verdict.get("hypotheses", []),
         signs=SIGNS,
         estimates=_estimates(verdict),
@@ -51,10 +53,11 @@ def write_study_report(folder: Path, study: StudyTables) -> Path:
         commands=study.commands,
         metrics=_metric_grid(study),
         thresholds=thresholds(verdict.get("thresholds", {})),
-        networks=None if study.networks is None else as_grid("networks", "The networks", study.networks),
+        networks=None if study.networks is None else as_grid("networks", _OF_NETWORKS, _rounded(study.networks)),
         counts=_counts(study),
         made=_flat(dict(study.made) or verdict.get("made", {})),
         limits=[*_limits(study), *study.limits],
+        notes=study.notes,
         plotly=plotly_script(),
     )
     path = Path(folder) / "report.html"
@@ -71,26 +74,6 @@ def _about(study: StudyTables) -> list[tuple[str, str]]:
         ("In-distribution (ID)", ", ".join(map(str, ids)) or "none"),
         ("Out-of-distribution (OOD)", ", ".join(study.sets) or "none"),
     ]
-
-
-def _answer(verdict: Mapping[str, object]) -> list[str]:
-    """The verdicts in plain words, one sentence per kind of verdict."""
-    hypotheses: Sequence[Mapping[str, object]] = verdict.get("hypotheses", [])  # type: ignore[assignment]
-    words = {
-        "supported": "Supported in this study",
-        "refuted": "Refuted in this study",
-        "inconclusive": "Left open by this study",
-    }
-    found = []
-    for kind, said in words.items():
-        names = [
-            f"{entry['hypothesis']} ({str(entry['statement']).rstrip('.')})"
-            for entry in hypotheses
-            if entry["verdict"] == kind
-        ]
-        if names:
-            found.append(f"{said}: {'; '.join(names)}.")
-    return found
 
 
 def _estimates(verdict: Mapping[str, object]) -> Grid | None:
@@ -113,13 +96,18 @@ def _estimates(verdict: Mapping[str, object]) -> Grid | None:
 
 
 _SHOWN = (
-    "quantity", "dataset", "unit", "effect", "low", "high", "level", "effect_size", "n_seeds", "threshold", "verdict",
-    "reason",
+    "quantity", "dataset", "unit", "effect", "low", "high", "level", "effect_size", "n_seeds", "wanted", "threshold",
+    "verdict", "reason",
 )  # fmt: skip
 
 
 def _estimate(estimate: Mapping[str, object]) -> dict[str, object]:
     found = {key: estimate.get(key) for key in _SHOWN}
+    if estimate.get("wanted") == "any":
+        found["wanted"] = ""
+    if estimate.get("unit") == "share of the effect" and str(estimate.get("reason")).startswith("the whole effect"):
+        # A share of next to nothing is some large number that says nothing.
+        return found | dict.fromkeys(("effect", "low", "high", "effect_size")) | {"per seed": ""}
     seeds = estimate.get("per_seed")
     if isinstance(seeds, Mapping):
         known = {seed: float(value) for seed, value in seeds.items() if value is not None}
@@ -142,6 +130,19 @@ def _averaged(pooled: pd.DataFrame) -> str:
         return "of one seed, with 95 % intervals over images"
     alone = " (over images alone where there is one seed)" if fewest == 1 else ""
     return f"mean over seeds, with 95 % intervals over seeds and images{alone}"
+
+
+_OF_NETWORKS = (
+    "The networks. Each norm has its own recipe, so that their epochs differ; a stopped network has the accuracy of "
+    "the epoch that it was stopped at, and its partner's beside it. Seconds are those of training"
+)
+
+
+def _rounded(networks: pd.DataFrame) -> pd.DataFrame:
+    """Whole seconds."""
+    if "seconds" not in networks:
+        return networks
+    return networks.assign(seconds=pd.to_numeric(networks["seconds"]).round().astype("Int64"))
 
 
 def _counts(study: StudyTables) -> list[tuple[str, str, str]]:

@@ -34,6 +34,7 @@ class StudyTables:
         commands: what to type to get this study again, the command of the figures first.
         made: versions, commit, machine and whatever else says how it came about.
         limits: what the study does not show, one sentence each.
+        notes: what its evaluations left out, one sentence each.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StudyTables:
     commands: Sequence[str] = ()
     made: Mapping[str, object] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def metrics(self) -> pd.DataFrame:

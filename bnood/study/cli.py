@@ -90,10 +90,19 @@ def main(arguments: list[str] | None = None) -> Path:
     """
     given = sys.argv[1:] if arguments is None else arguments
     options, partial, judge_only = parse(given)
-    command = shlex.join(["python", "scripts/study.py", *given])
+    command = shlex.join(["python", "scripts/study.py", *_without_judging_only(given)])
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
     run_study(options, partial=partial, judge_only=judge_only, command=command, console=console)
     return options.folder
+
+
+def _without_judging_only(given: list[str]) -> list[str]:
+    """The command line that makes the whole study: what is finished it leaves as it is."""
+    kept = [each for each in given if not each.startswith("--judge_only=")]
+    if "--judge_only" in kept:
+        place = kept.index("--judge_only")
+        del kept[place : place + 2]
+    return kept
 
 
 def run_study(

@@ -141,7 +141,8 @@ def conclude(
         networks=rows,
         commands=[command],
         made=made,
-        limits=[*limits(options, cells, tables["table"]), *missing, *notes(options, cells)],
+        limits=[*limits(options, tables["table"]), *missing],
+        notes=notes(options, cells),
     )
     report = write_study_report(options.folder, study)
     write_study_figures(options.folder / "figures", study)
@@ -160,17 +161,16 @@ def remarks(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def limits(options: StudyOptions, cells: Sequence[StudyCell], table: pd.DataFrame) -> list[str]:
-    """What the study does not show, one sentence each."""
-    seeds = {cell.seed for cell in cells}
+def limits(options: StudyOptions, table: pd.DataFrame) -> list[str]:
+    """What the study does not show beyond what its tables say of themselves, one sentence each."""
     id_rows = table[(table["role"] == "id") & (table["metric"] == "accuracy")]
     counted = id_rows["n"].max() if len(id_rows) else 0
     found = [
-        f"{len(seeds)} seed(s) per network, one architecture and one training recipe per norm "
+        "One architecture and one training recipe per norm "
         f"({options.training.name if options.training.is_absolute() else options.training}): other networks may "
         "differ.",
         f"Detection is measured against {counted:,} in-distribution images of the split "
-        f"{options.evaluation.sets.id_split!r} and the OOD sets named here, and says nothing of others.",
+        f"{options.evaluation.sets.id_split!r}.",
     ]
     if options.partners:
         found.append("BN networks at equal accuracy were stopped early, which changes more than their accuracy.")

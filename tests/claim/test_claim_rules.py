@@ -1,6 +1,7 @@
 """What takes a verdict away, what stands beside it and what the sentences say, in all directions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from claim_tables import HEADLINE, NOISE, Study, Truth, find, judged, made_study
 
 from bnood.claim import ClaimOptions, judge
+from bnood.claim.estimates import Estimate, directed, not_estimated
 from bnood.claim.options import PLACES
 from bnood.errors import UserError
 
@@ -21,11 +23,11 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
 @pytest.mark.parametrize(
     ("mix", "verdict", "said"),
     [
-        (1.1, "supported", "(by 0.80 [0."),
+        (1.1, "supported", "it lies by 0.80 [0."),
         # Few predicted classes alone bring more than running statistics do.
-        (2.5, "refuted", "(by -0.60 [-0."),
+        (2.5, "refuted", "it lies by -0.60 [-0."),
         (1.9, "inconclusive", "largest unit mean, running - class mix, because the interval contains 0"),
-        (None, "supported", "(not measured against what the mix of predicted classes alone brings"),
+        (None, "supported", "it was not measured against what the mix of predicted classes alone brings"),
     ],
 )
 def test_the_largest_unit_mean_has_to_exceed_the_class_mix(mix: float | None, verdict: str, said: str) -> None:
@@ -129,10 +131,12 @@ def test_h4_says_what_stopping_early_does_and_gives_the_gap_in_training_accuracy
 
 def test_minimums_are_printed_with_the_side_of_them() -> None:
     h2 = judged("H2", made_study(Truth(energy=0.05, max_logit=-1.0, msp=0.01))).sentence
-    assert "(smaller than the minimum of 0.1), max logit by -1.0" in h2
-    assert "(in the opposite direction; minimum of 0.1), MSP by" in h2
-    assert "(not decided against the minimum of 0.01) over" in h2
+    assert "higher (smaller than the minimum of 0.1), max logit 1.0" in h2
+    assert "lower (in the opposite direction; minimum of 0.1), MSP 0.0" in h2
+    assert "higher (not decided against the minimum of 0.01); on ID" in h2
     h3 = judged("H3", made_study(Truth(msp_auroc=-0.05))).sentence
+    assert "raise energy's AUROC by 0.0" in h3 and "lower MSP's AUROC by 0.0" in h3
+    assert "and raise its FPR95 by" in judged("H3", made_study(Truth(fpr95=-0.1))).sentence
     assert "(more than the minimum of 0.01)" in h3 and "(in the opposite direction; minimum of 0.01)" in h3
     assert (
         "(smaller than the minimum of 0.1; LN alone" in judged("H4", made_study(Truth(over_ln=0, over_gn=0))).sentence
@@ -252,3 +256,17 @@ def test_interventions_on_other_images_are_not_compared() -> None:
     )
     assert "of 60 images" in control.reason and "of 100" in control.reason
     assert found.verdict == "supported" and "The control" not in found.sentence
+
+
+def test_effects_are_told_by_the_side_they_are_on() -> None:
+    down = Estimate("q", "svhn", "nats", -0.42, -1.02, 0.19, 0.0, {0: -0.42}, 0.1, "inconclusive", 0.95)
+    assert directed(down, "higher", "lower") == ("lower", "0.42 [-0.19, 1.02]")
+    assert directed(replace(down, effect=0.42, low=-0.19, high=1.02), "higher", "lower")[0] == "higher"
+    empty = not_estimated("no such set", "q", "svhn", "nats", 0.1, 0.95, "above")
+    assert directed(empty, "higher", "lower") == ("higher", "not estimated")
+    assert (empty.to_json()["wanted"], down.to_json()["wanted"]) == ("above", "any")
+
+
+def test_places_that_are_open_for_one_reason_are_counted() -> None:
+    flat = judged("H5", made_study(Truth(), seed_noise=0.8, image_noise=0.3)).sentence
+    assert "Not decided: largest unit mean: all 5, because the whole effect is" in flat

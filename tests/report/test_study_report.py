@@ -79,8 +79,9 @@ def test_the_verdict_comes_first_and_in_words(html: str, page: StudyPage, study:
     for row, entry in zip(rows, hypotheses, strict=True):
         assert row[0] == f"{entry['hypothesis']}: {entry['statement']}"
         assert row[1].split()[-1] == entry["verdict"] and row[2] == entry["sentence"]
-        said = {"supported": "Supported in", "refuted": "Refuted in", "inconclusive": "Left open by"}[entry["verdict"]]
-        assert re.search(rf"{said} this study: [^\n]*{entry['hypothesis']} \(", page.text["p"])
+        said = {"supported": "supported", "refuted": "refuted", "inconclusive": "left open"}[entry["verdict"]]
+        assert f"({entry['hypothesis']}): {said}" in page.text["dt"]
+    assert html.index("on OOD images") < html.index('id="verdict-table"')
 
 
 def test_every_estimate_is_there_with_the_level_of_its_interval(page: StudyPage, study: StudyTables) -> None:
