@@ -58,7 +58,7 @@ def _layer_values(run: dict[str, Any], layer: int, layers: int, time: float, noi
         "linear_offset": 2 * abs(centre.get(norm, -0.3)) / spread,
     }
     if norm == "bn":
-        values |= {"running_offset": 1.5 * (1 - time) + 0.1}
+        values |= {"running_offset": 1.5 * (1 - time) + 0.1, "running_mean": 2 * (1 - time), "running_std": 1.2}
     if activation == "relu":
         values |= {"dead_share": np.clip(dead + 0.2 * noise, 0, 1), "always_on_share": 0.04 * (1 - time)}
     else:
@@ -95,11 +95,14 @@ def make_lab(
                 measured += [place | {"quantity": name, "value": value} for name, value in values.items()]
                 if layer < layers - 1:
                     continue
-                mean, std = values["preactivation_mean"], values["preactivation_std"]
                 edges = np.concatenate([[-np.inf], np.linspace(-6, 6, 62), [np.inf]])
-                counts, _ = np.histogram(generator.normal(mean, std, 2000), edges)
-                for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-                    shares.append(place | {"bin_low": low, "bin_high": high, "share": count / 2000})
+                for mode, name in (("training", "preactivation"), ("evaluation", "running")):
+                    if f"{name}_mean" not in values:
+                        continue
+                    drawn = generator.normal(values[f"{name}_mean"], values[f"{name}_std"], 2000)
+                    counts, _ = np.histogram(drawn, edges)
+                    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+                        shares.append(place | {"mode": mode, "bin_low": low, "bin_high": high, "share": count / 2000})
         for epoch in range(1, epochs + 1):
             final = FINAL[run["norm"]][run["activation"] == "relu"] + generator.normal(0, 0.01)
             reached = 0.1 + (final - 0.1) * (1 - np.exp(-3 * epoch / epochs))

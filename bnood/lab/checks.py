@@ -19,6 +19,7 @@ import pandas as pd
 
 from bnood.claim.estimates import (
     FAILED,
+    INCONCLUSIVE,
     PASSED,
     REFUTED,
     SUPPORTED,
@@ -389,11 +390,20 @@ def inside(inner: Replicates, one: Replicates, other: Replicates, side: int) -> 
 
 
 def _notes(check: Check) -> list[str]:
-    """Why there is no verdict, once for each reason, and which seeds a comparison lacks."""
+    """Why an estimate is not decided (or is, though its seeds do not differ), and which seeds a comparison lacks."""
     estimates = [each for found in check.estimates.values() for each in found]
-    reasons = dict.fromkeys(each.reason for each in estimates if each.reason)
+    several = len(check.estimates) > 1
+    reasons: dict[tuple[bool, str], list[str]] = {}
+    for each in estimates:
+        if each.reason:
+            name = f"{each.quantity} ({ARCHITECTURES[each.dataset]})" if several else each.quantity
+            reasons.setdefault((each.verdict == INCONCLUSIVE, each.reason), []).append(name)
+    notes = [
+        f"Not decided: {'; '.join(names)}, because {reason}" if is_open else f"Of {'; '.join(names)}, {reason}"
+        for (is_open, reason), names in reasons.items()
+    ]
     dropped = sorted({seed for each in estimates for seed in each.dropped})
-    return [*reasons, *([f"seeds without a figure: {', '.join(map(str, dropped))}"] if dropped else [])]
+    return [*notes, *([f"Seeds without a figure: {', '.join(map(str, dropped))}"] if dropped else [])]
 
 
 def checks_table(checks: list[Check]) -> pd.DataFrame:

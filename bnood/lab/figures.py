@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bnood.errors import UserError
 from bnood.lab.results import (
@@ -46,6 +46,8 @@ NORM_COLOURS = {"none": "#333333", "bn": "#0072B2", "ln": "#D55E00", "gn": "#009
 DECADES = 12  # smaller gradients than this many powers of ten below the largest share the darkest colour
 RIDGES = 9  # epochs in a ridge plot
 RIDGE_ACTIVATIONS = ("sigmoid", "relu")
+MEANS = {"training": "preactivation_mean", "evaluation": "running_mean"}  # of the ridges, by mode
+SMALLEST_AXIS = 0.02  # of the shares of units: smaller ones need not be told apart
 NOTHING = "#B9B9B9"  # where a gradient is exactly zero, or not a number
 
 
@@ -131,10 +133,12 @@ def _layer_ticks(layers: list[int]) -> list[int]:
 
 @matplotlib.rc_context(STYLE)
 def preactivation_ridges(histograms: pd.DataFrame, measurements: pd.DataFrame, architecture: str) -> Figure:
-    """How the last layer's pre-activations drift over the epochs, without norm (left) and with BatchNorm (right).
+    """How the last layer's pre-activations drift over the epochs: without norm (left), with BatchNorm beside it.
 
-    One ridge per epoch, the first at the top, of the lowest seed; both panels of an activation share their axis. Dots
-    are the means (``preactivation_mean``); numbers at the rims say what share lies beyond the recorded bins.
+    With BatchNorm there are two: in training mode the batch's own statistics put each unit at the norm's shift, in
+    evaluation mode the running averages do what they can. One ridge per epoch, the first at the top, of the lowest
+    seed; the panels of an activation share their axis. Dots are the means (``preactivation_mean``, ``running_mean``);
+    numbers at the rims say what share lies beyond the recorded bins.
     """
     frame = main_grid(_part(histograms, architecture, "histograms"))
     frame = frame[frame["norm"].isin(["none", "bn"]) & frame["activation"].isin(RIDGE_ACTIVATIONS)]
@@ -142,23 +146,27 @@ def preactivation_ridges(histograms: pd.DataFrame, measurements: pd.DataFrame, a
         raise UserError(f"the lab has no sigmoid or ReLU network, without norm or with bn, of the '{architecture}'")
     seed, layer = int(frame["seed"].min()), int(frame["layer"].max())
     frame = frame[(frame["seed"] == seed) & (frame["layer"] == layer)]
-    means = main_grid(_part(measurements, architecture, "measurements")).query("quantity == 'preactivation_mean'")
-    means = means[(means["seed"] == seed) & (means["layer"] == layer)]
+    means = main_grid(_part(measurements, architecture, "measurements"))
+    means = means[(means["seed"] == seed) & (means["layer"] == layer) & means["quantity"].isin(list(MEANS.values()))]
     rows = in_order(frame["activation"], ACTIVATIONS)
-    figure = Figure(figsize=(9.5, 1.2 + 3.4 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 2, squeeze=False, sharex="row")
+    columns = [("none", "training"), ("bn", "training"), ("bn", "evaluation")]
+    columns = columns[: 3 if frame["mode"].eq("evaluation").any() else 2]
+    figure = Figure(figsize=(1.5 + 4 * len(columns), 1.2 + 3.4 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex="row")
     for activation, line in zip(rows, grid, strict=True):
         own, centres = frame[frame["activation"] == activation], means[means["activation"] == activation]
-        for norm, axes in zip(("none", "bn"), line, strict=True):
-            axes.set_title(f"{activation}, {NORM_LABELS[norm]}", color=NORM_COLOURS[norm], fontweight="bold")
-            part, dots = own[own["norm"] == norm], centres[centres["norm"] == norm]
+        for (norm, mode), axes in zip(columns, line, strict=True):
+            title = f"{activation}, {NORM_LABELS[norm]}" + (f" in {mode} mode" if norm == "bn" else "")
+            axes.set_title(title, color=NORM_COLOURS[norm], fontweight="bold")
+            part = own[own["norm"].eq(norm) & own["mode"].eq(mode)]
+            dots = centres[centres["norm"].eq(norm) & centres["quantity"].eq(MEANS[mode])]
             _blank(axes) if part.empty else _ridges(axes, part, dots.set_index("step")["value"], NORM_COLOURS[norm])
         line[0].set_xlim(_central(own, centres["value"]))
         line[0].set_ylabel("epoch (later ones below)")
     for axes in grid[-1]:
         axes.set_xlabel("pre-activation (input of the activation, no unit)")
     name = ARCHITECTURES.get(architecture, architecture)
-    what = f"Pre-activations of the last hidden layer ({layer}) in training mode"
+    what = f"Pre-activations of the last hidden layer ({layer})"
     figure.suptitle(f"{what}: {name}, seed {seed}, probe images (dots: means)")
     return figure
 
@@ -189,7 +197,7 @@ def _ridges(axes: Axes, rows: pd.DataFrame, means: pd.Series, colour: str) -> No
         _beyond(axes, rows[rows["step"] == step], place)
     axes.axvline(0, color="#777777", linewidth=1, linestyle=(0, (4, 2)), zorder=99)
     epochs = [ridge["epoch"].iloc[0] for ridge in ridges.values()]
-    axes.set_yticks([-place for place in range(len(epochs))], [f"{epoch:.3g}" for epoch in epochs])
+    axes.set_yticks([-place for place in range(len(epochs))], [f"{round(epoch, 1):g}" for epoch in epochs])
     axes.set_ylim(0.4 - len(epochs), 1.9)
 
 
@@ -263,7 +271,8 @@ def _norm_legend(norms: list[str]) -> list[Line2D]:
 def units_by_layer(measurements: pd.DataFrame, architecture: str) -> Figure:
     """Dead, always-on and saturated units by layer at the last recorded step: a line per norm, a row per setting.
 
-    Dots are means over the seeds, bars their range.
+    Dots are means over the seeds, bars their range. Each panel's axis begins at 0 and ends a little above its highest
+    bar.
     """
     own = _part(measurements, architecture, "measurements")
     frame = own[own["quantity"].isin(list(UNIT_LABELS)) & own["value"].notna()]
@@ -298,7 +307,9 @@ def units_by_layer(measurements: pd.DataFrame, architecture: str) -> Figure:
                 axes.set_xlabel("layer (1 = at the input)")
     figure.supylabel("share of the layer's units", fontsize=10)
     figure.legend(handles=_norm_legend(norms), loc="outside lower center", ncols=len(norms))
-    figure.suptitle(f"Units at the end of training: {title_of(frame)} (dot: mean; bar: range over seeds)")
+    figure.suptitle(
+        f"Units at the end of training: {title_of(frame)} (dot: mean; bar: range over seeds; the axes end differently)"
+    )
     return figure
 
 
@@ -313,7 +324,9 @@ def _shares(axes: Axes, rows: pd.DataFrame, norms: list[str]) -> None:
         axes.plot(place, over["mean"], color=colour, marker=NORM_MARKERS.get(norm, "v"), markersize=5, linewidth=1.4)
     early = [f"{NORM_LABELS.get(norm, norm)} broke off in epoch {epoch:.3g}" for norm, epoch in broke_off(rows).items()]
     axes.text(0.02, 0.98, "\n".join(early), transform=axes.transAxes, va="top", fontsize=9, color="#555555")
-    axes.set(ylim=(-0.04, 1.04), xticks=_layer_ticks(sorted(rows["layer"].unique())))
+    top = min(1.0, max(SMALLEST_AXIS, 1.25 * rows["value"].max()))  # room for the names of nets that broke off
+    axes.set(ylim=(-0.04 * top, 1.04 * top), xticks=_layer_ticks(sorted(rows["layer"].unique())))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.05 else 1))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
     return None
 

@@ -5,7 +5,8 @@ it is finished; and these tables of all finished cells, whose rows begin with th
 activation, norm, norm_position, learning_rate, seed, step, epoch (:func:`collect`):
 
 - ``lab.parquet``: layer (from 1 at the input), layers, quantity (see :mod:`bnood.lab.recorder`), value.
-- ``histograms.parquet``: layer, layers, bin_low, bin_high (infinite at both ends), share of pre-activations.
+- ``histograms.parquet``: layer, layers, mode (training; of BN nets also evaluation, with the running averages),
+  bin_low, bin_high (infinite at both ends), share of pre-activations.
 - ``accuracy.csv``: layers, train_accuracy, validation_accuracy after each epoch.
 - ``lab.json``: the configuration, versions, commit, machine, and for each cell its seconds and what recording took.
 - ``checks.json`` and ``checks.csv``: the statements and what became of them (:mod:`bnood.lab.checks`).

@@ -49,6 +49,8 @@ SATURATED = {nn.Sigmoid: np.log(19.0), nn.Tanh: np.arctanh(0.9)}
 """The size of the activation's input from which on it counts as saturated: sigmoid(log 19) = 0.95."""
 
 LayerFigures = dict[str, float]
+Histograms = dict[str, np.ndarray]
+"""By mode of the BatchNorm layers (``training``, and of BN nets ``evaluation``): shares ``[layers, 63]``."""
 
 
 def hidden_layers(network: nn.Module) -> list[HiddenLayer]:
@@ -63,7 +65,7 @@ def hidden_layers(network: nn.Module) -> list[HiddenLayer]:
     return layers
 
 
-def probe(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[list[LayerFigures], np.ndarray]:
+def probe(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[list[LayerFigures], Histograms]:
     """Measure all hidden layers on a batch of images, leaving the network as it is.
 
     Args:
@@ -72,8 +74,9 @@ def probe(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[list[
         labels: int64 ``[N]``.
 
     Returns:
-        For each layer its quantities by name (without ``update_ratio``), and the shares of its pre-activations
-        ``[layers, 63]``: below -6, in the bins of :data:`EDGES`, and above 6.
+        For each layer its quantities by name (without ``update_ratio``), and by mode the shares of the layers'
+        pre-activations: below -6, in the bins of :data:`EDGES`, and above 6. BN nets have an evaluation mode of their
+        own; every other net has the same pre-activations in both.
     """
     layers = hidden_layers(classifier.network)
     inputs: dict[int, Tensor] = {}
@@ -84,18 +87,18 @@ def probe(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[list[
     with _watched(layers, inputs, outputs), statistics, torch.enable_grad():
         loss = F.cross_entropy(classifier(images), labels, label_smoothing=classifier.hparams["label_smoothing"])
         gradients = torch.autograd.grad(loss, [layer.linear.weight for layer in layers])
-    figures, shares = [], np.zeros((len(layers), BINS + 2))
-    for number, (layer, gradient) in enumerate(zip(layers, gradients, strict=True)):
-        figures.append(
-            {"gradient_norm": float(gradient.norm())} | layer_figures(layer, inputs[number], outputs[number])
-        )
-        shares[number] = histogram(inputs[number])
+    figures = [
+        {"gradient_norm": float(gradient.norm())} | layer_figures(layer, inputs[number], outputs[number])
+        for number, (layer, gradient) in enumerate(zip(layers, gradients, strict=True))
+    ]
+    shares = {"training": np.stack([histogram(inputs[number]) for number in range(len(layers))])}
     if has_batchnorm(classifier.network):
         # A training batch centres the units by construction; what an evaluated image meets are the running averages.
         with _watched(layers, inputs, outputs), use_statistics(classifier.network, "running"), torch.no_grad():
             classifier(images)
         for number, values in inputs.items():
             figures[number] |= _moments("running", values)
+        shares["evaluation"] = np.stack([histogram(inputs[number]) for number in range(len(layers))])
     return figures, shares
 
 
@@ -185,7 +188,7 @@ class Recorder(L.Callback):
 
     Attributes:
         rows: step, epoch, layer, quantity and value of everything recorded.
-        shares: step, epoch, and the histograms of all layers ``[layers, 63]`` (:func:`histogram`).
+        shares: step, epoch, and the histograms of all layers by mode (:func:`probe`).
     """
 
     def __init__(self, every: int = 50, images: int = 256, seed: int = 0) -> None:
@@ -194,7 +197,7 @@ class Recorder(L.Callback):
                 raise UserError(f"recorder.{name} is {value}; expected a whole number from 1 up")
         self.every, self.images, self.seed = every, images, seed
         self.rows: list[tuple[int, float, int, str, float]] = []
-        self.shares: list[tuple[int, float, np.ndarray]] = []
+        self.shares: list[tuple[int, float, Histograms]] = []
         self.seconds_recording, self._seconds_epochs, self._recorded_outside = 0.0, 0.0, 0.0
         self._weights: list[Tensor] = []
         self._probe: tuple[Tensor, Tensor] | None = None
@@ -254,7 +257,7 @@ class Recorder(L.Callback):
         for number, layer in enumerate(figures, start=1):
             self.rows += [(step, epoch, number, quantity, value) for quantity, value in layer.items()]
         self.shares.append((step, epoch, shares))
-        log_layers(trainer, step, figures, shares)
+        log_layers(trainer, step, figures, shares["training"])
 
     def _record_updates(self, trainer: Any, pl_module: Any) -> None:
         step = trainer.global_step - 1  # the record of the network before the update that has just been made
@@ -272,9 +275,10 @@ class Recorder(L.Callback):
         quantities.insert(3, "layers", layers)
         low, high = np.append(-np.inf, EDGES), np.append(EDGES, np.inf)
         parts = [
-            pd.DataFrame({"step": step, "epoch": epoch, "layer": number, "layers": layers,
+            pd.DataFrame({"step": step, "epoch": epoch, "layer": number, "layers": layers, "mode": mode,
                           "bin_low": low, "bin_high": high, "share": shares[number - 1]})
-            for step, epoch, shares in self.shares
+            for step, epoch, by_mode in self.shares
+            for mode, shares in by_mode.items()
             for number in range(1, layers + 1)
         ]  # fmt: skip
         bins = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

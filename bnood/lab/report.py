@@ -32,8 +32,8 @@ PICTURES = {
     ),
     "preactivations": (
         "The last layer's pre-activations",
-        "Ridge plots, without norm on the left and with BatchNorm on the right: one density per epoch, the first "
-        "at the top. The file histograms.parquet holds the numbers.",
+        "Ridge plots, without norm on the left, then with BatchNorm in training and in evaluation mode: one density "
+        "per epoch, the first at the top. The file histograms.parquet holds the numbers.",
     ),
     "accuracy": (
         "Accuracy",
@@ -70,6 +70,16 @@ class Check(NamedTuple):
     verdict: str
     sentence: str
     lines: list[Line]
+
+    @property
+    def parts(self) -> str:
+        """ "3 of its 8 parts supported, 1 refuted, 4 open"; "" where all of them say the same."""
+        verdicts = [line.verdict for line in self.lines if line.verdict in VERDICTS]
+        if len(set(verdicts)) < 2:
+            return ""
+        words = {"supported": "supported", "refuted": "refuted", "inconclusive": "open"}
+        counts = [f"{verdicts.count(name)} {word}" for name, word in words.items() if name in verdicts]
+        return f"of {len(verdicts)} parts, {listed(counts)}"
 
 
 class Paragraph(NamedTuple):

@@ -25,7 +25,7 @@ UNIT_LABELS = {"dead_share": "dead", "always_on_share": "always on", "saturated_
 NETWORK = "network architecture activation norm norm_position learning_rate seed"
 COLUMNS = {  # what each table has to hold
     "lab.parquet": f"{NETWORK} step epoch layer layers quantity value",
-    "histograms.parquet": f"{NETWORK} step epoch layer bin_low bin_high share",
+    "histograms.parquet": f"{NETWORK} step epoch layer mode bin_low bin_high share",
     "accuracy.csv": f"{NETWORK} epoch train_accuracy validation_accuracy",
 }
 

@@ -280,12 +280,14 @@ def _gradient_caption(lab: LabTables, architecture: str) -> str:
 
 def _preactivation_caption(lab: LabTables, architecture: str) -> str:
     found = []
+    places = (("none", "preactivation", ""), ("bn", "preactivation", " in training mode"),
+              ("bn", "running", " in evaluation mode"))  # fmt: skip
     for activation in ("sigmoid", "relu"):
-        for norm in ("none", "bn"):
-            first, last = last_layer(lab, architecture, activation, norm, "preactivation_mean")
+        for norm, place, mode in places:
+            first, last = last_layer(lab, architecture, activation, norm, f"{place}_mean")
             if len(last):
                 start, end = first.sort_index().iloc[0], last.sort_index().iloc[0]
-                found.append(f"from {short(start)} to {short(end)} for {activation} {_with(norm)}")
+                found.append(f"from {short(start)} to {short(end)} for {activation} {_with(norm)}{mode}")
     seen = "numbers at the rims: the share of values beyond the recorded range"
     return f"While training, the mean (dot) went {listed(found)} (lowest seed; {seen})."
 

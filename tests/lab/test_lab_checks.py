@@ -120,12 +120,15 @@ def test_nets_that_are_all_at_chance_decide_about_accuracy() -> None:
     stuck = lab.accuracy["network"].isin(["mlp-sigmoid-none", "mlp-sigmoid-ln"])
     accuracy = lab.accuracy.assign(validation_accuracy=lab.accuracy["validation_accuracy"].mask(stuck, 0.1))
     check = checked(lab._replace(accuracy=accuracy))["b"]
-    assert check.verdict == "refuted" and "every seed gave exactly the same figure" in check.sentence
+    assert check.verdict == "refuted"
+    assert check.notes == ["Of LN: gain, every seed gave exactly the same figure"]
 
 
 def test_an_effect_at_its_threshold_is_inconclusive() -> None:
     check = checked(tables(HOLDS), starved=4.0)["a"]
-    assert check.verdict == "inconclusive" and "the interval contains -4" in check.sentence
+    assert check.verdict == "inconclusive"
+    assert check.notes[0].startswith("Not decided: log10(first / last gradient), untrained")
+    assert check.notes[0].endswith(", because the interval contains -4") and f" {check.notes[0]}." in check.sentence
 
 
 def test_architectures_that_go_both_ways_are_inconclusive() -> None:
@@ -139,7 +142,7 @@ def test_diverged_seeds_have_no_trained_figures() -> None:
     lab = tables(HOLDS)._replace(diverged=frozenset({("mlp-relu-none-high", 2)}))
     check = checked(lab)["e"]
     assert set(check.estimates["mlp"][0].per_seed) == {0, 1}
-    assert set(check.estimates["mlp"][1].per_seed) == {0, 1} and "seeds without a figure: 2" in check.sentence
+    assert set(check.estimates["mlp"][1].per_seed) == {0, 1} and "Seeds without a figure: 2" in check.sentence
     assert checked(lab)["a"].verdict == "supported"
 
 

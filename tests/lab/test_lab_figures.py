@@ -90,11 +90,17 @@ def test_ridges_are_the_histograms_of_the_last_layer(lab: LabTables) -> None:
     figure = preactivation_ridges(lab.histograms, lab.measurements, "mlp")
     assert not is_cut_off(figure)
     panels = by_title(figure)
-    assert list(panels) == ["sigmoid, no norm", "sigmoid, BatchNorm", "relu, no norm", "relu, BatchNorm"]
-    for title, norm in (("sigmoid, no norm", "none"), ("relu, BatchNorm", "bn")):
+    beside = ["no norm", "BatchNorm in training mode", "BatchNorm in evaluation mode"]
+    assert list(panels) == [f"{activation}, {place}" for activation in ("sigmoid", "relu") for place in beside]
+    for title, norm, mode, mean in (
+        ("sigmoid, no norm", "none", "training", "preactivation_mean"),
+        ("relu, BatchNorm in training mode", "bn", "training", "preactivation_mean"),
+        ("sigmoid, BatchNorm in evaluation mode", "bn", "evaluation", "running_mean"),
+    ):
         axes, activation = panels[title], title.split(",")[0]
         network = f"mlp-{activation}-{norm}"
         rows = lab.histograms.query("network == @network and seed == 0 and layer == 4")
+        rows = rows[rows["mode"] == mode]
         ridges = [patch for patch in axes.patches if isinstance(patch, StepPatch) and patch.get_fill()]
         steps = shown_steps(rows["step"])
         assert len(ridges) == len(steps) == 9
@@ -106,9 +112,7 @@ def test_ridges_are_the_histograms_of_the_last_layer(lab: LabTables) -> None:
             heights.append(np.c_[data.values + place, inside["share"]])
         drawn, shares = np.concatenate(heights).T
         np.testing.assert_allclose(drawn / drawn.max(), shares / shares.max(), atol=1e-12)
-        means = (
-            measured(lab, network, "preactivation_mean").query("seed == 0 and layer == 4").set_index("step")["value"]
-        )
+        means = measured(lab, network, mean).query("seed == 0 and layer == 4").set_index("step")["value"]
         dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
         np.testing.assert_allclose(dots, [(means[step], -place) for place, step in enumerate(steps)])
         low, high = axes.get_xlim()
@@ -164,6 +168,8 @@ def test_units_are_those_of_the_last_record_at_each_learning_rate(lab: LabTables
             np.testing.assert_allclose(line.get_ydata(), last.mean())
         bars = [bar for bar in axes.collections if isinstance(bar, LineCollection)]
         np.testing.assert_allclose([bar[:, 1] for bar in bars[-1].get_segments()], last.agg(["min", "max"]))
+        highest = max(bar[:, 1].max() for each in bars for bar in each.get_segments())
+        assert highest <= axes.get_ylim()[1] <= max(0.021, min(1.04, 1.31 * highest))
 
 
 def test_a_network_that_broke_off_is_named(lab: LabTables) -> None:

@@ -73,6 +73,18 @@ def test_every_statement_has_its_verdict_or_says_that_it_has_none(page: Page) ->
         assert f"Reading of {letter}." in page.text["p"]
 
 
+def test_a_check_whose_parts_differ_says_how_many_held(lab: LabTables, tmp_path: Path) -> None:
+    mixed = json.loads(json.dumps(lab.checks))
+    (check,) = [each for each in mixed["checks"] if each["check"] == "b"]
+    parts = ("supported", "supported", "refuted", "inconclusive")
+    check["estimates"] = [dict(check["estimates"][0], verdict=verdict) for verdict in parts]
+    page = write(tmp_path, replace(lab, checks=mixed))
+    told = {row[0]: row[1] for row in page.tables["overview"][1:]}
+    title = next(statement.title for statement in STATEMENTS if statement.check == "b")
+    assert told[title].split("(")[1].strip() == "of 4 parts, 2 supported, 1 refuted and 1 open)"
+    assert not any("parts" in held for name, held in told.items() if name != title)
+
+
 def test_gradient_ratios_are_those_of_the_table(page: Page, lab: LabTables) -> None:
     for activation in ("sigmoid", "relu"):
         network = f"mlp-{activation}-none"

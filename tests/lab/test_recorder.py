@@ -69,7 +69,8 @@ def test_what_a_layer_got_and_gave() -> None:
     assert figures[0]["preactivation_std"] == pytest.approx(1, abs=1e-3)
     # The running averages are still 0 and 1: in evaluation mode the norm only adds its shift.
     assert figures[0]["running_mean"] == pytest.approx(linear.mean() + 2, abs=1e-3)
-    assert shares.shape == (4, BINS + 2) and shares.sum(axis=1) == pytest.approx(np.ones(4))
+    assert {mode: each.shape for mode, each in shares.items()} == dict.fromkeys(shares, (4, BINS + 2))
+    assert all(each.sum(axis=1) == pytest.approx(np.ones(4)) for each in shares.values())
 
 
 def test_dead_always_on_and_saturated_units_are_counted() -> None:
@@ -125,7 +126,7 @@ def test_training_does_not_notice_and_the_tables_are_complete(tmp_path: Path) ->
     quantities, histograms = recorder.tables({"network": "a", "seed": 5})
     columns = ["network", "seed", "step", "epoch", "layer", "layers", "quantity", "value"]
     assert list(quantities.columns) == columns
-    assert list(histograms.columns) == [*columns[:6], "bin_low", "bin_high", "share"]
+    assert list(histograms.columns) == [*columns[:6], "mode", "bin_low", "bin_high", "share"]
     total = 2 * STEPS
     assert sorted(set(quantities["step"])) == [0, 3, 6, total]  # every third step, and the trained network
     assert set(quantities["layer"]) == {1, 2, 3} and set(quantities["layers"]) == {3}
@@ -133,7 +134,7 @@ def test_training_does_not_notice_and_the_tables_are_complete(tmp_path: Path) ->
     updates = quantities[quantities["quantity"] == "update_ratio"]
     assert sorted(set(updates["step"])) == [0, 3, 6] and (updates["value"] > 0).all()
     assert len(quantities) == len(quantities.drop_duplicates(["step", "layer", "quantity"]))
-    assert len(histograms) == 4 * 3 * (BINS + 2)
+    assert len(histograms) == 2 * 4 * 3 * (BINS + 2) and set(histograms["mode"]) == {"training", "evaluation"}
     assert recorder.seconds_recording > 0 and recorder.seconds_training > 0
 
 

@@ -85,8 +85,8 @@ def test_a_lab_writes_its_tables_and_does_not_train_twice(tmp_path: Path, capsys
         quantities["quantity"]
     )
     histograms = pd.read_parquet(folder / "histograms.parquet")
-    assert list(histograms.columns) == [*KEYS, "layer", "layers", "bin_low", "bin_high", "share"]
-    sums = histograms.groupby(["network", "step", "layer"])["share"].sum()
+    assert list(histograms.columns) == [*KEYS, "layer", "layers", "mode", "bin_low", "bin_high", "share"]
+    sums = histograms.groupby(["network", "step", "layer", "mode"])["share"].sum()
     np.testing.assert_allclose(sums, 1)
     accuracy = pd.read_csv(folder / "accuracy.csv")
     assert list(accuracy.columns) == [*KEYS, "layers", "train_accuracy", "validation_accuracy"]
