@@ -22,6 +22,7 @@ from bnood.bootstrap import weighted_means
 from bnood.conditions import Images, evaluation_mode
 from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
+from bnood.models.features import check_gives_features
 from bnood.moments import PooledMoments
 from bnood.statistics import (
     BatchNormStatistics,
@@ -186,7 +187,8 @@ def lens(
     last layer is ``penultimate``, the features.
 
     Args:
-        classifier: called as ``model(images, return_features=True)``.
+        classifier: called as ``model(images, return_features=True)`` with uint8 ``[n, H, W, 3]``, for logits
+            ``[n, K]`` and features ``[n, D]``; left as it was.
         images: the set.
         statistics: as for ``use_statistics``; None for networks without BatchNorm.
         reference: of :func:`lens_reference`, each unit's 99th percentile on in-distribution images.
@@ -195,6 +197,10 @@ def lens(
     Returns:
         Columns layer, position (in the order of the forward pass, from 0), unit, mean, std (ddof 1; 0 for one image),
         max, share_above_id_p99 (NaN without a reference), over the images.
+
+    Raises:
+        UserError: if the network can't be called so, if it runs a normalisation layer twice in a forward pass, whose
+            outputs would be two units under one name, or if the set is empty.
     """
     moments: dict[str, PooledMoments] = {}
     maxima: dict[str, np.ndarray] = {}
@@ -364,6 +370,9 @@ def _unit_values(
     classifier: nn.Module, images: ImageSet, statistics: BatchNormStatistics | Mode | None, chunk: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """For each chunk of the images, layer -> values ``[n, C]`` in the order of the forward pass, penultimate last."""
+    check_gives_features(classifier)
+    if not len(images):
+        raise UserError(f"{images.name} has no images to look at")
     device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
     seen: dict[str, np.ndarray] = {}
 
@@ -372,6 +381,8 @@ def _unit_values(
 
     def look(name: str, rectified: bool) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            if name in seen:
+                raise UserError(f"layer {name!r} runs twice in a forward pass: its outputs can't be told apart")
             # At once: a ReLU in place would overwrite it.
             values = output.relu() if rectified else output
             values = values.flatten(2).mean(dim=2) if values.ndim > 2 else values
@@ -383,6 +394,7 @@ def _unit_values(
         rectified = rectified_layers(classifier, torch.from_numpy(images.images[:2]).to(device))
     for start in range(0, len(images), chunk):
         batch = torch.from_numpy(images.images[start : start + chunk]).to(device)
+        seen.clear()
         handles = [
             layer.register_forward_hook(look(name, name in rectified)) for name, layer in _norm_layers(classifier)
         ]

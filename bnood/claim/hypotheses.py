@@ -26,9 +26,11 @@ had been looked at before the thresholds were written, the verdict on the others
 otherwise "inconclusive". That re-estimation on ID images does something means that a part of "running - matched" is not
 mismatch but whatever re-estimation removes: the moving average's lag, or the augmentation of the training images. What
 is left *beyond the control* is ``recalibrated:id - recalibrated:target``: two estimates of one kind, which differ in
-the images they come from, on the same OOD images. Where a control failed and this contrast, by the same thresholds and
-rule, says the opposite of the verdict, the hypothesis is *inconclusive*. (The difference in differences, OOD - ID, is
-listed but decides nothing: what the control measures need not act equally on ID and OOD images.)
+the images they come from, on the same OOD images. Where this contrast, by the same thresholds and rule, says the
+opposite of the verdict, the hypothesis is *inconclusive*, whatever the controls on ID images say; so it is where a
+control failed and what was supported is not also supported beyond it, and where no control could be estimated. (The
+difference in differences, OOD - ID, is listed but decides nothing: what the control measures need not act equally on ID
+and OOD images.)
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ from functools import partial
 from bnood.claim.estimates import (
     INCONCLUSIVE,
     REFUTED,
+    SUPPORTED,
     Estimate,
     Wanted,
     against_minimum,
@@ -206,9 +209,9 @@ def _higher(one: Estimate) -> str:
 def h3(evidence: Evidence) -> Hypothesis:
     """H3: without the mismatch detection is better: AUROC rises and FPR95 falls, for MSP and for energy.
 
-    For each score, supported when both are above their minimum and refuted when the gain in AUROC is below it. Both
-    scores supported: supported; any refuted and none supported: refuted. A gain that is shown to be below 0 is harm,
-    and is said to be.
+    For each score, supported when both are above their minimum and refuted when the gain in AUROC is below it and
+    FPR95 is not shown to gain. Both scores supported: supported; any refuted and none supported: refuted. A gain in
+    AUROC that is shown to be below 0, where FPR95 is not shown to gain, is harm, and is said to be.
     """
     options = evidence.options
 
@@ -256,7 +259,11 @@ def h3(evidence: Evidence) -> Hypothesis:
     controls = on_id(evidence, [accuracy]) + list_beside(evidence, reestimated, each_set=False)
     by_score = [(name, judged.mean[2 * place : 2 * place + 2]) for place, (_, name) in enumerate(scores)]
     shown = "; ".join(_moved(name, auroc, fpr95) for name, (auroc, fpr95) in by_score)
-    harmed = [name for name, (auroc, _) in by_score if auroc.verdict == REFUTED and auroc.high < 0]
+    harmed = [
+        name
+        for name, (auroc, fpr95) in by_score
+        if auroc.verdict == REFUTED and auroc.high < 0 and fpr95.verdict != SUPPORTED
+    ]
     harm = f"; for {' and '.join(harmed)} matching does not help but harms" if harmed else ""
     sentence = (
         f"On the {judged.mean[0].dataset} matched statistics {shown}{harm}; "
@@ -280,5 +287,7 @@ def detection_rule(verdicts: Sequence[str]) -> str:
     """Of AUROC and FPR95 of each score in turn; see :func:`h3`."""
     by_score = []
     for auroc, fpr95 in zip(verdicts[::2], verdicts[1::2], strict=True):
-        by_score.append(REFUTED if auroc == REFUTED else INCONCLUSIVE if fpr95 == REFUTED else every([auroc, fpr95]))
+        contradictory = {auroc, fpr95} == {SUPPORTED, REFUTED}
+        undecided = contradictory or (auroc != REFUTED and fpr95 == REFUTED)
+        by_score.append(INCONCLUSIVE if undecided else REFUTED if auroc == REFUTED else every([auroc, fpr95]))
     return agreeing(by_score)

@@ -3,6 +3,7 @@
 The rules are stated at the head of :mod:`bnood.claim.hypotheses`.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -230,20 +231,18 @@ def concluded(
 ) -> Hypothesis:
     """Put verdict and sentence together: figures, seeds, what contradicts, what is open, which controls failed.
 
-    ``beyond`` takes a verdict away where a control failed, as the hypotheses' head says.
+    ``controls`` and ``beyond`` take a verdict away, as the hypotheses' head says.
     """
+    first = judged.verdict
+    if beyond is not None:
+        judged = _controlled(judged, beyond, controls)
     failed = [f"{one.quantity} on {one.dataset} {figure(one)}" for one in controls if one.verdict == FAILED]
     after = []
     if failed:
         after.append(f"The control is not null: {'; '.join(failed)}.")
-    if failed and beyond is not None:
+    if beyond is not None and (failed or judged.verdict != first):
         left = "; ".join(f"{one.quantity} {figure(one)}" for one in beyond.estimates)
         after.append(f"Beyond the control, on the same OOD images: {left}.")
-        if {judged.verdict, beyond.verdict} == {SUPPORTED, REFUTED}:
-            judged = judged.contradicted(
-                f"The effect is {judged.verdict}, but by the same thresholds {beyond.verdict} beyond the control, so "
-                "that nothing is concluded."
-            )
     dropped = sorted(frozenset().union(*(one.dropped for one in judged.mean)))
     if dropped:
         after.append(f"Left out, because they are not in all that is compared: seeds {', '.join(map(str, dropped))}.")
@@ -256,6 +255,29 @@ def concluded(
     return Hypothesis(
         name, statement, judged.verdict, " ".join(clauses), judged.mean[0], tuple(listed), tuple(controls)
     )
+
+
+def _controlled(judged: Judged, beyond: Beyond, controls: Sequence[Estimate]) -> Judged:
+    """Take a verdict away that the control contradicts, or that has no control."""
+    if judged.verdict == INCONCLUSIVE:
+        return judged
+    if all(math.isnan(one.effect) for one in controls):
+        return judged.contradicted(
+            f"The effect is {judged.verdict}, but its control ({REESTIMATED}) could not be estimated, so that nothing "
+            "is concluded."
+        )
+    if {judged.verdict, beyond.verdict} == {SUPPORTED, REFUTED}:
+        return judged.contradicted(
+            f"The effect is {judged.verdict}, but by the same thresholds {beyond.verdict} beyond the control, so that "
+            "nothing is concluded."
+        )
+    failed = any(one.verdict == FAILED for one in controls)
+    if failed and judged.verdict == SUPPORTED and beyond.verdict != SUPPORTED:
+        return judged.contradicted(
+            "The effect is supported, but the control is not null, and beyond the control the effect is not decided, "
+            "so that nothing is concluded."
+        )
+    return judged
 
 
 def list_beside(evidence: Evidence, parts: Sequence[Part], each_set: bool = True) -> list[Estimate]:

@@ -7,6 +7,11 @@ from bnood.errors import UserError
 PLACES = ("first half", "last half", "last layer", "means", "variances")
 
 
+# Thresholds for what lies between 0 and 1.
+SHARES = ("minimum_msp", "minimum_auroc", "minimum_fpr95", "control_accuracy", "accuracy_gap",
+          "minimum_confident_share", "minimum_share")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ClaimOptions:
     """What counts as an effect; a study's config gives these under ``claim:``.
@@ -80,13 +85,16 @@ class ClaimOptions:
         unknown = [place for place in self.places if place not in PLACES]
         if unknown:
             raise UserError(f"claim.places: {', '.join(unknown)} is none of {', '.join(PLACES)}")
-        if not 0 < self.level < 1:
-            raise UserError(f"claim.level is {self.level}; it has to lie between 0 and 1 (0.95, say)")
+        if not 0.5 <= self.level < 1:
+            raise UserError(f"claim.level is {self.level}; it has to be from 0.5 up to but not including 1 (0.95, say)")
         if not self.abnormal > 1:
             raise UserError(f"claim.abnormal is {self.abnormal}; it is relative to ID images and has to be above 1")
         for name, value in vars(self).items():
-            if isinstance(value, float) and not 0 <= value < float("inf"):
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
                 raise UserError(f"claim.{name} is {value}; it has to be a finite number of at least 0")
+        for name in SHARES:
+            if getattr(self, name) >= 1:
+                raise UserError(f"claim.{name} is {getattr(self, name)}; no share can differ by as much as 1")
 
     @property
     def place_level(self) -> float:

@@ -5,9 +5,10 @@ The rules that all hypotheses share stand at the head of :mod:`bnood.claim.hypot
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from bnood.claim.estimates import SUPPORTED, Estimate, agreeing, at_least_one, figure
+from bnood.claim.estimates import SUPPORTED, Estimate, agreeing, at_least_one, directed, figure
 from bnood.claim.judging import MATCHED, REESTIMATED, Evidence, Hypothesis, Part, concluded, judge_parts, list_beside
 from bnood.claim.measurements import ENERGY, MAX_LOGIT, NO_POSITION, UNIT_MAXIMUM, Key, Measurements, Quantity
 from bnood.intervals import Ratio, Replicates, Unusable, ratio_of
@@ -155,6 +156,14 @@ def h5(evidence: Evidence) -> Hypothesis:
             for name, q in QUANTITIES.items()
         ],
     )
+    alone = list_beside(
+        evidence,
+        [
+            Part(f"{name}: none - {place.label}", q.unit, partial(moved, place.kind, place.position, q), None, "any",
+                 level=options.place_level)
+            for name, q in QUANTITIES.items() for place in found
+        ],
+    )  # fmt: skip
     controls = list_beside(
         evidence,
         [
@@ -168,14 +177,16 @@ def h5(evidence: Evidence) -> Hypothesis:
         _shown_places(name, judged.mean[start : start + count], wholes[place], options.minimum_share)
         for place, (name, start) in enumerate(zip(QUANTITIES, range(0, len(parts), count), strict=True))
     )
-    sentence = f"On the {judged.mean[0].dataset}, matched statistics in a part of the network: {shown}" + _shown_before(
-        wholes[: len(QUANTITIES)], before[: len(QUANTITIES)]
+    sentence = (
+        f"On the {judged.mean[0].dataset}, matched statistics in a part of the network: {shown}"
+        f"{_shown_alone(wholes[: len(QUANTITIES)], alone[: len(parts)])}"
+        f"{_shown_before(wholes[: len(QUANTITIES)], before[: len(QUANTITIES)])}"
     )
     statement = (
         "Matched statistics in some layers, or in means or variances alone, move more than their even share of the "
         "effects of H1 and H2: the effect has a place."
     )
-    return concluded("H5", statement, judged, sentence, [*wholes, *before], controls)
+    return concluded("H5", statement, judged, sentence, [*wholes, *alone, *before], controls)
 
 
 def _shown_places(name: str, places: Sequence[Estimate], whole: Estimate, minimum: float) -> str:
@@ -197,6 +208,26 @@ def _shown_places(name: str, places: Sequence[Estimate], whole: Estimate, minimu
         f"of the effect on the {name}, {_place(most, name)} has the largest mean share, {figure(most)}; {moving} of "
         f"{len(places)} places are shown to move {minimum:g} or more ({localised})"
     )
+
+
+def _shown_alone(wholes: Sequence[Estimate], alone: Sequence[Estimate]) -> str:
+    """Where there is no whole to have a share of: the places that by themselves move a quantity either way."""
+    told = []
+    count = len(alone) // len(wholes)
+    for place, (name, whole) in enumerate(zip(QUANTITIES, wholes, strict=True)):
+        moving = [
+            one
+            for one in alone[place * count : (place + 1) * count]
+            if one.n_seeds > 1 and (one.low > 0 or one.high < 0)
+        ]
+        if whole.low > 0 or not moving:
+            continue
+        shown = []
+        for one in moving:
+            word, size = directed(one, "lower", "raise")
+            shown.append(f"{_place(one, name).removeprefix('none - ')} {word} it by {size}")
+        told.append(f"of the {name}, {', '.join(shown)}")
+    return f"; by themselves, in its own unit: {'; '.join(told)}" if told else ""
 
 
 def _place(one: Estimate, name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bnood.classifier import Classifier
 from bnood.errors import UserError
+from bnood.models.features import check_gives_features
 from bnood.statistics import (
     BatchNormStatistics,
     Decide,
@@ -59,11 +60,12 @@ class Segments:
         matching: the part of ``passed`` that statistics were measured on.
 
     Raises:
-        UserError: if the network has no BatchNorm layer, or runs one twice in a forward pass, for its statistics
-            would then be those of two inputs.
+        UserError: if the network can't be called so, has no BatchNorm layer, or runs one twice in a forward pass, for
+            its statistics would then be those of two inputs.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, chunk: int = 50) -> None:
+        check_gives_features(model)
         self.model, self.chunk = model, chunk
         self.passed, self.matching = 0.0, 0.0
         self._functions = _functions(model)

@@ -116,7 +116,7 @@ def _place(entry: Entry) -> str:
     if len(unshown) == len(known):
         return (
             f"It is not shown that matching all layers lowers {listed(list(known))}, so that there is no whole of "
-            "which a part of the network could have a share."
+            f"which a part of the network could have a share.{_alone(entry)}"
         )
     shares = [one for one in _all(entry) if one.get("unit") == "share of the effect" and one.get("effect") is not None]
     shown = [
@@ -129,6 +129,19 @@ def _place(entry: Entry) -> str:
         return "No part of the network is shown to move more than its even share of the effect."
     names = [f"{str(one['quantity']).replace(': ', ', ')} ({_number(one, 2)} of the effect)" for one in shown]
     return f"More than their even share move: {'; '.join(names)}."
+
+
+def _alone(entry: Entry) -> str:
+    """What means and variances do to the energy by themselves, where one of them is shown to do something."""
+    parts, shown = [], False
+    for place in ("means", "variances"):
+        found = _effect(entry, f"energy: none - {place} alone")
+        if found is not None:
+            shown = shown or found["low"] > 0 or found["high"] < 0
+            parts.append(
+                f"matched {place} {'lower' if found['effect'] > 0 else 'raise'} the energy by {_size(found, 2)}"
+            )
+    return f" By themselves, {listed(parts)}." if shown else ""
 
 
 def _all(entry: Entry) -> Sequence[Mapping[str, Any]]:

@@ -127,13 +127,13 @@ def run_study(
     for cell in trained_cells(options):
         check_same_training(options.folder / cell.name, expected[cell.norm] | {"seed_everything": cell.seed})
     cells = [*trained_cells(options), *stopped_cells(options)]
+    epochs = {norm: int(config["trainer"]["max_epochs"]) for norm, config in expected.items()}
     if judge_only:
         if not options.folder.is_dir():
             raise UserError(f"{options.folder}: there is no such study to be judged; run it without --judge_only true")
-    elif len(evaluated_cells(options, cells)) < len(cells):
+    elif len(evaluated_cells(options, cells, epochs)) < len(cells):
         check_evaluation(options, expected)
     with sole_user(options.folder):
-        epochs = {norm: int(config["trainer"]["max_epochs"]) for norm, config in expected.items()}
         board = Board([cell.name for cell in cells], options.folder, console, f"study {options.name}")
         outcomes: dict[str, Outcome] = {}
         if not judge_only:
@@ -142,9 +142,9 @@ def run_study(
                 jobs = plan(options, cells, epochs, command, board)
                 outcomes = run_jobs(jobs, options.executor, board)
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.error}
-        evaluated = evaluated_cells(options, cells)
+        evaluated = evaluated_cells(options, cells, epochs)
         if not failed or partial:
-            missing = list(_missing(cells, evaluated))
+            missing = list(_missing(options, cells, evaluated, epochs))
             for line in missing:
                 console.print(Text(f"note: {line}"))
             conclude(options, evaluated, command, console, missing)
@@ -184,16 +184,35 @@ def _job(options: StudyOptions, name: str, call: Any, arguments: tuple[Any, ...]
     return Job(name, call, arguments, options.folder / "logs" / f"{name.replace(' ', '-')}.log", after)
 
 
-def evaluated_cells(options: StudyOptions, cells: Sequence[StudyCell]) -> list[StudyCell]:
-    """Those of the cells that are evaluated as the study wants it."""
-    return [cell for cell in cells if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))]
+def evaluated_cells(options: StudyOptions, cells: Sequence[StudyCell], epochs: dict[str, int]) -> list[StudyCell]:
+    """Those of the cells that are trained to their end and evaluated as the study wants it.
+
+    Args:
+        options: the study.
+        cells: of it.
+        epochs: that a network of each norm has when it is trained.
+    """
+    return [
+        cell
+        for cell in cells
+        if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))
+        and not _is_half_trained(options, cell, epochs)
+    ]
 
 
-def _missing(cells: Sequence[StudyCell], evaluated: Sequence[StudyCell]) -> Iterator[str]:
+def _is_half_trained(options: StudyOptions, cell: StudyCell, epochs: dict[str, int]) -> bool:
+    return cell.partner is None and training_state(options.folder / cell.name, epochs[cell.norm]) == "half"
+
+
+def _missing(
+    options: StudyOptions, cells: Sequence[StudyCell], evaluated: Sequence[StudyCell], epochs: dict[str, int]
+) -> Iterator[str]:
     """A line for each seed that a network lacks."""
     for cell in cells:
         if cell not in evaluated:
-            yield f"{cell.name} is not evaluated: seed {cell.seed} is missing for {cell.network}"
+            half = _is_half_trained(options, cell, epochs)
+            why = "is not trained to its end (without --judge_only it goes on)" if half else "is not evaluated"
+            yield f"{cell.name} {why}: seed {cell.seed} is missing for {cell.network}"
 
 
 def _failure(failed: dict[str, Outcome], partial: bool) -> str:

@@ -37,9 +37,10 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H2", Truth(), LOUD, "inconclusive", "Not decided"),
         ("H3", Truth(), {}, "supported", "matched statistics raise energy's AUROC by 0.049 [0.04"),
         ("H3", Truth(auroc=-0.05, fpr95=-0.1), {}, "refuted", "energy and MSP matching does not help but harms"),
-        ("H3", Truth(auroc=0.0), {}, "refuted", ""),
-        ("H3", Truth(msp_auroc=-0.05), {}, "inconclusive", "for MSP matching does not help but harms"),
-        # AUROC gains, FPR95 does not: neither supported nor refuted.
+        ("H3", Truth(auroc=0.0, fpr95=0.0), {}, "refuted", ""),
+        ("H3", Truth(msp_auroc=-0.05), {}, "inconclusive", "lower MSP's AUROC by 0.0"),
+        # One of AUROC and FPR95 gains, the other does not: neither supported nor refuted, and no harm.
+        ("H3", Truth(auroc=-0.05), {}, "inconclusive", "lower its FPR95 by 0.1"),
         ("H3", Truth(fpr95=0.0), {}, "inconclusive", ""),
         ("H3", Truth(), LOUD, "inconclusive", "Not decided"),
         ("H4", Truth(), {}, "supported", "LN alone 0.30"),
@@ -260,7 +261,7 @@ def test_thresholds_are_what_decides() -> None:
     for name, options in (
         ("H1", ClaimOptions(abnormal=1.95)),
         ("H2", ClaimOptions(minimum_energy=2.0, minimum_max_logit=2.0, minimum_msp=0.5)),
-        ("H3", ClaimOptions(minimum_auroc=0.2)),
+        ("H3", ClaimOptions(minimum_auroc=0.2, minimum_fpr95=0.5)),
         ("H4", ClaimOptions(minimum_unit_ratio=0.5)),
         ("H5", ClaimOptions(minimum_share=0.9)),
     ):
@@ -308,7 +309,7 @@ def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
 
 
 def test_the_printed_and_the_markdown_table_hold_every_verdict_and_sentence() -> None:
-    verdict = judge(*made_study(Truth(auroc=-0.05), seeds=(0, 1, 2)).tables())
+    verdict = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0, 1, 2)).tables())
     out = io.StringIO()
     print_verdict(Console(file=out, width=100), verdict)
     printed = " ".join(out.getvalue().split())

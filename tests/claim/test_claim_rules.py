@@ -1,6 +1,7 @@
 """What takes a verdict away, what stands beside it and what the sentences say, in all directions."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,18 +77,33 @@ FAILING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ["H1", "H2", "H3"])
 @pytest.mark.parametrize(
     ("taken", "failed", "verdict"),
-    [(0.1, True, "supported"), (1.3, True, "inconclusive"), (1.3, False, "supported")],
+    [(0.1, True, "supported"), (1.3, True, "inconclusive"), (1.3, False, "inconclusive"), (0.0, False, "supported")],
 )
 def test_the_contrast_beyond_the_control_takes_support_away(
     name: str, taken: float, failed: bool, verdict: str
 ) -> None:
-    if name == "H3" and taken > 1 and not failed:
-        taken = 0.0  # a control of H3 is what re-estimation does to the AUROC of these very images
+    failed = failed or (name == "H3" and taken > 1)  # H3 has a control on the AUROC of these very images
     found = judged(name, made_study(Truth(reestimated=taken, **(FAILING[name] if failed else {}))))
     assert found.verdict == verdict, found.sentence
-    assert ("Beyond the control, on the same OOD images: " in found.sentence) == failed
+    assert ("Beyond the control, on the same OOD images: " in found.sentence) == (failed or taken > 1)
     contradiction = "The effect is supported, but by the same thresholds refuted beyond the control"
     assert (contradiction in found.sentence) == (verdict == "inconclusive")
+
+
+@pytest.mark.parametrize(("name", "taken"), [("H1", 0.82), ("H2", 0.9)])
+def test_an_open_contrast_takes_support_away_where_the_control_failed(name: str, taken: float) -> None:
+    found = judged(name, made_study(Truth(reestimated=taken, **FAILING[name]), seed_noise=0.02))
+    assert found.verdict == "inconclusive", found.sentence
+    assert "the control is not null, and beyond the control the effect is not decided" in found.sentence
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3"])
+def test_without_any_control_there_is_no_verdict(name: str) -> None:
+    study = made_study()
+    draws = study.draws[study.draws["statistics"] != "recalibrated:id"]
+    found = judged(name, Study(draws, study.interventions, study.networks))
+    assert found.verdict == "inconclusive"
+    assert "its control (recalibrated:id) could not be estimated" in found.sentence
 
 
 def test_the_contrast_takes_a_refutation_away_too_and_is_listed_in_any_case() -> None:
@@ -146,7 +162,9 @@ def test_minimums_are_printed_with_the_side_of_them() -> None:
 def test_one_seed_does_not_harm() -> None:
     found = judged("H3", made_study(Truth(auroc=-0.05), seeds=(0,)))
     assert found.headline.high < 0 and found.verdict == "inconclusive"
-    assert "harms" not in found.sentence and "harms" in judged("H3", made_study(Truth(auroc=-0.05))).sentence
+    harmful = Truth(auroc=-0.05, fpr95=-0.1)
+    assert "harms" not in found.sentence and "harms" in judged("H3", made_study(harmful)).sentence
+    assert "harms" not in judged("H3", made_study(Truth(auroc=-0.05))).sentence  # FPR95 gains
 
 
 def test_the_rule_is_applied_to_the_other_sets_and_decides_nothing() -> None:
@@ -270,3 +288,19 @@ def test_effects_are_told_by_the_side_they_are_on() -> None:
 def test_places_that_are_open_for_one_reason_are_counted() -> None:
     flat = judged("H5", made_study(Truth(), seed_noise=0.8, image_noise=0.3)).sentence
     assert "Not decided: largest unit mean: all 5, because the whole effect is" in flat
+
+
+def test_where_no_share_can_be_given_the_places_are_told_in_their_own_unit() -> None:
+    study = made_study(Truth())
+    swept = study.interventions
+    # On the energy, all layers do nothing; what the means do by themselves stays.
+    energy = swept["score"].eq("energy")
+    nothing = swept[energy & swept["kind"].eq("none")].assign(kind="all")
+    noise = np.random.default_rng(0).normal(0, 0.1, len(nothing))
+    nothing["value"] += noise
+    nothing["draws"] = [np.asarray(draws) + shift for draws, shift in zip(nothing["draws"], noise, strict=True)]
+    flat = pd.concat([swept[~(energy & swept["kind"].eq("all"))], nothing], ignore_index=True)
+    found = judged("H5", Study(study.draws, flat, study.networks))
+    assert "of the energy no share can be given" in found.sentence
+    assert re.search(r"; by themselves, in its own unit: of the energy, .*means alone lower it by 0\.", found.sentence)
+    assert find(found, "energy: none - means alone", "dtd").effect == pytest.approx(0.6, abs=0.1)
