@@ -44,7 +44,7 @@ def chart(panel: Panel) -> dict[str, Any]:
     """A panel as `data` and `layout`, without a legend, which the page shows once for all panels of a picture."""
     data = [trace for series in panel.series for trace in _traces(series)]
     if panel.heat is not None:
-        data.append(_heat(panel.heat))
+        data.append(_heat(panel.heat, panel.x_label, panel.y_label))
     return {"data": data, "layout": _layout(panel)}
 
 
@@ -57,7 +57,7 @@ def chart_json(panel: Panel) -> str:
 def height(panel: Panel) -> int:
     """In pixels: a dot plot grows with its rows, a heat map with its cells, everything else is of one height."""
     if panel.heat is not None:
-        return 110 + 38 * len(panel.heat.rows)
+        return 110 + 26 * len(panel.heat.rows)
     if panel.y_ticks:
         further = max(len(_lines(name)) for _, name in panel.y_ticks) - 1
         row = max(ROW_HEIGHT + 8 * further, 10 * len(panel.series))
@@ -180,11 +180,14 @@ def _hover(series: Series) -> list[str]:
     return found
 
 
-def _heat(heat: Heat) -> dict[str, Any]:
+def _heat(heat: Heat, x_label: str, y_label: str) -> dict[str, Any]:
     digits = 3 if heat.limit < 1 else 2
     cells = [[signed(value, digits) if math.isfinite(value) else "" for value in row] for row in heat.values]
     said = [
-        [f"batch size {column}, share {row}: {cell}" for column, cell in zip(heat.columns, line, strict=True)]
+        [
+            _escaped(f"{y_label} {row}, {x_label} {column}: {cell}")
+            for column, cell in zip(heat.columns, line, strict=True)
+        ]
         for row, line in zip(heat.rows, cells, strict=True)
     ]
     return {

@@ -357,7 +357,7 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
         return None
     hues = colours(ood_sets(pooled))
     sizes = sorted({int(size) for size in pooled["position"]})
-    shares = sorted({float(share) for share in pooled["share"]}, reverse=True)
+    shares = sorted({float(share) for share in pooled["share"]})
     panels = []
     for score, metric, role, name in GRIDS:
         own = _outcome(pooled, score, metric, role)
@@ -367,11 +367,11 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
             if rows.empty:
                 continue
             cells = rows.drop_duplicates(["position", "share"]).set_index(["share", "position"])["mean"].to_dict()
-            grid = [[float(cells.get((share, size), np.nan)) for size in sizes] for share in shares]
+            grid = [[float(cells.get((share, size), np.nan)) for share in shares] for size in sizes]
             labels = ["1 (pure)" if share == 1 else f"{share:g}" for share in shares]
-            heat = Heat([str(size) for size in sizes], labels, grid, limit or 1.0)
+            heat = Heat(labels, [str(size) for size in sizes], grid, limit or 1.0)
             panels.append(
-                Panel(dataset, "batch size", "share of OOD", heat=heat, choice=f"Change in {name}", colour=hue)
+                Panel(dataset, "share of OOD", "batch size", heat=heat, choice=f"Change in {name}", colour=hue)
             )  # fmt: skip
     area = _outcome(pooled, "energy", "auroc")
     says = "The table holds no AUROC by batch size and share."
@@ -386,14 +386,10 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
         name="batches", title="Batch statistics: batch size and share of OOD images", says=says,
         how="Changes from running statistics; blue above zero, orange below, the number in each cell. A share of 1 "
         f"means pure batches, where ID images are in batches of their own. {rests_on(pooled, bars=False)}",
-        panels=panels, numbers=_cells(pooled).drop(columns=["kind", "place"]), source="interventions.csv",
+    shown = pd.concat([_outcome(pooled, score, metric, role) for score, metric, role, _ in GRIDS], ignore_index=True)
+        panels=panels, numbers=shown.drop(columns=["kind", "place"]), source="interventions.csv",
         choice_label="Outcome",
     )  # fmt: skip
-
-
-def _cells(pooled: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the heat maps show."""
-    return pd.concat([_outcome(pooled, score, metric, role) for score, metric, role, _ in GRIDS], ignore_index=True)
 
 
 def _cell(row: pd.Series) -> str:

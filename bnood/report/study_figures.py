@@ -141,7 +141,7 @@ def draw(picture: Picture, choice: str = "") -> Figure:
 
 def _height(panel: Panel) -> float:
     if panel.heat is not None:
-        return 0.9 + 0.42 * len(panel.heat.rows)
+        return 0.9 + 0.3 * len(panel.heat.rows)
     if panel.y_ticks:
         return 0.9 + max(ROW_HEIGHT, 0.085 * len(panel.series)) * len(panel.y_ticks)
     return 2.5
