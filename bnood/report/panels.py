@@ -146,6 +146,7 @@ class Picture:
         panels: in reading order.
         numbers: the table of what is drawn, for readers who do not see it.
         source: the tables that it was drawn from.
+        held: what `numbers` holds, and which file holds the rest if that is not all that is drawn.
         choice_label: what the selector chooses; "" if every panel is always seen.
         static: the choices that get a static picture; empty: all.
         across: panels beside each other in the static picture.
@@ -161,6 +162,7 @@ class Picture:
     choice_label: str = ""
     static: Sequence[str] = field(default=())
     across: int = 2
+    held: str = ALL
 
     @property
     def choices(self) -> list[str]:

@@ -84,6 +84,7 @@ def unit_picture(tables: StudyTables) -> Picture | None:
         "Bands end at 0 where no unit has a mean below it, as after a ReLU. "
         f"{_unit_counts(tables, table)}",
         panels=panels, numbers=table, source="units.parquet of each run", choice_label="Network",
+        held="two ratios per panel; each unit's mean and standard deviation are in units.parquet of each run",
         static=[panels[0].choice],
     )  # fmt: skip
 
@@ -217,7 +218,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
         how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {rests_on(pooled)} "
         f"{CUT} Each side is scored under the statistics of that name.",
-        panels=panels, numbers=pooled[pooled["metric"].isin(["auroc", "fpr95"])].pipe(_shortened, rows),
+        panels=panels, numbers=_shortened(pooled, rows),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
 
