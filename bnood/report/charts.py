@@ -32,6 +32,7 @@ GRID = "#E3E3E3"
 ROW_HEIGHT = 27  # pixels for a row of a dot plot
 LINE_HEIGHT = 16  # and for a further line of a label
 LINE = 24  # letters in a line of a dot plot's labels: on a phone they must leave room for the marks
+FACE = 0.3  # opacity of a faint mark's face; its edge stays as it is, for the contrast
 
 
 def plotly_script() -> str:
@@ -42,9 +43,10 @@ def plotly_script() -> str:
 
 def chart(panel: Panel) -> dict[str, Any]:
     """A panel as `data` and `layout`, without a legend, which the page shows once for all panels of a picture."""
-    data = [trace for series in panel.series for trace in _traces(series)]
+    pairs = zip(panel.drawn, panel.series, strict=True)
+    data = [trace for drawn, series in pairs for trace in _traces(drawn, _hover(series), bool(panel.step))]
     if panel.heat is not None:
-        data.append(_heat(panel.heat))
+        data.append(_heat(panel.heat, panel.x_label, panel.y_label))
     return {"data": data, "layout": _layout(panel)}
 
 
@@ -57,7 +59,7 @@ def chart_json(panel: Panel) -> str:
 def height(panel: Panel) -> int:
     """In pixels: a dot plot grows with its rows, a heat map with its cells, everything else is of one height."""
     if panel.heat is not None:
-        return 110 + 38 * len(panel.heat.rows)
+        return 110 + 26 * len(panel.heat.rows)
     if panel.y_ticks:
         further = max(len(_lines(name)) for _, name in panel.y_ticks) - 1
         row = max(ROW_HEIGHT + 8 * further, 10 * len(panel.series))
@@ -129,7 +131,8 @@ def _rounded(values: Sequence[float]) -> list[float | None]:
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
-def _traces(series: Series) -> list[dict[str, Any]]:
+def _traces(series: Series, said: Sequence[str], small: bool) -> list[dict[str, Any]]:
+    """A series as it is drawn; `said` is what its marks say when they are pointed at, `small` for crowds of marks."""
     x, y = _rounded(series.x), _rounded(series.y)
     name = _escaped(series.name)
     trace: dict[str, Any] = {"type": "scatter", "y": y, "name": name}
@@ -137,18 +140,21 @@ def _traces(series: Series) -> list[dict[str, Any]]:
     if series.line:
         trace["line"] = {"color": series.colour, "width": 1.8, "dash": series.line}
     if series.interval == "band":
-        return [*_band(series), trace | {"hovertemplate": f"{name}<br>place %{{x}}: %{{y:.3g}}<extra></extra>"}]
-    trace |= {"x": x, "hovertext": _hover(series), "hoverinfo": "text"}
+        called = {"text": [_escaped(label) for label in series.labels]} if series.labels else {}
+        place = "%{text}" if series.labels else "place %{x}"
+        return [*_band(series), trace | called | {"hovertemplate": f"{name}<br>{place}: %{{y:.3g}}<extra></extra>"}]
+    trace |= {"x": x, "hovertext": said, "hoverinfo": "text"}
     if series.marker:
         symbol, _, hollow = series.marker.partition("-")
         symbol = SYMBOLS[symbol] + (f"-{hollow}" if hollow else "")
-        trace["marker"] = {"color": series.colour, "size": 8, "symbol": symbol}
-        trace["marker"]["line"] = {"width": 2 if hollow else 0, "color": series.colour}
+        face = _see_through(series.colour, FACE) if series.faint else series.colour
+        trace["marker"] = {"color": face, "size": 6 if small else 8, "symbol": symbol}
+        trace["marker"]["line"] = {"width": 2 if hollow else 1.2 if series.faint else 0, "color": series.colour}
     if not series.low:
         return [trace]
     middle = series.x if series.interval == "x" else series.y
     bars = {
-        "type": "data", "symmetric": False, "color": series.colour, "thickness": 1.6, "width": 3,
+        "type": "data", "symmetric": False, "color": series.colour, "thickness": 1.2 if small else 1.6, "width": 3,
         "array": _rounded([end - value for end, value in zip(series.high, middle, strict=True)]),
         "arrayminus": _rounded([value - end for end, value in zip(series.low, middle, strict=True)]),
     }  # fmt: skip
@@ -158,17 +164,19 @@ def _traces(series: Series) -> list[dict[str, Any]]:
 def _band(series: Series) -> list[dict[str, Any]]:
     """Two lines without width, the space between them filled; x is left out, as a band's marks are 0, 1, 2 ..."""
     fixed = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-    upper = {"y": _rounded(series.high), "fill": "tonexty", "fillcolor": _faint(series.colour)}
+    upper = {"y": _rounded(series.high), "fill": "tonexty", "fillcolor": _see_through(series.colour, 0.18)}
     return [fixed | {"y": _rounded(series.low)}, fixed | upper]
 
 
-def _faint(colour: str) -> str:
+def _see_through(colour: str, opacity: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def _hover(series: Series) -> list[str]:
-    """What a mark says when it is pointed at: its name, its value and its interval."""
+    """What a mark says when it is pointed at: its name, its value and its whole interval."""
+    if series.interval == "band":
+        return []
     values = series.x if series.interval == "x" else series.y
     found = []
     for i, value in enumerate(values):
@@ -180,11 +188,14 @@ def _hover(series: Series) -> list[str]:
     return found
 
 
-def _heat(heat: Heat) -> dict[str, Any]:
+def _heat(heat: Heat, x_label: str, y_label: str) -> dict[str, Any]:
     digits = 3 if heat.limit < 1 else 2
     cells = [[signed(value, digits) if math.isfinite(value) else "" for value in row] for row in heat.values]
     said = [
-        [f"batch size {column}, share {row}: {cell}" for column, cell in zip(heat.columns, line, strict=True)]
+        [
+            _escaped(f"{y_label} {row}, {x_label} {column}: {cell}")
+            for column, cell in zip(heat.columns, line, strict=True)
+        ]
         for row, line in zip(heat.rows, cells, strict=True)
     ]
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.report.figures import ID_COLOUR, colours, ood_sets
-from bnood.report.panels import Heat, Panel, Picture, Series, marker_of
+from bnood.report.panels import BESIDE, Heat, Panel, Picture, Series, marker_of
 from bnood.report.study_tables import (
     CUT,
     MATCHED,
@@ -83,12 +83,12 @@ def distance_picture(distances: pd.DataFrame | None) -> Picture | None:
     hues = _set_colours(frame)
     names = frame.drop_duplicates("position").set_index("position")["layer"]
     panels, numbers = [], []
-    measures = {
-        "mean_shift": ("mean shift", "standard deviations"),
-        "log_var_ratio": ("log variance ratio, set / running", "log ratio"),
-        "symmetric_kl": ("symmetric KL of the Gaussians", "nats"),
+    measures: dict[str, tuple[str, str, float | None, float | None]] = {  # title, unit, line at, floor
+        "mean_shift": ("mean shift", "standard deviations", 0.0, 0.0),
+        "log_var_ratio": ("log variance ratio, set / running", "log ratio", 0.0, None),
+        "symmetric_kl": ("symmetric KL of the Gaussians", "nats", None, 0.0),
     }
-    for column, (title, unit) in measures.items():
+    for column, (title, unit, line, floor) in measures.items():
         pooled = over_seeds(frame.assign(value=frame[column]), ["dataset", "role", "layer", "position"])
         numbers.append(pooled.assign(measure=column))
         series = [
@@ -96,8 +96,10 @@ def distance_picture(distances: pd.DataFrame | None) -> Picture | None:
             for name, hue in hues.items()
             if len(own := pooled[pooled["dataset"] == name])
         ]
-        line = 0.0 if column != "symmetric_kl" else None
-        panels.append(Panel(title, "BN layer, from the input", unit, series, x_ticks=_depth_ticks(frame), y_line=line))
+        panels.append(
+            Panel(title, "BN layer, from the input", unit, series, x_ticks=_depth_ticks(frame), y_line=line,
+                  floor=floor, step=1.0)
+        )  # fmt: skip
     table = pd.concat(numbers, ignore_index=True)
     divergence = table[(table["measure"] == "symmetric_kl") & (table["role"] == "ood")]
     parts = []
@@ -108,7 +110,8 @@ def distance_picture(distances: pd.DataFrame | None) -> Picture | None:
         name="layer_distances", title="Where the statistics differ: distance by layer",
         says=f"The symmetric KL between running statistics and the set's own is largest at {'; '.join(parts)}.",
         how="Each layer's own statistics are those of its inputs as they arrive under running statistics. "
-        f"Grey: ID images, for which the distance should be small. {rests_on(table, of_images=False)}",
+        f"Grey: ID images, for which the distance should be small. {rests_on(table, of_images=False)} "
+        f"Bars of the mean shift and of the symmetric KL end at 0, below which neither can lie. {BESIDE}",
         panels=panels, numbers=table[["measure", "dataset", "layer", "position", "mean", "low", "high", "n_seeds"]],
         source="layer_distances.csv", across=3,
     )  # fmt: skip
@@ -139,7 +142,7 @@ def share_picture(layers: pd.DataFrame | None) -> Picture | None:
             title = f"{network}, {kind} statistics" if (of_network["statistics"] != "running").any() else network
             panels.append(
                 Panel(title, "layer, from the input", "share above ID p99", series, x_ticks=_depth_ticks(part),
-                      y_range=(0.0, limit), y_line=0.01, share_axis="y")
+                      y_range=(0.0, limit), y_line=0.01, share_axis="y", step=1.0)
             )  # fmt: skip
     ood = pooled[(pooled["role"] == "ood") & (pooled["statistics"] == "running")]
     parts = []
@@ -152,7 +155,7 @@ def share_picture(layers: pd.DataFrame | None) -> Picture | None:
         says="Under running statistics, the largest share of activations above the ID 99th percentile is "
         f"{listed(parts)}; on ID images it is 1 % by definition.",
         how=f"The line marks 1 %, the share on ID images under running statistics. "
-        f"{rests_on(pooled, of_images=False)} {CUT}",
+        f"{rests_on(pooled, of_images=False)} {CUT} {BESIDE}",
         panels=panels, numbers=pooled, source="layers.parquet",
     )  # fmt: skip
 
@@ -216,13 +219,14 @@ def place_picture(interventions: pd.DataFrame | None) -> Picture | None:
                 if len(rows := part[part["dataset"] == dataset])
             ]
             panels.append(
-                Panel(title, axis, label, series, x_ticks=_depth_ticks(part), y_line=0.0, choice=choice)
+                Panel(title, axis, label, series, x_ticks=_depth_ticks(part), y_line=0.0, choice=choice, step=1.0)
             )  # fmt: skip
         panels.append(_parts_panel(own, hues, label, choice))
     return Picture(
         name="interventions", title="Interventions: matched statistics in some layers only",
         says=_place_sentence(pooled),
-        how=f"Changes from running statistics on the same images; zero means no effect. {rests_on(pooled)}",
+        how=f"Changes from running statistics on the same images; zero means no effect. {rests_on(pooled)} "
+        f"{BESIDE}",
         panels=panels, numbers=_outcomes(pooled).drop(columns=["share", "companion", "role"]),
         source="interventions.csv", choice_label="Outcome",
         static=list(dict.fromkeys(panel.choice for panel in panels))[:3],
@@ -291,7 +295,7 @@ def path_picture(interventions: pd.DataFrame | None) -> Picture | None:
         name="path", title="From running to matched in steps", says=_path_sentence(pooled),
         how="Left: λ = 0 is running, λ = 1 matched statistics. Right: the prior N of Schneider et al. (2020), the "
         "running statistics' weight in source images beside pure batches of 128; more is nearer to running. "
-        f"{rests_on(pooled)}",
+        f"{rests_on(pooled)} {CUT} {BESIDE}",
         panels=panels, numbers=_steps(pooled), source="interventions.csv",
     )  # fmt: skip
 
@@ -325,10 +329,10 @@ def _step_panel(rows: pd.DataFrame, kind: str, title: str, label: str, hues: dic
         for name, hue in hues.items()
         if len(own := rows[rows["dataset"] == name])
     ]
-    every = max(1, -(-len(steps) // 8))
-    ticks = [(places[step], f"{step:g}") for step in steps[::every]]
+    ticks = [(places[step], f"{step:g}") for step in steps[:: max(1, -(-len(steps) // 8))]]
     axis = "λ (0 running, 1 matched)" if kind == "path" else "N (images of prior weight)"
-    return Panel(title, axis, label, series, x_ticks=ticks, share_axis="y" if label == "share" else "")
+    step = min(np.diff(sorted(places.values())), default=0.0)
+    return Panel(title, axis, label, series, x_ticks=ticks, share_axis="y" if label == "share" else "", step=step)
 
 
 def _path_sentence(pooled: pd.DataFrame) -> str:
@@ -357,7 +361,7 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
         return None
     hues = colours(ood_sets(pooled))
     sizes = sorted({int(size) for size in pooled["position"]})
-    shares = sorted({float(share) for share in pooled["share"]}, reverse=True)
+    shares = sorted({float(share) for share in pooled["share"]})
     panels = []
     for score, metric, role, name in GRIDS:
         own = _outcome(pooled, score, metric, role)
@@ -367,11 +371,11 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
             if rows.empty:
                 continue
             cells = rows.drop_duplicates(["position", "share"]).set_index(["share", "position"])["mean"].to_dict()
-            grid = [[float(cells.get((share, size), np.nan)) for size in sizes] for share in shares]
+            grid = [[float(cells.get((share, size), np.nan)) for share in shares] for size in sizes]
             labels = ["1 (pure)" if share == 1 else f"{share:g}" for share in shares]
-            heat = Heat([str(size) for size in sizes], labels, grid, limit or 1.0)
+            heat = Heat(labels, [str(size) for size in sizes], grid, limit or 1.0)
             panels.append(
-                Panel(dataset, "batch size", "share of OOD", heat=heat, choice=f"Change in {name}", colour=hue)
+                Panel(dataset, "share of OOD", "batch size", heat=heat, choice=f"Change in {name}", colour=hue)
             )  # fmt: skip
     area = _outcome(pooled, "energy", "auroc")
     says = "The table holds no AUROC by batch size and share."
@@ -382,18 +386,14 @@ def batch_picture(interventions: pd.DataFrame | None) -> Picture | None:
             f"({_cell(low)}) to {signed(high['mean'])} ({_cell(high)}); {(area['mean'] > 0).sum()} of {len(area)} "
             "cells are above zero."
         )
+    shown = pd.concat([_outcome(pooled, score, metric, role) for score, metric, role, _ in GRIDS], ignore_index=True)
     return Picture(
         name="batches", title="Batch statistics: batch size and share of OOD images", says=says,
         how="Changes from running statistics; blue above zero, orange below, the number in each cell. A share of 1 "
         f"means pure batches, where ID images are in batches of their own. {rests_on(pooled, bars=False)}",
-        panels=panels, numbers=_cells(pooled).drop(columns=["kind", "place"]), source="interventions.csv",
+        panels=panels, numbers=shown.drop(columns=["kind", "place"]), source="interventions.csv",
         choice_label="Outcome",
     )  # fmt: skip
-
-
-def _cells(pooled: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the heat maps show."""
-    return pd.concat([_outcome(pooled, score, metric, role) for score, metric, role, _ in GRIDS], ignore_index=True)
 
 
 def _cell(row: pd.Series) -> str:

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bnood.report.figures import ID_COLOUR, OOD_COLOURS
 
 _MARGIN = 0.02  # of a share's axis beyond 0 and 1
+_APART = 0.75, 0.08  # of a step and of the axis at most, from the first to the last series that stand beside each other
+BESIDE = "Marks at one place stand slightly beside each other, so that none hides another."
+ALL = "the numbers"
 MARKERS = ("circle", "square", "diamond", "triangle", "cross", "wedge", "pentagon")
 _SHAPES = dict(zip((ID_COLOUR, *OOD_COLOURS), MARKERS, strict=True))
 
@@ -37,6 +41,7 @@ class Series(NamedTuple):
         marker: one of `MARKERS`, with "-open" for a hollow one, or "" for none.
         line: "solid", "dash" or "" for no line.
         labels: what each mark is called when it is pointed at.
+        faint: the marks' faces let others be seen through them, for clouds in which marks lie on each other.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Series(NamedTuple):
     marker: str = "circle"
     line: str = ""
     labels: Sequence[str] = ()
+    faint: bool = False
 
 
 class Heat(NamedTuple):
@@ -69,6 +75,8 @@ class Panel:
         x_ticks, y_ticks: (place, label) where an axis holds names instead of numbers.
         x_line, y_line: a reference line across the panel at this place of that axis.
         share_axis: the axis ("x" or "y") of a quantity between 0 and 1; intervals that reach beyond are cut there.
+        floor: the least possible value along y; intervals that reach below are cut there.
+        step: distance of neighbouring places on an x axis of few places; series then stand beside each other.
         choice: the panel is seen when this entry of the picture's selector is chosen; "" means always.
         colour: of the title, where the panel belongs to one set.
     """
@@ -85,8 +93,33 @@ class Panel:
     x_line: float | None = None
     y_line: float | None = None
     share_axis: str = ""
+    floor: float | None = None
+    step: float = 0.0
     choice: str = ""
     colour: str = "#222222"
+
+    @property
+    def drawn(self) -> list[Series]:
+        """The series as they are drawn: intervals within what is possible, marks at one place beside each other.
+
+        Student's intervals over few seeds and mean - std know no end of a scale, so that bars would reach where no
+        value can lie. `series` keeps the whole intervals, which pointing at a mark and the tables tell.
+        """
+        places = [x for each in self.series for x in each.x] if self.step and len(self.series) > 1 else []
+        if not places:
+            return [self._cut(each) for each in self.series]
+        width = min(_APART[0] * self.step, _APART[1] * (max(places) - min(places) or math.inf))
+        moves = np.linspace(-width / 2, width / 2, len(self.series)).tolist()
+        pairs = zip(moves, self.series, strict=True)
+        return [self._cut(each._replace(x=[x + move for x in each.x])) for move, each in pairs]
+
+    def _cut(self, series: Series) -> Series:
+        axis = "x" if series.interval == "x" else "y"
+        least, most = (0.0, 1.0) if axis == self.share_axis else (-math.inf, math.inf)
+        if axis == "y" and self.floor is not None:
+            least = max(least, self.floor)
+        low, high = (np.clip(np.asarray(ends, float), least, most).tolist() for ends in (series.low, series.high))
+        return series._replace(low=low, high=high)
 
     def span(self, axis: str) -> tuple[float, float] | None:
         """From where to where an axis ("x" or "y") goes; None where the marks decide.
@@ -113,6 +146,7 @@ class Picture:
         panels: in reading order.
         numbers: the table of what is drawn, for readers who do not see it.
         source: the tables that it was drawn from.
+        held: what `numbers` holds, and which file holds the rest if that is not all that is drawn.
         choice_label: what the selector chooses; "" if every panel is always seen.
         static: the choices that get a static picture; empty: all.
         across: panels beside each other in the static picture.
@@ -128,6 +162,7 @@ class Picture:
     choice_label: str = ""
     static: Sequence[str] = field(default=())
     across: int = 2
+    held: str = ALL
 
     @property
     def choices(self) -> list[str]:

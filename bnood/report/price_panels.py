@@ -8,7 +8,7 @@ from bnood.report.figures import colours
 from bnood.report.panels import Panel, Picture, Series
 from bnood.report.study_tables import MATCHED, networks_of, over_seeds, rests_on, rows_where, signed, with_network
 
-CORRUPTION_MARKERS = {"jpeg": "circle", "noise": "square", "blur": "diamond", "contrast": "triangle"}
+CORRUPTION_MARKERS = {"jpeg": "circle", "noise": "square", "blur": "diamond", "contrast": "triangle", "clean": "cross"}
 
 
 def price_picture(shift: pd.DataFrame | None) -> Picture | None:
@@ -51,23 +51,24 @@ def price_picture(shift: pd.DataFrame | None) -> Picture | None:
     return Picture(
         name="price", title="The price of matching: accuracy and detection", says=says,
         how="Each mark is one shifted set taken as in-distribution, at one strength. To the right: matching wins "
-        f"accuracy there; downwards: matching loses AUROC against the OOD set. {rests_on(both)}",
+        f"accuracy there; downwards: matching loses AUROC against the OOD set. {rests_on(both)} "
+        "In the first panel marks of one strength stand slightly beside each other; pointing at a mark names its set.",
         panels=[gains, *clouds], numbers=numbers, source="shift.csv", across=3,
     )  # fmt: skip
 
 
 def _strength_panel(accuracy: pd.DataFrame) -> Panel:
     series = []
-    for corruption, own in accuracy.groupby("corruption", sort=False):
-        marker = CORRUPTION_MARKERS.get(str(corruption), "cross")
+    for name, own in accuracy.groupby(_kinds(accuracy), sort=False):
         own = own.sort_values("strength")
         line = "solid" if own["strength"].nunique() > 1 else ""
         series.append(
-            Series(_corruption(str(corruption)), "#555555", [*own["strength"].astype(float)], [*own["mean"]],
-                   [*own["low"]], [*own["high"]], "y", marker, line, [*own["dataset"]])
+            Series(str(name), "#555555", [*own["strength"].astype(float)], [*own["mean"]], [*own["low"]],
+                   [*own["high"]], "y", _marker(str(name)), line, _labels(own))
         )  # fmt: skip
     ticks = [(float(step), f"{step:g}") for step in sorted(set(accuracy["strength"]))]
-    return Panel("accuracy on the shifted sets", "strength", "change in accuracy", series, x_ticks=ticks, y_line=0.0)
+    return Panel("accuracy on the shifted sets", "strength", "change in accuracy", series, x_ticks=ticks, y_line=0.0,
+                 step=1.0)  # fmt: skip
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -76,16 +77,25 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
-def _corruption(name: str) -> str:
-    return "clean" if name in ("none", "") else name
+def _kinds(frame: pd.DataFrame) -> pd.Series:
+    """What a mark is called in the legend: its corruption, or the set's own name where the images are not corrupted."""
+    return frame["corruption"].where(~frame["corruption"].isin(["none", ""]), frame["dataset"])
+
+
+def _marker(kind: str) -> str:
+    return CORRUPTION_MARKERS.get(kind, "wedge")
+
+
+def _labels(rows: pd.DataFrame) -> list[str]:
+    return [f"{name}, strength {strength:g}" for name, strength in zip(rows["dataset"], rows["strength"], strict=True)]
 
 
 def _clouds(both: pd.DataFrame, name: str, colour: str) -> list[Series]:
     found = []
-    for corruption, own in both[both["companion"] == name].groupby("corruption", sort=False):
-        marker = CORRUPTION_MARKERS.get(str(corruption), "cross")
+    own_set = both[both["companion"] == name]
+    for kind, own in own_set.groupby(_kinds(own_set), sort=False):
         found.append(
-            Series(_corruption(str(corruption)), colour, [*own["mean_accuracy"]], [*own["mean"]], [*own["low"]],
-                   [*own["high"]], "y", marker, "", [*own["dataset"]])
+            Series(str(kind), colour, [*own["mean_accuracy"]], [*own["mean"]], [*own["low"]], [*own["high"]], "y",
+                   _marker(str(kind)), "", _labels(own), faint=True)
         )  # fmt: skip
     return found

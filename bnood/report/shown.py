@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -13,7 +14,7 @@ import pandas as pd
 
 from bnood.report.charts import chart_json, height
 from bnood.report.panels import Panel, Picture, Series
-from bnood.report.study_tables import plain
+from bnood.report.study_tables import listed, plain
 
 GLYPHS = {
     "circle": "●", "square": "■", "square-open": "□", "diamond": "◆", "triangle": "▲", "cross": "✖", "wedge": "▼",
@@ -66,8 +67,8 @@ def show(picture: Picture) -> Shown:
     """The picture with its charts, legend and numbers, ready for the page."""
     panels = [
         Drawn(
-            f"{picture.name}-{number}", panel.title, panel.colour, _alt(panel), panel.choice, height(panel),
-            chart_json(panel),
+            f"{picture.name}-{number}", panel.title, panel.colour, _alt(panel, picture.held), panel.choice,
+            height(panel), chart_json(panel),
         )
         for number, panel in enumerate(picture.panels)
     ]  # fmt: skip
@@ -82,18 +83,56 @@ def _mark(series: Series, picture: Picture) -> tuple[str, str]:
     return (series.colour if len(hues) == 1 else "#333333"), GLYPHS[series.marker]
 
 
-def _alt(panel: Panel) -> str:
-    """What a chart says to who does not see it: its axes, and where each series begins, ends or lies."""
-    head = f"{panel.title}: {panel.y_label or 'rows'} by {panel.x_label}."
+def _alt(panel: Panel, held: str) -> str:
+    """What a chart says to who does not see it: its quantity and axes, and where each series is least and largest.
+
+    Args:
+        panel: what is seen.
+        held: what the table below the picture holds.
+    """
+    kind = "Chart" if panel.heat is None else "Heat map"
+    return f"{kind}: {_head(panel)}. {_extremes(panel)}. The table below the figure holds {held}."
+
+
+def _head(panel: Panel) -> str:
+    """Sets the panel apart from all others of its picture: its choice, its title, its quantity and its axes."""
+    names = [name for name in (panel.choice, panel.title) if name]
     if panel.heat is not None:
-        values = np.array(panel.heat.values, dtype=float)
-        return f"Heat map of {head} Changes from {plain(np.nanmin(values))} to {plain(np.nanmax(values))}."
+        return f"{', '.join(names)}, by {panel.x_label} and {panel.y_label}"
+    quantity, places = panel.y_label, f"by {panel.x_label or listed([name for _, name in panel.x_ticks])}"
+    if panel.y_ticks:
+        quantity, places = panel.x_label, f"in {len(panel.y_ticks)} rows"
+    named = ", ".join(name for name in names if not quantity.startswith(name))
+    return f"{named}{': ' if named else ''}{quantity} {places}"
+
+
+def _extremes(panel: Panel) -> str:
+    """The least and the largest value of each series, each with the mark's own name."""
     parts = []
+    if panel.heat is not None:
+        cells = [
+            (value, f"{panel.y_label} {row}, {panel.x_label} {column}")
+            for row, line in zip(panel.heat.rows, panel.heat.values, strict=True)
+            for column, value in zip(panel.heat.columns, line, strict=True)
+        ]
+        parts.append(_range("Changes", [value for value, _ in cells], [label for _, label in cells]))
     for series in panel.series:
-        values = np.array(series.x if series.interval == "x" else series.y, dtype=float)
-        if np.isfinite(values).any():
-            parts.append(f"{series.name} from {plain(np.nanmin(values))} to {plain(np.nanmax(values))}")
-    return f"Chart of {head} {'; '.join(parts)}. The table below the figure holds the numbers."
+        parts.append(_range(series.name, series.x if series.interval == "x" else series.y, series.labels))
+    return "; ".join(part for part in parts if part) or "No values"
+
+
+def _range(name: str, values: Sequence[float], labels: Sequence[str]) -> str:
+    """ "svhn from 0.1 (stem) to 0.4 (fc)"; one value alone where there is one, nothing where there is none."""
+    given = np.array(values, dtype=float)
+    if not np.isfinite(given).any():
+        return ""
+
+    def said(place: int) -> str:
+        label = f" ({labels[place]})" if len(labels) and labels[place] != name else ""
+        return f"{plain(float(given[place]))}{label}"
+
+    least, most = int(np.nanargmin(given)), int(np.nanargmax(given))
+    return f"{name} {said(least)}" if least == most else f"{name} from {said(least)} to {said(most)}"
 
 
 def as_grid(identifier: str, caption: str, frame: pd.DataFrame) -> Grid:

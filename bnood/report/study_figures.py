@@ -13,12 +13,12 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bnood.errors import UserError
-from bnood.report.charts import CHANGE_COLOURS
+from bnood.report.charts import CHANGE_COLOURS, FACE
 from bnood.report.figures import DPI, STYLE
 from bnood.report.intervention_panels import lens_pictures
 from bnood.report.panels import Heat, Panel, Picture, Series
@@ -141,7 +141,7 @@ def draw(picture: Picture, choice: str = "") -> Figure:
 
 def _height(panel: Panel) -> float:
     if panel.heat is not None:
-        return 0.9 + 0.42 * len(panel.heat.rows)
+        return 0.9 + 0.3 * len(panel.heat.rows)
     if panel.y_ticks:
         return 0.9 + max(ROW_HEIGHT, 0.085 * len(panel.series)) * len(panel.y_ticks)
     return 2.5
@@ -152,7 +152,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(color="#E3E3E3", linewidth=0.7)
-    for series in panel.series:
+    for series in panel.drawn:
         _series(axes, series)
     if panel.heat is not None:
         _heat(axes, panel.heat)
@@ -173,14 +173,14 @@ def _series(axes: Axes, series: Series) -> None:
     x, y = list(series.x), list(series.y)
     symbol, _, hollow = series.marker.partition("-")
     line = {"solid": "-", "dash": "--", "": ""}[series.line]
-    face = "white" if hollow else series.colour
+    face = "white" if hollow else to_rgba(series.colour, FACE if series.faint else 1.0)
     if series.low and series.interval == "band":
         axes.fill_between(x, series.low, series.high, color=series.colour, alpha=0.18, linewidth=0)
     elif series.low and series.interval == "x":
         axes.hlines(y, series.low, series.high, color=series.colour, linewidth=1.6)
     elif series.low:
         axes.vlines(x, series.low, series.high, color=series.colour, linewidth=1.6)
-    marker = {"marker": SYMBOLS[symbol], "markerfacecolor": face, "markersize": 5}
+    marker = {"marker": SYMBOLS[symbol], "markerfacecolor": face, "markersize": 5, "markeredgecolor": series.colour}
     axes.plot(x, y, linestyle=line, color=series.colour, linewidth=1.3, **marker)  # type: ignore[arg-type]
     if series.interval == "band":
         axes.margins(x=0.01)

@@ -81,8 +81,10 @@ def unit_picture(tables: StudyTables) -> Picture | None:
         name="unit_profiles", title="ReAct's picture: what each penultimate unit does", says=_unit_sentence(first),
         how="Lines are per-unit means, bands one standard deviation over images; ID grey, OOD coloured. Units are "
         "sorted by their ID mean under running statistics, in the same order everywhere in a network. "
+        "Bands end at 0 where no unit has a mean below it, as after a ReLU. "
         f"{_unit_counts(tables, table)}",
         panels=panels, numbers=table, source="units.parquet of each run", choice_label="Network",
+        held="two ratios per panel; each unit's mean and standard deviation are in units.parquet of each run",
         static=[panels[0].choice],
     )  # fmt: skip
 
@@ -96,7 +98,8 @@ def _unit_panels(frame: pd.DataFrame, choice: str) -> tuple[list[Panel], list[di
     columns = [name for name in ("running", MATCHED) if (frame["statistics"] == name).any()]
     shown = frame[frame["statistics"].isin(columns)]
     limit = float((shown["mean"] + shown["std"]).max()) * 1.03
-    floor = min(float((shown["mean"] - shown["std"]).min()) * 1.03, 0.0)
+    positive = bool((shown["mean"] >= 0).all())
+    floor = 0.0 if positive else float((shown["mean"] - shown["std"]).min()) * 1.03
     panels, numbers = [], []
     for name in sets:
         for statistics in columns:
@@ -108,7 +111,8 @@ def _unit_panels(frame: pd.DataFrame, choice: str) -> tuple[list[Panel], list[di
             panels.append(
                 Panel(
                     f"{name} under {_kind(statistics)}", "unit, by its ID mean", "activation", series,
-                    y_range=(floor, limit), choice=choice, colour=colours(sets)[name],
+                    y_range=(floor, limit), floor=0.0 if positive else None, choice=choice,
+                    colour=colours(sets)[name],
                 )
             )  # fmt: skip
             ratio, spread = other["mean"].max() / top, other["mean"].std() / running["mean"].std()
@@ -214,7 +218,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
         how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {rests_on(pooled)} "
         f"{CUT} Each side is scored under the statistics of that name.",
-        panels=panels, numbers=pooled[pooled["metric"].isin(["auroc", "fpr95"])].pipe(_shortened, rows),
+        panels=panels, numbers=_shortened(pooled, rows),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
 

@@ -123,7 +123,7 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return found.assign(low=low, high=high)[[*keys, "mean", "low", "high", "n_seeds", "n"]]
 
 
-CUT = "Bars of shares end at 0 and 1, beyond which no share can lie."
+CUT = "Bars of shares end at 0 and 1, beyond which no share can lie; the table holds the whole intervals."
 
 
 def rests_on(pooled: pd.DataFrame, of_images: bool = True, bars: bool = True) -> str:

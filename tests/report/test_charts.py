@@ -42,6 +42,43 @@ def test_error_bars_end_where_the_intervals_end(series: Series, along: str) -> N
     assert np.allclose(middle - np.array(bars["arrayminus"], float), series.low, atol=1e-4, equal_nan=True)
 
 
+def test_intervals_are_cut_at_what_is_possible_and_said_whole() -> None:
+    share = Panel("", "", "", [LINE._replace(low=[-0.5, 0.1, 0.3], high=[0.4, 0.5, 1.5])], share_axis="y")
+    (trace,) = chart(share)["data"]
+    ends = np.add(trace["y"], trace["error_y"]["array"]), np.subtract(trace["y"], trace["error_y"]["arrayminus"])
+    assert np.allclose(ends, [[0.4, 0.5, 1.0], [0.0, 0.1, 0.3]])
+    assert trace["hovertext"][2] == "dtd<br>0.4 [0.3, 1.5]"
+    assert min(chart(Panel("", "", "", [BAND._replace(low=[-1, 0, 1])], floor=0.0))["data"][0]["y"]) == 0
+    assert Panel("", "", "", [DOTS], share_axis="y").drawn[0].low == [0.85, pytest.approx(NAN, nan_ok=True)]
+
+
+def test_series_stand_beside_each_other_within_a_step() -> None:
+    given = [LINE._replace(name=name, x=[0, 1, 2, 3]) for name in "abc"]
+    assert [series.x for series in Panel("", "", "", given).drawn] == [[0, 1, 2, 3]] * 3
+    moved = np.array([series.x for series in Panel("", "", "", given, step=1.0).drawn])
+    assert np.allclose(moved[1], [0, 1, 2, 3]), "the middle one stays"
+    assert (np.diff(moved, axis=0) > 0.05).all() and moved.max() < 3.5
+    alone = Panel("", "", "", [series._replace(x=[4.0]) for series in given], step=1.0).drawn
+    assert [series.x[0] for series in alone] == pytest.approx([4 - 0.375, 4, 4 + 0.375])
+
+
+def test_faint_marks_keep_a_full_edge() -> None:
+    (trace,) = chart(Panel("", "", "", [LINE._replace(faint=True)]))["data"]
+    assert trace["marker"]["color"] == "rgba(0,114,178,0.3)"
+    assert trace["marker"]["line"]["color"] == "#0072B2" and trace["marker"]["line"]["width"] > 1
+
+
+def test_pointing_at_a_band_names_the_unit() -> None:
+    *_, line = chart(Panel("", "", "", [BAND._replace(labels=["unit 7", "unit 2", "<b>"])]))["data"]
+    assert line["text"] == ["unit 7", "unit 2", "&lt;b&gt;"]
+    assert line["hovertemplate"] == "ID<br>%{text}: %{y:.3g}<extra></extra>"
+
+
+def test_pointing_at_a_cell_names_its_row_and_column() -> None:
+    (trace,) = chart(Panel("", "share of OOD", "batch size", heat=Heat(["0.5"], ["8"], [[-0.2]], 0.2)))["data"]
+    assert trace["hovertext"] == [["batch size 8, share of OOD 0.5: \N{MINUS SIGN}0.200"]]
+
+
 def test_a_band_lies_between_its_ends_and_the_line_within() -> None:
     low, high, line = chart(Panel("", "", "", [BAND]))["data"]
     assert (low["y"], high["y"], line["y"]) == ([0.5, 1.5, 2.5], [1.25, 2.25, 3.25], [1.0, 2.0, 3.0])

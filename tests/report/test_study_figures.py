@@ -1,5 +1,6 @@
 """Static pictures: what is drawn is what the panels say, and the files are there."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 from report_pages import Page
 from synthetic_evaluation import make_scores, make_summary, make_table
-from synthetic_study import make_distances, make_interventions, make_layers, make_metric_table, make_shift
+from synthetic_study import make_distances, make_interventions, make_layers, make_metric_table, make_shift, make_study
 
 from bnood.errors import UserError
 from bnood.report import charts, study_figures
@@ -20,7 +21,7 @@ from bnood.report.price_panels import price_picture
 from bnood.report.run_report import write_report
 from bnood.report.shown import GLYPHS
 from bnood.report.study_figures import draw, run_pictures, write_picture, write_study_figures
-from bnood.report.study_panels import study_pictures
+from bnood.report.study_panels import study_pictures, unit_picture
 from bnood.report.study_tables import StudyTables
 
 SEEDS = (0, 1, 2)
@@ -50,6 +51,41 @@ def test_marks_and_bars_lie_where_the_series_says() -> None:
     assert list(reference.get_xdata()) == [0.5, 0.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["bn", "ln"]
     assert axes.get_ylim() == (1.5, -0.5)
+
+
+def test_bars_are_drawn_as_far_as_a_share_can_be() -> None:
+    wide = DOTS._replace(low=[-0.3, 0.7], high=[1.4, 0.9])
+    (axes,) = draw(picture(Panel("dots", "AUROC (share)", "", [wide], share_axis="x"))).axes
+    bars = [segment.tolist() for segment in axes.collections[0].get_segments()]
+    assert bars == [[[0.0, 0], [1.0, 0]], [[0.7, 1], [0.9, 1]]]
+
+
+def test_bands_of_units_end_at_zero_unless_a_mean_lies_below() -> None:
+    table = make_study(seeds=(0,), n=20)
+    for shift, least in ((0.0, 0.0), (-9.0, -9.0)):
+        units = {run: frame.assign(mean=frame["mean"] + shift, std=9.0) for run, frame in table.units.items()}  # type: ignore[union-attr]
+        found = unit_picture(dataclasses.replace(table, units=units))
+        assert found is not None and "Bands end at 0" in found.how
+        ends = [end for panel in found.panels for series in panel.drawn for end in series.low]
+        assert (min(ends) == 0) if least == 0 else (min(ends) < least)
+
+
+def test_no_bar_of_a_study_lies_where_no_value_can(interventions: pd.DataFrame) -> None:
+    distances = make_distances(SEEDS)
+    spread = {0: 0.1, 1: 1.0, 2: 4.0}
+    for name in ("mean_shift", "symmetric_kl"):
+        distances[name] *= distances["seed"].map(spread)
+    found = distance_picture(distances)
+    assert found is not None and "Bars of the mean shift and of the symmetric KL end at 0" in found.how
+    panels = {panel.title: panel for panel in found.panels}
+    for title in ("mean shift", "symmetric KL of the Gaussians"):
+        assert min(end for series in panels[title].series for end in series.low) < 0, "else there is nothing to cut"
+        assert min(end for series in panels[title].drawn for end in series.low) == 0
+    ratio = panels["log variance ratio, set / running"]
+    assert [series.low for series in ratio.drawn] == [list(series.low) for series in ratio.series]
+    assert found.numbers["low"].min() < 0, "the table holds the whole interval"
+    path = path_picture(interventions)
+    assert path is not None and "Bars of shares end at 0 and 1" in path.how
 
 
 def test_a_heat_map_holds_its_numbers_and_no_others() -> None:
@@ -125,12 +161,12 @@ def test_a_cell_of_the_heat_map_is_its_mean_change(interventions: pd.DataFrame) 
     assert found is not None
     accuracy = [panel for panel in found.seen("Change in ID accuracy") if panel.title == "dtd"]
     (heat,) = [panel.heat for panel in accuracy]
-    assert heat is not None and heat.columns == ["8", "128"] and heat.rows[0] == "1 (pure)"
+    assert heat is not None and heat.rows == ["8", "128"] and heat.columns[-1] == "1 (pure)"
     mixed = interventions.query("kind == 'batch' and metric == 'accuracy' and position == 8")
     half = mixed.query("share == 0.5 and companion == 'dtd'")["change"].mean()
     pure = mixed.query("share == 1 and companion == ''")["change"].mean()
-    assert heat.values[2][0] == pytest.approx(half)
-    assert heat.values[0][0] == pytest.approx(pure)
+    assert heat.values[0][heat.columns.index("0.5")] == pytest.approx(half)
+    assert heat.values[0][-1] == pytest.approx(pure)
 
 
 def test_the_largest_distance_is_named() -> None:
@@ -149,8 +185,18 @@ def test_the_price_pairs_accuracy_with_detection() -> None:
     loss = matched.query("metric == 'auroc' and companion == 'noise'")["change"].mean()
     cloud = next(panel for panel in found.panels if panel.title == "against noise")
     series = next(series for series in cloud.series if series.name == "blur")
-    place = list(series.labels).index("blur-3")
+    place = list(series.labels).index("blur-3, strength 3")
     assert (series.x[place], series.y[place]) == pytest.approx((gain, loss))
+
+
+def test_two_clean_sets_have_a_name_and_a_shape_each() -> None:
+    shift = make_shift(SEEDS)
+    clean = shift[shift["dataset"] == "clean"]
+    found = price_picture(pd.concat([shift, clean.assign(dataset="clean-test")]))
+    assert found is not None
+    shapes = {series.name: series.marker for series in found.legend}
+    assert {"clean", "clean-test", "noise", "jpeg"} <= set(shapes)
+    assert len(set(shapes.values())) == len(shapes)
 
 
 def test_nothing_to_draw_is_a_line_and_no_picture() -> None:
