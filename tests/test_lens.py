@@ -19,6 +19,9 @@ from bnood.activations import (
     rectified_layers,
 )
 from bnood.classifier import Classifier
+from bnood.conditions import Images
+from bnood.errors import UserError
+from bnood.interventions.sweep import InterventionOptions, intervene
 from bnood.statistics import BatchNormStatistics, LayerStatistics, estimate_statistics, read_statistics
 
 IMAGES = small_set("far", 30, seed=3, mean=60, contrast=20)
@@ -178,3 +181,55 @@ def test_networks_without_batchnorm_have_one_mode_and_no_distances() -> None:
     layers, distances = lens_tables(small_classifier("gn"), small_images(40, (("far", 24, 20),)))
     assert set(layers.statistics) == {"running"}
     assert len(distances) == 0 and "symmetric_kl" in distances.columns
+
+
+class Twice(nn.Module):
+    """A network of the reader's own, which runs its one norm twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+    def forward(self, images: Tensor, return_features: bool = False) -> tuple[Tensor, Tensor]:
+        values = self.norm(self.norm(images.permute(0, 3, 1, 2).float()) + 1)
+        return self.linear(values.mean(dim=(2, 3))), values.mean(dim=(2, 3))
+
+
+def test_what_the_lens_cannot_look_at_is_said() -> None:
+    with pytest.raises(UserError, match="layer 'norm' runs twice in a forward pass"):
+        lens(Twice(), IMAGES, "running")
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(UserError, match=r"Sequential has no argument return_features: expected a network that is call"):
+        lens(plain, IMAGES, None)
+    with pytest.raises(UserError, match="far has no images to look at"):
+        lens(small_classifier(), IMAGES.subset(np.arange(0)), "running")
+
+
+class Own(nn.Module):
+    """As in the README: a network of the reader's own, in a wrapper that gives logits and features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor, return_features: bool = False) -> object:
+        features = self.body(images.permute(0, 3, 1, 2) / 255)
+        return (self.head(features), features) if return_features else self.head(features)
+
+
+def test_a_network_of_the_readers_own_needs_nothing_but_logits_and_features() -> None:
+    model = Own().eval()
+    reference = lens_reference(model, KNOWN, "running")
+    table = lens(model, IMAGES, "running", reference)
+    assert list(dict.fromkeys(table["layer"])) == ["body.1", "penultimate"]
+    with torch.no_grad():
+        _, features = model(torch.from_numpy(IMAGES.images), return_features=True)
+    own = table[table["layer"] == "penultimate"]
+    np.testing.assert_allclose(own["mean"], features.double().mean(dim=0), rtol=1e-5)
+    images = Images(KNOWN, KNOWN, {"far": (IMAGES, IMAGES)})
+    found = intervene(model, images, InterventionOptions(batch_sizes=(8,), shares=(0.5,), resamples=10))
+    moved = found.table.query("kind == 'all' and dataset == 'far' and score == 'energy' and metric == 'mean'")
+    assert len(moved) == 1 and np.isfinite(moved["value"]).all()

@@ -144,7 +144,7 @@ def run_study(
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.error}
         evaluated = evaluated_cells(options, cells, epochs)
         if not failed or partial:
-            missing = list(_missing(options, cells, evaluated, epochs))
+            missing = list(missing_lines(options, cells, evaluated, epochs))
             for line in missing:
                 console.print(Text(f"note: {line}"))
             conclude(options, evaluated, command, console, missing)
@@ -204,7 +204,7 @@ def _is_half_trained(options: StudyOptions, cell: StudyCell, epochs: dict[str, i
     return cell.partner is None and training_state(options.folder / cell.name, epochs[cell.norm]) == "half"
 
 
-def _missing(
+def missing_lines(
     options: StudyOptions, cells: Sequence[StudyCell], evaluated: Sequence[StudyCell], epochs: dict[str, int]
 ) -> Iterator[str]:
     """A line for each seed that a network lacks."""

@@ -247,6 +247,10 @@ def test_bad_tables_and_options_are_refused_in_one_line() -> None:
         ({"headline_sets": ("svhn", "svhn")}, "each once"),
         ({"places": ("middle",)}, "claim.places: middle is none of first half"),
         ({"level": 95.0}, "claim.level is 95"),
+        ({"level": 0.01}, "claim.level is 0.01"),
+        ({"minimum_auroc": 5}, "claim.minimum_auroc is 5; no share can differ by as much as 1"),
+        ({"minimum_share": 1.0}, "claim.minimum_share is 1.0; no share"),
+        ({"minimum_msp": -1}, "claim.minimum_msp is -1"),
         ({"abnormal": 0.9}, "claim.abnormal"),
         ({"minimum_msp": math.nan}, "claim.minimum_msp is nan"),
     ]

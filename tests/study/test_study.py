@@ -21,9 +21,9 @@ from tiny_study import TRAINING, options_of, study_config
 
 from bnood.errors import UserError
 from bnood.run_evaluation import asked, is_evaluated, remove_remains
-from bnood.runs import load_run
+from bnood.runs import CHECKPOINT, load_run
 from bnood.study.cells import keep_last_epoch, stopped_at, train_cell
-from bnood.study.cli import main, sole_user
+from bnood.study.cli import evaluated_cells, main, missing_lines, sole_user
 from bnood.study.grid import (
     StudyCell,
     cell_evaluation,
@@ -202,6 +202,23 @@ def test_what_is_there_is_judged_without_training_or_evaluating(
     assert not (folder / "study.yaml").exists()  # it would say that all of this was made so
     shown = capsys.readouterr().out
     assert "ln-s0 is not evaluated" in shown and "seed 1 is missing for bn" in shown
+
+
+def test_a_network_that_is_half_trained_is_not_judged(tmp_path: Path) -> None:
+    options, epochs = options_of(copy_of_study(tmp_path)), {"bn": 2, "ln": 1}
+    folder = options.folder / BN.name
+    assert evaluated_cells(options, [BN, LN], epochs) == [BN, LN]
+    (folder / "summary.json").unlink()
+    content = torch.load(folder / CHECKPOINT, weights_only=False)
+    torch.save(content | {"epoch": 0}, folder / CHECKPOINT)  # as if killed after the first of two epochs
+    record = folder / "ood" / "evaluation.json"  # of the half, as eval_ood.py would leave it
+    now = json.loads(record.read_text()) | {"asked": asked(folder, cell_evaluation(options, BN))}
+    record.write_text(json.dumps(now))
+    assert is_evaluated(folder, cell_evaluation(options, BN))
+    assert evaluated_cells(options, [BN, LN], epochs) == [LN]
+    assert list(missing_lines(options, [BN, LN], [LN], epochs)) == [
+        "bn-s0 is not trained to its end (without --judge_only it goes on): seed 0 is missing for bn"
+    ]
 
 
 def test_where_judging_fails_everything_stays_as_it_was(tmp_path: Path) -> None:
