@@ -83,6 +83,11 @@ def headline_conditions(frame: pd.DataFrame) -> list[Condition]:
     return [condition for condition in found if condition.statistics != "batch" or condition.ood_share in (0.0, kept)]
 
 
+def under_running(networks: Iterable[str]) -> str:
+    """ " (BN under running statistics)", as far as any of these networks has statistics."""
+    return " (BN under running statistics)" if any(map(keeps_statistics, networks)) else ""
+
+
 def row_label(network: str, condition: Condition) -> str:
     """ "bn · matched"; the network alone where it keeps no statistics, so that none are named."""
     alone = condition.statistics == "running" and not keeps_statistics(network)
@@ -90,7 +95,7 @@ def row_label(network: str, condition: Condition) -> str:
 
 
 def names_in_tables(statistics: Iterable[str]) -> str:
-    """A sentence that says what the tables call these kinds of statistics; "" where the names are the same."""
+    """What the tables call these kinds of statistics, a sentence and a space; "" where the names are the same."""
     given = set(statistics)
     names = [f"“{shown}” is {name}" for name, shown in CALLED.items() if name in given]
-    return f"In the CSV tables and under “All metrics”, {', '.join(names)}." if names else ""
+    return f"In the CSV tables and under “All metrics”, {', '.join(names)}. " if names else ""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.report.figures import ID_COLOUR, colours, ood_sets
-from bnood.report.headline_conditions import called, keeps_statistics
+from bnood.report.headline_conditions import called, keeps_statistics, under_running
 from bnood.report.panels import Panel, Picture, Series, marker_of
 from bnood.report.study_tables import CUT, MATCHED, listed, networks_of, over_seeds, plain, rests_on, with_network
 
@@ -135,8 +135,9 @@ def _share_sentence(pooled: pd.DataFrame) -> str:
     if inner.empty:
         return "No OOD set was looked at under running statistics."
     said = (
-        "The largest share of activations above the ID 99th percentile in any norm layer (BN under running statistics) "
-        f"is {listed(_largest(inner, named=True))}; on ID images it is 1 % by definition."
+        "The largest share of activations above the ID 99th percentile in any norm layer"
+        f"{under_running(ood['network'])} is {listed(_largest(inner, named=True))}; on ID images it is 1 % by "
+        "definition."
     )
     if last.empty:
         return said

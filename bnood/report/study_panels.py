@@ -21,6 +21,7 @@ from bnood.report.headline_conditions import (
     keeps_statistics,
     names_in_tables,
     row_label,
+    under_running,
 )
 from bnood.report.intervention_panels import lens_pictures
 from bnood.report.intervention_rows import with_interval
@@ -82,16 +83,16 @@ def _rows(frame: pd.DataFrame) -> list[tuple[str, Condition]]:
 def _terms(rows: Sequence[tuple[str, Condition]]) -> str:
     """What the rows' names mean: matched and re-estimated statistics, and networks that were stopped early."""
     known = {condition.statistics for _, condition in rows}
-    found = [names_in_tables(known)]
+    found = []
     if MATCHED in known:
-        found.append("Matched statistics are estimated on held-out images of the very set that is scored.")
+        found.append("Matched statistics are estimated on held-out images of the very set that is scored. ")
     stopped = [name for name in dict.fromkeys(name for name, _ in rows) if "-at-" in name]
     found += [
-        f"{name} is {norm.upper()} stopped at the accuracy of {partner.upper()}."
+        f"{name} is {norm.upper()} stopped at the accuracy of {partner.upper()}. "
         for name in stopped
         for norm, partner in [name.split("-at-")]
     ]
-    return " ".join(sentence for sentence in found if sentence)
+    return names_in_tables(known) + "".join(found)
 
 
 def _at(frame: pd.DataFrame, network: str, condition: Condition) -> pd.DataFrame:
@@ -142,7 +143,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
     return Picture(
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
         how="A panel per OOD set, a row per network · statistics. Each side is scored under the statistics of that "
-        f"name. {_terms(rows)} {rests_on(pooled)} {CUT}",
+        f"name. {_terms(rows)}{rests_on(pooled)} {CUT}",
         panels=panels, numbers=pooled[pooled["metric"].isin(["auroc", "fpr95"])].pipe(_shortened, rows),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
@@ -231,7 +232,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
         says=_mitigation_sentence(drawn, headline_sets(tables)),
         how="A panel per OOD set, a row per network · score, under running statistics unless it says matched. "
         "ReAct's percentile and the temperature come from ID validation images alone. "
-        f"{names_in_tables(drawn['statistics'])} {rests_on(drawn)} {CUT}",
+        f"{names_in_tables(drawn['statistics'])}{rests_on(drawn)} {CUT}",
         panels=panels, numbers=drawn[columns].assign(statistics=drawn["statistics"].map(called)),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
@@ -261,7 +262,8 @@ def _mitigation_sentence(drawn: pd.DataFrame, sets: Sequence[str]) -> str:
         parts.append(f"FPR95 {_ends(mean['fpr95'], best_is_high=False)}")
     default = ("bn", "running", "energy")
     beside = f"; the BN default (energy) has an AUROC of {plain(area[default])}" if default in area.index else ""
-    found = [f"Averaged over {listed(list(sets))} and the seeds, from worst to best: {listed(parts)}{beside}."]
+    seeds = " and the seeds" if own["n_seeds"].max() > 1 else ""
+    found = [f"Averaged over {listed(list(sets))}{seeds}, from worst to best: {listed(parts)}{beside}."]
     if len(sets) > 1:
         of_set = own[own["metric"] == "auroc"].set_index(["network", "statistics", "score"])
         each = [f"{_ends(of_set.loc[of_set['dataset'] == name, 'mean'], best_is_high=True)} on {name}" for name in sets]
@@ -273,7 +275,7 @@ def _mitigation_sentence(drawn: pd.DataFrame, sets: Sequence[str]) -> str:
     ]
     if changes:
         found.append(f"ReAct in place of the energy score changes the average AUROC by {listed(changes)}.")
-    return f"{' '.join(found)} All are means; the intervals are in the picture."
+    return f"{' '.join(found)} The intervals are in the picture."
 
 
 def _ends(values: pd.Series, best_is_high: bool) -> str:
@@ -320,7 +322,7 @@ def confidence_picture(tables: StudyTables) -> Picture | None:
     return Picture(
         name="confidence", title="Confidence on OOD images", says=_confidence_sentence(tables, pooled),
         how="A row per network · statistics, a colour and a shape per set. "
-        f"{_beside(pooled, sets[0])}{_terms(rows)} {rests_on(pooled)} {CUT}",
+        f"{_beside(pooled, sets[0])}{_terms(rows)}{rests_on(pooled)} {CUT}",
         panels=panels, numbers=_shortened(pooled, rows), source="table.csv",
     )  # fmt: skip
 
@@ -341,7 +343,7 @@ def _confidence_sentence(tables: StudyTables, pooled: pd.DataFrame) -> str:
     for network in networks_of(area):
         own = area.loc[area["network"] == network, "mean"]
         parts.append(f"{plain(own.min(), 2)} to {plain(own.max(), 2)} in {network}")
-    said = f"Over the OOD sets, mean MSP (BN under running statistics) is {listed(parts)}"
+    said = f"Over the OOD sets, mean MSP{under_running(area['network'])} is {listed(parts)}"
     found = _changes(tables, "energy", "mean")
     changes = listed([f"{with_interval(row, 2)} on {name}" for name, row in found])
     return f"{said}; matching changes BN's mean energy score (nats) by {changes}." if found else f"{said}."

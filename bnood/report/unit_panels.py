@@ -34,7 +34,7 @@ def unit_picture(tables: StudyTables) -> Picture | None:
         how="Lines are per-unit means, bands one standard deviation over images; ID grey, OOD coloured. Units are "
         "sorted by their ID mean under running statistics, in the same order everywhere in a network. Figures relative "
         "to ID are divided by that of the ID images under running statistics in the same run. "
-        f"{names_in_tables(table['statistics'])} {_unit_counts(tables, table)}",
+        f"{names_in_tables(table['statistics'])}{_unit_counts(tables, table)}",
         panels=panels, numbers=table.assign(statistics=table["statistics"].map(called)),
         source="units.parquet of each run", choice_label="Network", static=[panels[0].choice],
     )  # fmt: skip
@@ -110,7 +110,10 @@ def _unit_sentence(numbers: pd.DataFrame) -> str:
         f"In {first} the largest per-unit mean is{under} as a multiple of that on ID images: {'; '.join(parts)}{means}."
     )
     others = [_highest(numbers[numbers["network"] == name], name) for name in rest]
-    return f"{said} Networks that keep no statistics: at most {listed(others)}." if others else said
+    if not others:
+        return said
+    which = "Networks that keep no statistics" if keeps_statistics(first) else "Others"
+    return f"{said} {which}: at most {listed(others)}."
 
 
 def _highest(rows: pd.DataFrame, network: str) -> str:

@@ -14,7 +14,7 @@ from bnood.report.study_tables import StudyTables
 
 
 def drawn(*rows: tuple[str, str, str, str, str, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["network", "statistics", "score", "metric", "dataset", "mean"])
+    return pd.DataFrame(rows, columns=["network", "statistics", "score", "metric", "dataset", "mean"]).assign(n_seeds=2)
 
 
 ROWS = (
@@ -42,7 +42,8 @@ def test_the_best_and_the_worst_mitigation_are_named() -> None:
 
 def test_mitigations_of_one_norm_or_without_a_common_row() -> None:
     alone = drawn(*[row for row in ROWS if row[0] == "ln"])
-    said = _mitigation_sentence(alone, ["svhn"])
+    said = _mitigation_sentence(alone.assign(n_seeds=1), ["svhn"])
+    assert said.startswith("Averaged over svhn, from worst")
     assert "BN default" not in said and "by set" not in said
     assert _mitigation_sentence(alone, ["svhn", "gone"]) == "No row was measured on all of these OOD sets."
 
@@ -53,6 +54,13 @@ def test_headline_sets_are_those_of_the_verdict() -> None:
     first = study.sets[0]
     judged = StudyTables("study", study.table, verdict={"thresholds": {"headline_sets": [first, "gone"]}})
     assert headline_sets(judged) == [first] != study.sets
+
+
+def test_running_statistics_are_those_of_bn_alone() -> None:
+    for networks, says in ((["bn", "ln"], "mean MSP (BN under running statistics) is"), (["ln"], "mean MSP is")):
+        found = confidence_picture(StudyTables("study", make_metric_table(networks, (0,), 20)))
+        assert found is not None and says in found.says
+        assert "  " not in found.how
 
 
 def test_rows_of_the_tables_can_be_told_apart() -> None:

@@ -48,6 +48,12 @@ def test_one_seed_has_no_range_and_one_norm_no_other(kept: tuple[str, ...], seed
     assert _unit_sentence(numbers(kept, seeds)) == says
 
 
+def test_the_first_network_may_keep_none_itself() -> None:
+    other = numbers(("ln",)).assign(network="gn")
+    said = _unit_sentence(pd.concat([numbers(("ln",)), other]))
+    assert said.endswith("Others: at most 2.40 (2.00 to 2.80) in gn (on noise).")
+
+
 def test_titles_name_statistics_only_where_there_are_some() -> None:
     study: StudyTables = make_study(seeds=(0,), n=30)
     found = unit_picture(dataclasses.replace(study, layers=None))
