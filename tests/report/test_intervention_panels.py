@@ -28,6 +28,7 @@ def test_detection_and_id_accuracy_are_said_beside_the_largest_unit_mean(interve
     assert all(part in found.says.split("the AUROC of the energy score by")[1] for part in area)
     accuracy = interventions.query("kind == 'all' and metric == 'accuracy'")["change"].mean()
     assert f"(ID), matched to its own images, changes by {signed(accuracy)} [" in found.says
+    assert found.says.count("(ID), matched to its own images") == 1, "all layers, not the first k"
     without = place_picture(interventions[interventions["metric"] != "accuracy"])
     assert without is not None and "accuracy" not in without.says
 
