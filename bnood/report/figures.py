@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,18 +24,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from bnood.errors import UserError
+from bnood.report.headline_conditions import at_one_batch_size, conditions, headline_conditions, row_label
 from bnood.runs import write_beside
 
 ID_COLOUR = "#333333"
 OOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#734922", "#8A2EE5")
 NORM_MARKERS = {"bn": "o", "ln": "s", "gn": "D", "none": "^"}
-STATISTICS_ORDER = ("running", "batch", "recalibrated:id", "recalibrated:target", "recalibrated:mixture")
 SCORE_LABELS = {
     "energy": "energy score (nats; higher = more in-distribution)",
     "msp": "maximum softmax probability (share; higher = more in-distribution)",
     "max_logit": "maximum logit (nats; higher = more in-distribution)",
 }
-TRAINING_BATCH_SIZE = 128  # of the published recipes; where several batch sizes were scored, the nearest is drawn
 BINS = 50
 DPI = 150
 STYLE: dict[Any, Any] = {
@@ -59,30 +58,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Condition(NamedTuple):
-    """The statistics under which images were scored, as the tables name them."""
-
-    statistics: str
-    composition: str
-    batch_size: int
-
-    @property
-    def label(self) -> str:
-        """The table's own names, without the empty ones: "batch · mixed 0.5 · 128"."""
-        parts = [self.statistics, self.composition, str(self.batch_size) if self.batch_size else ""]
-        return " · ".join(part for part in parts if part)
-
-    @property
-    def ood_share(self) -> float:
-        """Share of OOD images in the batches: 0.5 for "mixed 0.5", 0 for "pure" and ""."""
-        return float(self.composition.removeprefix("mixed ")) if self.composition.startswith("mixed ") else 0.0
-
-    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of `frame` under this condition."""
-        found = frame["statistics"].eq(self.statistics) & frame["composition"].eq(self.composition)
-        return frame[found & frame["batch_size"].eq(self.batch_size)]
-
-
 def complete(frame: pd.DataFrame, columns: str, what: str) -> pd.DataFrame:
     """Check that `frame` has the columns (separated by spaces) and give empty names back their "".
 
@@ -99,34 +74,6 @@ def complete(frame: pd.DataFrame, columns: str, what: str) -> pd.DataFrame:
     named = {"statistics", "composition", "companion", "score"} & set(frame.columns)
     holed = [name for name in named if frame[name].isna().any()]
     return frame.assign(**{name: frame[name].astype(object).fillna("") for name in holed})
-
-
-def conditions(frame: pd.DataFrame) -> list[Condition]:
-    """Every condition of a table or of scores, in the order in which they are always shown."""
-    names = frame[["statistics", "composition", "batch_size"]].drop_duplicates()
-    found = [Condition(str(a), str(b), int(c)) for a, b, c in names.itertuples(index=False)]
-
-    def place(condition: Condition) -> tuple[int, str, float, int]:
-        known = condition.statistics in STATISTICS_ORDER
-        rank = STATISTICS_ORDER.index(condition.statistics) if known else len(STATISTICS_ORDER)
-        return rank, condition.statistics, condition.ood_share, condition.batch_size
-
-    return sorted(found, key=place)
-
-
-def at_one_batch_size(found: list[Condition]) -> list[Condition]:
-    """All conditions, but of the batch sizes only the one nearest to the usual training batch (128)."""
-    sizes = [condition.batch_size for condition in found if condition.batch_size]
-    kept = min(sizes, key=lambda size: (abs(size - TRAINING_BATCH_SIZE), size), default=0)
-    return [condition for condition in found if condition.batch_size in (0, kept)]
-
-
-def headline_conditions(frame: pd.DataFrame) -> list[Condition]:
-    """The few conditions of the main result: one batch size, and of the mixed batches the share nearest to 0.5."""
-    found = at_one_batch_size(conditions(frame))
-    shares = [condition.ood_share for condition in found if condition.statistics == "batch" and condition.ood_share]
-    kept = min(shares, key=lambda share: (abs(share - 0.5), share), default=0.0)
-    return [condition for condition in found if condition.statistics != "batch" or condition.ood_share in (0.0, kept)]
 
 
 def ood_sets(frame: pd.DataFrame) -> list[str]:
@@ -191,7 +138,7 @@ def score_histograms(scores: pd.DataFrame, score: str) -> Figure:
             _histogram(axes, other.to_numpy(np.float64), edges, colours(sets)[name], fill=False)
             id_counts.append(len(own))
             ood_counts[name].append(len(other))
-        row[0].set_ylabel("\n".join(condition.label.split(" · ")), rotation=0, ha="right", va="center", labelpad=10)
+        row[0].set_ylabel(textwrap.fill(condition.label, 16), rotation=0, ha="right", va="center", labelpad=10)
     for name, axes in zip(sets, grid[0], strict=True):
         title = f"{textwrap.fill(name, 24)}\n{_count(ood_counts[name] or [0])}"
         axes.set_title(title, color=colours(sets)[name], fontweight="bold")
@@ -285,11 +232,10 @@ def detection_by_condition(table: pd.DataFrame, score: str = "energy") -> Figure
             if rows[place][0] != rows[place - 1][0]:
                 axes.axhline(place - 0.5, color="#555555", linewidth=1)
         axes.grid(axis="x", color="#D5D5D5", linewidth=0.7)
-    labels = [condition.label if len(norms) == 1 else f"{norm} · {condition.label}" for norm, condition in rows]
+    labels = [condition.label if len(norms) == 1 else row_label(norm, condition) for norm, condition in rows]
     panels[0].set_yticks(range(len(rows)), labels)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
-    names = "statistics · composition · batch_size"
-    panels[0].set_ylabel(names if len(norms) == 1 else f"norm · {names}")
+    panels[0].set_ylabel("statistics" if len(norms) == 1 else "norm · statistics")
     panels[0].set_xlabel("AUROC (share)\nhigher is better")
     panels[1].set_xlabel("FPR95 (share of OOD accepted where 95 % of ID is)\nlower is better")
     figure.legend(handles=_legend(frame, sets, norms), loc="outside lower center", ncols=3)

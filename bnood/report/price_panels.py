@@ -6,7 +6,16 @@ import pandas as pd
 
 from bnood.report.figures import colours
 from bnood.report.panels import Panel, Picture, Series
-from bnood.report.study_tables import MATCHED, networks_of, over_seeds, rests_on, rows_where, signed, with_network
+from bnood.report.study_tables import (
+    MATCHED,
+    listed,
+    networks_of,
+    over_seeds,
+    rests_on,
+    rows_where,
+    signed,
+    with_network,
+)
 
 CORRUPTION_MARKERS = {"jpeg": "circle", "noise": "square", "blur": "diamond", "contrast": "triangle", "clean": "cross"}
 
@@ -37,17 +46,17 @@ def price_picture(shift: pd.DataFrame | None) -> Picture | None:
               x_line=0.0, y_line=0.0, y_range=ends, colour=colours(sets)[name])
         for name in sets
     ]  # fmt: skip
-    win_lose = ((both["mean_accuracy"] > 0) & (both["mean"] < 0)).sum()
     says = (
         f"On {len(accuracy)} clean and shifted sets, matching changes accuracy by {signed(accuracy['mean'].min())} to "
         f"{signed(accuracy['mean'].max())} and the energy score's AUROC by {signed(both['mean'].min())} to "
-        f"{signed(both['mean'].max())}; {win_lose} of {len(both)} pairs of such a set and an OOD set gain accuracy "
-        "and lose AUROC."
+        f"{signed(both['mean'].max())}. {_counts(both)}"
     )
-    columns = ["dataset", "companion", "mean_accuracy", "low_accuracy", "high_accuracy", "mean", "low", "high"]
-    numbers = both[[*columns, "n_seeds", "n"]].rename(
-        columns={"companion": "OOD set", "mean": "mean_auroc", "low": "low_auroc", "high": "high_auroc"}
-    )
+    columns = {
+        "dataset": "dataset", "companion": "OOD set", "mean_accuracy": "accuracy_change",
+        "low_accuracy": "accuracy_change_low", "high_accuracy": "accuracy_change_high", "mean": "auroc_change",
+        "low": "auroc_change_low", "high": "auroc_change_high", "n_seeds": "n_seeds", "n": "n",
+    }  # fmt: skip
+    numbers = both[[*columns]].rename(columns=columns)
     return Picture(
         name="price", title="The price of matching: accuracy and detection", says=says,
         how="Each mark is one shifted set taken as in-distribution, at one strength. To the right: matching wins "
@@ -55,6 +64,34 @@ def price_picture(shift: pd.DataFrame | None) -> Picture | None:
         "In the first panel marks of one strength stand slightly beside each other; pointing at a mark names its set.",
         panels=[gains, *clouds], numbers=numbers, source="shift.csv", across=3,
     )  # fmt: skip
+
+
+def _counts(both: pd.DataFrame) -> str:
+    """How many pairs win and lose in each of the four ways, by their means and by their intervals."""
+    ways = (
+        ("both rise", 1, 1), ("accuracy rises and AUROC falls", 1, -1), ("accuracy falls and AUROC rises", -1, 1),
+        ("both fall", -1, -1),
+    )  # fmt: skip
+    gained, found = _side(both, "mean_accuracy", "mean_accuracy"), _side(both, "mean", "mean")
+    counts = [int(((gained == way) & (found == other)).sum()) for _, way, other in ways]
+    parts = [f"{name} in {count}" for (name, *_), count in zip(ways, counts, strict=True)]
+    if sum(counts) < len(both):
+        parts.append(f"one of the two does not change in {len(both) - sum(counts)}")
+    said = f"Of {len(both)} pairs of such a set and an OOD set, {listed(parts)}"
+    if both[["low", "low_accuracy"]].isna().any(axis=None):
+        return f"{said}."
+    gained, found = _side(both, "low_accuracy", "high_accuracy"), _side(both, "low", "high")
+    counts = [int(((gained == way) & (found == other)).sum()) for _, way, other in ways]
+    clear = listed([str(count) for count in counts])
+    return (
+        f"{said}; counted where both 95 % intervals exclude zero, these are {clear}. AUROC alone is above zero by its "
+        f"interval in {(found == 1).sum()} pairs and below in {(found == -1).sum()}."
+    )
+
+
+def _side(rows: pd.DataFrame, low: str, high: str) -> pd.Series:
+    """1 where the whole interval lies above zero, -1 where it lies below, else 0."""
+    return (rows[low] > 0).astype(int) - (rows[high] < 0).astype(int)
 
 
 def _strength_panel(accuracy: pd.DataFrame) -> Panel:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from bnood.errors import UserError
 from bnood.report.charts import plotly_script
-from bnood.report.figures import complete, headline_conditions, id_rows, ood_sets
+from bnood.report.figures import complete, id_rows, ood_sets
+from bnood.report.headline_conditions import headline_conditions
 from bnood.report.shown import show, template
 from bnood.report.study_figures import run_pictures, write_picture
 from bnood.runs import write_beside

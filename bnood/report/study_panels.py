@@ -1,7 +1,8 @@
-"""From the tables of a study to its pictures: activations, detection, mitigations and confidence.
+"""From the tables of a study to its pictures: detection, mitigations and confidence.
 
-Layers and interventions are in `intervention_panels.py`, the price of matching in `price_panels.py`. Every figure that
-a sentence names is computed from the tables; nothing is stated that the data could contradict.
+ReAct's picture is in `unit_panels.py`, layers in `layer_panels.py`, interventions in `intervention_panels.py` and
+`batch_panels.py`, the price of matching in `price_panels.py`. Every figure that a sentence names is computed from the
+tables; nothing is stated that the data could contradict.
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnood.errors import UserError
-from bnood.report.figures import ID_COLOUR, Condition, colours, headline_conditions, id_rows, ood_sets
+from bnood.report.figures import ID_COLOUR, colours
+from bnood.report.headline_conditions import (
+    Condition,
+    called,
+    headline_conditions,
+    keeps_statistics,
+    names_in_tables,
+    row_label,
+    under_running,
+)
 from bnood.report.intervention_panels import lens_pictures
+from bnood.report.intervention_rows import with_interval
 from bnood.report.panels import Panel, Picture, Series, marker_of
 from bnood.report.price_panels import price_picture
 from bnood.report.study_tables import (
@@ -28,10 +38,10 @@ from bnood.report.study_tables import (
     plain,
     rests_on,
     rows_where,
-    seeds_in_words,
     signed,
     with_network,
 )  # fmt: skip
+from bnood.report.unit_panels import unit_picture
 
 Row = dict[str, Any]
 METRIC_LABELS = {
@@ -60,105 +70,6 @@ def study_pictures(tables: StudyTables) -> list[Picture | str]:
     return [*found, price_picture(tables.shift) or "The price of matching: no shifted sets were evaluated."]
 
 
-def unit_picture(tables: StudyTables) -> Picture | None:
-    """ReAct's figure for every run and OOD set: mean ± std of each penultimate unit, ID beside OOD."""
-    given = tables.all_units
-    if given is None or given.empty:
-        return None
-    frame = with_network(given, "run statistics companion dataset role unit mean std", "the unit table")
-    panels: list[Panel] = []
-    numbers: list[dict[str, object]] = []
-    for network in networks_of(frame):
-        of_network = frame[frame["network"] == network]
-        for (seed, _), own in of_network.groupby(["seed", "run"], sort=True):
-            choice = f"{network}, seed {seed}"
-            drawn, rows = _unit_panels(own, choice)
-            panels += drawn
-            numbers += [{"network": network, "seed": seed, **row} for row in rows]
-    table = pd.DataFrame(numbers)
-    first = table[(table["network"] == table["network"].iloc[0]) & (table["seed"] == table["seed"].iloc[0])]
-    return Picture(
-        name="unit_profiles", title="ReAct's picture: what each penultimate unit does", says=_unit_sentence(first),
-        how="Lines are per-unit means, bands one standard deviation over images; ID grey, OOD coloured. Units are "
-        "sorted by their ID mean under running statistics, in the same order everywhere in a network. "
-        "Bands end at 0 where no unit has a mean below it, as after a ReLU. "
-        f"{_unit_counts(tables, table)}",
-        panels=panels, numbers=table, source="units.parquet of each run", choice_label="Network",
-        held="two ratios per panel; each unit's mean and standard deviation are in units.parquet of each run",
-        static=[panels[0].choice],
-    )  # fmt: skip
-
-
-def _unit_panels(frame: pd.DataFrame, choice: str) -> tuple[list[Panel], list[dict[str, object]]]:
-    sets = ood_sets(frame)
-    running = id_rows(frame[frame["statistics"] == "running"], "").sort_values("mean")
-    if running.empty:
-        raise UserError(f"the unit table of {choice} has no ID rows under running statistics")
-    order, top = running["unit"].to_numpy(), float(running["mean"].max())
-    columns = [name for name in ("running", MATCHED) if (frame["statistics"] == name).any()]
-    shown = frame[frame["statistics"].isin(columns)]
-    limit = float((shown["mean"] + shown["std"]).max()) * 1.03
-    positive = bool((shown["mean"] >= 0).all())
-    floor = 0.0 if positive else float((shown["mean"] - shown["std"]).min()) * 1.03
-    panels, numbers = [], []
-    for name in sets:
-        for statistics in columns:
-            part = frame[frame["statistics"] == statistics]
-            own, other = id_rows(part, name), part[part["dataset"] == name]
-            if own.empty or other.empty:
-                continue
-            series = [_profile(other, order, name, colours(sets)[name]), _profile(own, order, "ID", ID_COLOUR)]
-            panels.append(
-                Panel(
-                    f"{name} under {_kind(statistics)}", "unit, by its ID mean", "activation", series,
-                    y_range=(floor, limit), floor=0.0 if positive else None, choice=choice,
-                    colour=colours(sets)[name],
-                )
-            )  # fmt: skip
-            ratio, spread = other["mean"].max() / top, other["mean"].std() / running["mean"].std()
-            numbers.append(
-                {"set": name, "statistics": statistics, "largest unit mean, relative to ID": ratio,
-                 "spread over units, relative to ID": spread, "units": len(order)}
-            )  # fmt: skip
-    return panels, numbers
-
-
-def _unit_counts(tables: StudyTables, numbers: pd.DataFrame) -> str:
-    """Seeds per network, and images per set as far as the metric table has these sets."""
-    seeds = numbers.groupby("network")["seed"].nunique()
-    shown = tables.metrics[tables.metrics["dataset"].isin(numbers["set"]) | tables.metrics["role"].eq("id")]
-    images = shown.groupby("dataset", sort=False)["n"].max()
-    counts = "; ".join(f"{name} n = {int(n):,}" for name, n in images.items())
-    return f"{seeds_in_words(int(seeds.min()), int(seeds.max()))} per network, each drawn alone; images: {counts}."
-
-
-def _kind(statistics: str) -> str:
-    return {"running": "running statistics", MATCHED: "matched statistics"}.get(statistics, statistics)
-
-
-def _profile(rows: pd.DataFrame, order: np.ndarray, name: str, colour: str) -> Series:
-    found = rows.set_index("unit").loc[order]
-    mean, std = found["mean"].to_numpy(np.float64), found["std"].to_numpy(np.float64)
-    labels = [f"unit {unit}" for unit in order]
-    place = list(range(len(order)))
-    return Series(name, colour, place, [*mean], [*(mean - std)], [*(mean + std)], "band", "", "solid", labels)
-
-
-def _unit_sentence(rows: pd.DataFrame) -> str:
-    """Of the first run: the largest per-unit mean, relative to that of ID images under running statistics."""
-    found = rows.pivot(index="set", columns="statistics", values="largest unit mean, relative to ID")
-    who = f"In the {rows['network'].iloc[0].upper()} network of seed {rows['seed'].iloc[0]} the largest per-unit mean"
-    matched = MATCHED in found.columns
-    parts = [
-        f"{plain(found.loc[name, 'running'], 2)}"
-        + (f" and {plain(found.loc[name, MATCHED], 2)}" if matched else "")
-        + f" on {name}"
-        for name in rows["set"].unique()
-    ]
-    under = "running and then under matched" if matched else "running"
-    return f"{who} is, under {under} statistics, as a multiple of that on ID images: {'; '.join(parts)}."
-
-
 def _rows(frame: pd.DataFrame) -> list[tuple[str, Condition]]:
     """(network, condition) of each row of a dot plot; of the nets stopped early only running and matched."""
     found = []
@@ -167,6 +78,21 @@ def _rows(frame: pd.DataFrame) -> list[tuple[str, Condition]]:
             if "-at-" not in network or condition.statistics in ("running", MATCHED):
                 found.append((network, condition))
     return found
+
+
+def _terms(rows: Sequence[tuple[str, Condition]]) -> str:
+    """What the rows' names mean: matched and re-estimated statistics, and networks that were stopped early."""
+    known = {condition.statistics for _, condition in rows}
+    found = []
+    if MATCHED in known:
+        found.append("Matched statistics are estimated on held-out images of the very set that is scored. ")
+    stopped = [name for name in dict.fromkeys(name for name, _ in rows) if "-at-" in name]
+    found += [
+        f"{name} is {norm.upper()} stopped at the accuracy of {partner.upper()}. "
+        for name in stopped
+        for norm, partner in [name.split("-at-")]
+    ]
+    return names_in_tables(known) + "".join(found)
 
 
 def _at(frame: pd.DataFrame, network: str, condition: Condition) -> pd.DataFrame:
@@ -200,7 +126,7 @@ def detection_picture(tables: StudyTables) -> Picture | None:
     if pooled.empty:
         return None
     rows, sets = _rows(frame[kept]), tables.sets
-    ticks = [(float(i), f"{network} · {condition.label}") for i, (network, condition) in enumerate(rows)]
+    ticks = [(float(i), row_label(network, condition)) for i, (network, condition) in enumerate(rows)]
     panels = []
     for metric in (name for name in METRIC_LABELS if (pooled["metric"] == name).any()):
         for name in sets:
@@ -216,8 +142,8 @@ def detection_picture(tables: StudyTables) -> Picture | None:
             )  # fmt: skip
     return Picture(
         name="detection", title="Detection: AUROC and FPR95 by statistics", says=_detection_sentence(tables),
-        how=f"A panel per OOD set, a row per network · statistics · composition · batch size. {rests_on(pooled)} "
-        f"{CUT} Each side is scored under the statistics of that name.",
+        how="A panel per OOD set, a row per network · statistics. Each side is scored under the statistics of that "
+        f"name. {_terms(rows)}{rests_on(pooled)} {CUT}",
         panels=panels, numbers=_shortened(pooled, rows),
         source="table.csv", choice_label="Metric",
     )  # fmt: skip
@@ -229,15 +155,18 @@ def _by_row(
     """One mark per row of a dot plot; rows that were not measured have none."""
     held = _by_key(own, ["network", *Condition._fields])
     places = [(place, held[key]) for place, key in enumerate((n, *c) for n, c in rows) if key in held]
-    labels = [f"{rows[place][0]} · {rows[place][1].label}" for place, _ in places]
+    labels = [row_label(*rows[place]) for place, _ in places]
     return _dots(name, colour, marker, [(place + shift, row) for place, row in places], labels)
 
 
 def _shortened(pooled: pd.DataFrame, rows: list[tuple[str, Condition]]) -> pd.DataFrame:
-    """The rows of a picture as a table for reading: condition in one column, no constant ones."""
+    """The rows of a picture as a table for reading: condition in one column, no empty ones."""
     parts = [_at(pooled, network, condition).assign(condition=condition.label) for network, condition in rows]
-    columns = ["network", "condition", "dataset", "score", "metric", "mean", "low", "high", "n_seeds", "n"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    table = pd.concat(parts, ignore_index=True)
+    none_kept = table["statistics"].eq("running") & ~table["network"].map(keeps_statistics)
+    table.loc[none_kept, "condition"] = "no statistics"
+    columns = ["network", "condition", "companion", "dataset", "score", "metric", "mean", "low", "high", "n_seeds", "n"]
+    return table[[name for name in columns if name != "companion" or table[name].ne("").any()]]
 
 
 def _changes(tables: StudyTables, score: str, metric: str) -> list[tuple[str, pd.Series]]:
@@ -252,15 +181,11 @@ def _changes(tables: StudyTables, score: str, metric: str) -> list[tuple[str, pd
     return [(name, pooled.loc[name]) for name in tables.sets if name in pooled.index]
 
 
-def _with_interval(row: pd.Series, digits: int = 3) -> str:
-    return f"{signed(row['mean'], digits)} [{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
-
-
 def _detection_sentence(tables: StudyTables) -> str:
     found = _changes(tables, "energy", "auroc")
     if not found:
         return "Matched statistics were not evaluated, so no change in AUROC can be named."
-    parts = listed([f"{_with_interval(row)} on {name}" for name, row in found])
+    parts = listed([f"{with_interval(row)} on {name}" for name, row in found])
     return (
         "From running to matched statistics the AUROC of the energy score changes in the BN networks "
         f"[95 % interval] by {parts}; above zero means that the mismatch had harmed detection."
@@ -283,7 +208,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
         for score in ("msp", "msp_temperature", "energy", "react")
         if (network, statistics, score, "auroc", tables.sets[0]) in held
     ]
-    called = "mean over seeds" if pooled["n_seeds"].max() > 1 else "value"
+    legend = "mean over seeds" if pooled["n_seeds"].max() > 1 else "value"
     ticks = [
         (float(i), f"{network} · {score}" + (" · matched" if statistics == MATCHED else ""))
         for i, (network, statistics, score) in enumerate(shown)
@@ -295,7 +220,7 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
             cells = [(float(place), held[key]) for place, key in enumerate(keys) if key in held]
             numbers += [row for _, row in cells]
             colour = colours(tables.sets)[name]
-            series = [_dots(called, colour, "circle", cells, [ticks[int(place)][1] for place, _ in cells])]
+            series = [_dots(legend, colour, "circle", cells, [ticks[int(place)][1] for place, _ in cells])]
             panels.append(
                 Panel(name, METRIC_LABELS[metric], "", series, y_ticks=ticks, y_range=_row_range(len(shown)),
                       share_axis="x", choice=METRIC_LABELS[metric].split(" (")[0], colour=colour)
@@ -304,10 +229,12 @@ def mitigation_picture(tables: StudyTables) -> Picture | None:
     columns = ["network", "statistics", "score", "dataset", "metric", "mean", "low", "high", "n_seeds", "n"]
     return Picture(
         name="mitigations", title="What helps: mitigations beside the default",
-        says=_mitigation_sentence(pooled, headline_sets(tables)),
+        says=_mitigation_sentence(drawn, headline_sets(tables)),
         how="A panel per OOD set, a row per network · score, under running statistics unless it says matched. "
-        f"ReAct's percentile and the temperature come from ID validation images alone. {rests_on(drawn)} {CUT}",
-        panels=panels, numbers=drawn[columns], source="table.csv", choice_label="Metric",
+        "ReAct's percentile and the temperature come from ID validation images alone. "
+        f"{names_in_tables(drawn['statistics'])}{rests_on(drawn)} {CUT}",
+        panels=panels, numbers=drawn[columns].assign(statistics=drawn["statistics"].map(called)),
+        source="table.csv", choice_label="Metric",
     )  # fmt: skip
 
 
@@ -318,23 +245,47 @@ def headline_sets(tables: StudyTables) -> list[str]:
     return [name for name in tables.sets if name in wanted] if wanted else tables.sets
 
 
-def _mitigation_sentence(pooled: pd.DataFrame, sets: Sequence[str]) -> str:
-    """The network and score with the largest mean AUROC over these sets under running statistics.
+def _mitigation_sentence(drawn: pd.DataFrame, sets: Sequence[str]) -> str:
+    """The best and the worst row over these sets and on each, and what ReAct does to the energy score it rests on.
 
-    Networks that were stopped early are no mitigation. The means have no common interval, so nothing is ranked.
+    The means have no common interval, so they are named and nothing is concluded from them.
     """
-    finished = ~pooled["network"].astype(str).str.contains("-at-") & pooled["dataset"].isin(list(sets))
-    area = pooled[finished & rows_where(pooled, statistics="running", metric="auroc") & pooled["score"].ne("max_logit")]
-    if area.empty:
-        return "No finished network was scored under running statistics."
-    mean = area.groupby(["network", "score"], sort=False)["mean"].mean().sort_values(ascending=False)
-    (network, score), best = mean.index[0], mean.iloc[0]
-    default = mean.get(("bn", "energy"))
-    beside = "" if default is None else f"; the BN default (energy) reaches {plain(default)}"
-    return (
-        f"Averaged over {listed(list(sets))} and the seeds, {SCORE_NAMES.get(score, score)} on {network} has the "
-        f"largest mean AUROC under running statistics, {plain(best)}{beside} (means; the intervals are in the picture)."
-    )
+    own = drawn[drawn["dataset"].isin(list(sets))]
+    mean = own.groupby(["metric", "network", "statistics", "score"], sort=False)["mean"].agg(["mean", "count"])
+    mean = mean.loc[mean["count"] == len(sets), "mean"]  # rows that were not measured on every set have no such mean
+    known = mean.index.get_level_values("metric")
+    if "auroc" not in known:
+        return "No row was measured on all of these OOD sets."
+    area = mean["auroc"]
+    parts = [f"AUROC {_ends(area, best_is_high=True)}"]
+    if "fpr95" in known:
+        parts.append(f"FPR95 {_ends(mean['fpr95'], best_is_high=False)}")
+    default = ("bn", "running", "energy")
+    beside = f"; the BN default (energy) has an AUROC of {plain(area[default])}" if default in area.index else ""
+    seeds = " and the seeds" if own["n_seeds"].max() > 1 else ""
+    found = [f"Averaged over {listed(list(sets))}{seeds}, from worst to best: {listed(parts)}{beside}."]
+    if len(sets) > 1:
+        of_set = own[own["metric"] == "auroc"].set_index(["network", "statistics", "score"])
+        each = [f"{_ends(of_set.loc[of_set['dataset'] == name, 'mean'], best_is_high=True)} on {name}" for name in sets]
+        found.append(f"AUROC by set: {'; '.join(each)}.")
+    changes = [
+        f"{signed(area[network, 'running', 'react'] - area[network, 'running', 'energy'])} on {network}"
+        for network in networks_of(own)
+        if {(network, "running", "react"), (network, "running", "energy")} <= set(area.index)
+    ]
+    if changes:
+        found.append(f"ReAct in place of the energy score changes the average AUROC by {listed(changes)}.")
+    return f"{' '.join(found)} The intervals are in the picture."
+
+
+def _ends(values: pd.Series, best_is_high: bool) -> str:
+    """ "0.503 (react on ln) to 0.912 (energy on bn, matched)", the worst first."""
+    low, high = values.idxmin(), values.idxmax()
+    parts = []
+    for network, statistics, score in (low, high) if best_is_high else (high, low):
+        named = f"{score} on {network}" + (", matched" if statistics == MATCHED else "")
+        parts.append(f"{plain(values[network, statistics, score])} ({named})")
+    return " to ".join(parts)
 
 
 CONFIDENCE = (
@@ -353,7 +304,7 @@ def confidence_picture(tables: StudyTables) -> Picture | None:
     if frame.empty:
         return None
     rows, sets, pooled = _rows(frame), tables.sets, over_seeds(frame, KEYS)
-    ticks = [(float(i), f"{network} · {condition.label}") for i, (network, condition) in enumerate(rows)]
+    ticks = [(float(i), row_label(network, condition)) for i, (network, condition) in enumerate(rows)]
     slots = np.linspace(-0.34, 0.34, len(sets) + 1)
     panels = []
     for score, metric, label in CONFIDENCE:
@@ -370,10 +321,20 @@ def confidence_picture(tables: StudyTables) -> Picture | None:
         panels.append(Panel(label, label, "", series, y_ticks=ticks, y_range=_row_range(len(rows)), share_axis=axis))
     return Picture(
         name="confidence", title="Confidence on OOD images", says=_confidence_sentence(tables, pooled),
-        how="A row per network · statistics · composition · batch size, a colour and a shape per set. "
-        f"{rests_on(pooled)} {CUT}",
+        how="A row per network · statistics, a colour and a shape per set. "
+        f"{_beside(pooled, sets[0])}{_terms(rows)}{rests_on(pooled)} {CUT}",
         panels=panels, numbers=_shortened(pooled, rows), source="table.csv",
     )  # fmt: skip
+
+
+def _beside(pooled: pd.DataFrame, first: str) -> str:
+    """Which of the ID rows of a condition is drawn where there are several, one for each OOD set."""
+    if not (pooled["role"].eq("id") & pooled["companion"].ne("")).any():
+        return ""
+    return (
+        "Where ID images shared batches or statistics with an OOD set (in the table: companion), those with "
+        f"{first} are drawn. "
+    )
 
 
 def _confidence_sentence(tables: StudyTables, pooled: pd.DataFrame) -> str:
@@ -382,7 +343,7 @@ def _confidence_sentence(tables: StudyTables, pooled: pd.DataFrame) -> str:
     for network in networks_of(area):
         own = area.loc[area["network"] == network, "mean"]
         parts.append(f"{plain(own.min(), 2)} to {plain(own.max(), 2)} in {network}")
-    said = f"Over the OOD sets, mean MSP under running statistics is {listed(parts)}"
+    said = f"Over the OOD sets, mean MSP{under_running(area['network'])} is {listed(parts)}"
     found = _changes(tables, "energy", "mean")
-    changes = listed([f"{_with_interval(row, 2)} on {name}" for name, row in found])
+    changes = listed([f"{with_interval(row, 2)} on {name}" for name, row in found])
     return f"{said}; matching changes BN's mean energy score (nats) by {changes}." if found else f"{said}."

@@ -22,26 +22,23 @@ from bnood.errors import UserError
 from bnood.report.figures import (
     ID_COLOUR,
     OOD_COLOURS,
-    Condition,
-    at_one_batch_size,
-    conditions,
     detection_by_condition,
-    headline_conditions,
     reliability_diagram,
     score_histograms,
     unit_profiles,
     write_figures,
 )
+from bnood.report.headline_conditions import Condition, at_one_batch_size, conditions, headline_conditions
 
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 SETS = ["svhn", "dtd", "cifar100", "noise"]
 HEADLINE_LABELS = [
     "running",
-    "batch · pure · 128",
-    "batch · mixed 0.5 · 128",
-    "recalibrated:id",
-    "recalibrated:target",
-    "recalibrated:mixture · mixed 0.5",
+    "batch of 128, pure",
+    "batch of 128, half OOD",
+    "recalibrated on ID",
+    "matched",
+    "recalibrated on a mixture, half OOD",
 ]
 
 
@@ -91,15 +88,15 @@ def test_conditions_stand_in_the_order_of_the_science_whatever_the_order_of_the_
     scores = make_scores(n=20, batch_sizes=(256, 32)).sample(frac=1, random_state=0)
     assert [condition.label for condition in conditions(scores)] == [
         "running",
-        "batch · pure · 32",
-        "batch · pure · 256",
-        "batch · mixed 0.1 · 32",
-        "batch · mixed 0.1 · 256",
-        "batch · mixed 0.5 · 32",
-        "batch · mixed 0.5 · 256",
-        "recalibrated:id",
-        "recalibrated:target",
-        "recalibrated:mixture · mixed 0.5",
+        "batch of 32, pure",
+        "batch of 256, pure",
+        "batch of 32, 10 % OOD",
+        "batch of 256, 10 % OOD",
+        "batch of 32, half OOD",
+        "batch of 256, half OOD",
+        "recalibrated on ID",
+        "matched",
+        "recalibrated on a mixture, half OOD",
     ]
 
 
@@ -115,7 +112,7 @@ def test_headline_has_one_batch_size_and_one_share() -> None:
 def test_histograms_are_the_densities_of_the_scores(scores: pd.DataFrame, score: str) -> None:
     figure = score_histograms(scores, score)
     panels = panels_of(figure, 6, 4)
-    assert [axes.get_ylabel().replace("\n", " · ") for axes in panels[:, 0]] == HEADLINE_LABELS
+    assert [axes.get_ylabel().replace("\n", " ") for axes in panels[:, 0]] == HEADLINE_LABELS
     for row, condition in zip(panels, headline_conditions(scores), strict=True):
         part = condition.rows(scores).query("shuffle == 0")
         for axes, name, colour in zip(row, SETS, OOD_COLOURS, strict=False):
@@ -217,8 +214,8 @@ def test_several_runs_are_grouped_by_norm_with_a_dot_per_run() -> None:
     figure = detection_by_condition(joined)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"bn · {condition.label}" for condition in conditions(parts[0])] + [
-        "ln · running",
-        "gn · running",
+        "ln",
+        "gn",
     ]
     drawn = read_dots(figure.axes[0])
     wanted = joined.query("score == 'energy' and metric == 'auroc'")
@@ -279,7 +276,7 @@ def test_reliability_bins_are_counted_by_hand() -> None:
 def test_reliability_names_the_companion_and_takes_its_ece(scores: pd.DataFrame, table: pd.DataFrame) -> None:
     figure = reliability_diagram(scores, table)
     assert len(figure.axes) == 12
-    mixed = next(axes for axes in figure.axes if axes.get_title().startswith("batch · mixed 0.5"))
+    mixed = next(axes for axes in figure.axes if axes.get_title().startswith("batch of 128, half OOD"))
     row = table.query(
         "composition == 'mixed 0.5' and statistics == 'batch' and metric == 'ece' and companion == 'svhn'"
     )

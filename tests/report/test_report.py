@@ -117,7 +117,7 @@ def test_the_headline_holds_the_right_numbers(page: Page, table: pd.DataFrame) -
         mixed.query("dataset == 'dtd' and score == 'msp' and metric == 'mean'"),
         mixed.query("dataset == 'cifar10' and metric == 'accuracy' and companion == 'dtd'"),
     ]
-    for cell, row in zip(lines["dtd", "batch · mixed 0.5 · 128"], wanted, strict=True):
+    for cell, row in zip(lines["dtd", "batch of 128, half OOD"], wanted, strict=True):
         assert cell == f"{row['value'].item():.3f} [{row['low'].item():.3f}, {row['high'].item():.3f}]"
 
 

@@ -135,7 +135,7 @@ def test_one_layer_alone_is_drawn_at_its_change(interventions: pd.DataFrame) -> 
     series = next(series for series in panel.series if series.name == "dtd")
     own = interventions.query("kind == 'only' and dataset == 'dtd' and score == 'energy' and metric == 'auroc'")
     assert list(series.y) == pytest.approx(own.groupby("position")["change"].mean().tolist())
-    assert "stem.norm alone" in found.says
+    assert next(iter(series.labels)) == "layer 0 (stem.norm) alone"
 
 
 def test_the_path_shows_values_and_the_prior_equal_steps(interventions: pd.DataFrame) -> None:
@@ -173,7 +173,7 @@ def test_the_largest_distance_is_named() -> None:
     distances = make_distances(SEEDS)
     distances.loc[(distances["dataset"] == "dtd") & (distances["position"] == 3), "symmetric_kl"] = 99.0
     found = distance_picture(distances)
-    assert found is not None and "layer2.0.norm1 (layer 3) on dtd, 99.00 nats" in found.says
+    assert found is not None and "layer 3 (layer2.0.norm1) on dtd, 99.00 nats" in found.says
 
 
 def test_the_price_pairs_accuracy_with_detection() -> None:

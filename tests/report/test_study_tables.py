@@ -8,7 +8,6 @@ from synthetic_evaluation import make_scores, make_table, make_units
 
 from bnood.errors import UserError
 from bnood.intervals import seeds_interval
-from bnood.report.study_panels import _mitigation_sentence, headline_sets
 from bnood.report.study_tables import StudyTables, listed, networks_of, over_seeds, plain, rests_on, signed
 
 
@@ -104,22 +103,3 @@ def test_what_a_picture_without_intervals_over_images_rests_on() -> None:
     assert rests_on(one, of_images=False) == "There are no bars, because one seed has no interval over seeds; 1 seed."
     assert rests_on(three, of_images=False) == "Bars are 95 % intervals over seeds; 3 seeds."
     assert rests_on(three, bars=False) == "3 seeds."
-
-
-def test_mitigations_are_summed_up_over_headline_sets_and_finished_networks() -> None:
-    rows = [
-        ("bn", "energy", "svhn", 0.80), ("gn", "react", "svhn", 0.85), ("bn-at-gn", "msp", "svhn", 0.99),
-        ("bn", "energy", "noise", 0.99), ("gn", "react", "noise", 0.10),
-    ]  # fmt: skip
-    pooled = pd.DataFrame(rows, columns=["network", "score", "dataset", "mean"])
-    pooled = pooled.assign(statistics="running", metric="auroc")
-    said = _mitigation_sentence(pooled, ["svhn"])
-    assert "svhn and the seeds, ReAct (energy of clipped features) on gn has the largest mean AUROC" in said
-    assert "0.850; the BN default (energy) reaches 0.800" in said and "highest" not in said
-    assert "energy score on bn" in _mitigation_sentence(pooled, ["svhn", "noise"])
-    assert _mitigation_sentence(pooled[pooled["network"] == "bn-at-gn"], ["svhn"]).startswith("No finished network")
-    study = StudyTables("study", make_table(make_scores(n=20, norm="ln", shuffles=1)))
-    assert headline_sets(study) == study.sets
-    first = study.sets[0]
-    judged = StudyTables("study", study.table, verdict={"thresholds": {"headline_sets": [first, "gone"]}})
-    assert headline_sets(judged) == [first] != study.sets
