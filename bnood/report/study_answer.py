@@ -94,14 +94,16 @@ def _detection(entry: Entry) -> str:
 
 def _norms(entry: Entry) -> str:
     named = {"largest unit mean": 2, "mean MSP": 3, "share with MSP > 0.9": 3}
-    parts = []
+    parts, higher = [], set()
     for name, decimals in named.items():
         found = _effect(entry, f"{name}, bn - ln and gn, equal accuracy")
         if found is not None:
+            higher.add(found["effect"] > 0)
             parts.append(f"a {name} {_compared(found, decimals)}")
     if not parts:
         return _why(entry)
-    return f"On OOD images, BN networks have {listed(parts)} than LN and GN networks of equal accuracy."
+    needed = " The hypothesis needs all of them to be higher." if len(higher) > 1 else ""
+    return f"On OOD images, BN networks have {listed(parts)} than LN and GN networks of equal accuracy.{needed}"
 
 
 def _place(entry: Entry) -> str:

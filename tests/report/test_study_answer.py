@@ -23,7 +23,8 @@ def test_where_all_holds_it_is_said_with_the_numbers() -> None:
     outputs = found["Higher outputs accordingly (H2): supported"]
     assert " higher than under matched ones (nats), and their mean MSP 0.099 [0.09" in outputs
     assert "raises the AUROC of energy by 0.049 [0.04" in found["Harm to detection (H3): supported"]
-    assert "a largest unit mean 0.3" in found["BatchNorm's own doing (H4): supported"]
+    norms = found["BatchNorm's own doing (H4): supported"]
+    assert "a largest unit mean 0.3" in norms and norms.endswith("of equal accuracy.")
     place = found["A place in the network (H5): supported"]
     assert "More than their even share move: largest unit mean, last 2 of 4 layers (0.70 [0.6" in place
 
@@ -57,3 +58,14 @@ def test_without_figures_the_reason_is_given() -> None:
 @pytest.mark.parametrize("term", ["running", "matched, recalibrated:target", "MSP", "energy", "FPR95", "class mix"])
 def test_the_words_of_the_page_are_explained(term: str) -> None:
     assert len(dict(WORDS_USED)[term]) > 40
+
+
+def test_where_the_norms_differ_both_ways_what_is_needed_is_said() -> None:
+    study = made_study(Truth())
+    verdict = judge(study.draws, study.interventions, study.networks, ClaimOptions()).to_json()
+    (fourth,) = [entry for entry in verdict["hypotheses"] if entry["hypothesis"] == "H4"]
+    for one in fourth["estimates"]:
+        if one["quantity"].startswith("mean MSP, bn - ln and gn"):
+            one |= {"effect": -0.02, "low": -0.03, "high": -0.01}
+    told = dict(plain_answer(verdict))["BatchNorm's own doing (H4): supported"]
+    assert "a mean MSP 0.020 [0.010, 0.030] lower" in told and told.endswith("needs all of them to be higher.")
