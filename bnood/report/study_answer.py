@@ -127,10 +127,14 @@ def _place(entry: Entry) -> str:
         and str(one["quantity"]).partition(": ")[0] not in unshown
         and one["verdict"] == "supported"
     ]  # fmt: skip
+    rest = ""
+    if unshown:
+        rest = f" Of {listed(unshown)} no share can be given: matching all layers is not shown to lower them."
+        rest = (rest if len(unshown) > 1 else rest.replace("them", "it")) + _alone(entry)
     if not shown:
-        return "No part of the network is shown to move more than its even share of the effect."
+        return f"No part of the network is shown to move more than its even share of the effect.{rest}"
     names = [f"{str(one['quantity']).replace(': ', ', ')} ({_number(one, 2)} of the effect)" for one in shown]
-    return f"More than their even share move: {'; '.join(names)}."
+    return f"More than their even share move: {'; '.join(names)}.{rest}"
 
 
 def _alone(entry: Entry) -> str:

@@ -45,6 +45,19 @@ def test_what_is_open_is_not_told_as_refuted() -> None:
     assert place.startswith("It is not shown that matching all layers lowers largest unit mean, energy and max logit")
 
 
+def test_a_share_is_given_only_of_what_has_a_whole() -> None:
+    study = made_study(Truth())
+    verdict = judge(study.draws, study.interventions, study.networks, ClaimOptions()).to_json()
+    (fifth,) = [entry for entry in verdict["hypotheses"] if entry["hypothesis"] == "H5"]
+    for one in fifth["estimates"]:
+        if one["quantity"] == "energy: whole effect, none - all":
+            one |= {"effect": -0.4, "low": -0.9, "high": 0.1}
+    told = dict(plain_answer(verdict))["A place in the network (H5): supported"]
+    assert "More than their even share move: largest unit mean, " in told and "energy, last 2" not in told
+    assert "Of energy no share can be given: matching all layers is not shown to lower it." in told
+    assert " By themselves, matched means lower the energy by 0.6" in told
+
+
 def test_without_figures_the_reason_is_given() -> None:
     study = made_study(Truth())
     verdict = judge(study.draws, None, study.networks, ClaimOptions()).to_json()
