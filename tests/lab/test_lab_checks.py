@@ -10,7 +10,8 @@ import scipy.stats
 
 from bnood.errors import UserError
 from bnood.intervals import Unusable
-from bnood.lab.checks import Check, LabFigures, check_lab, checks_table, inside, replicates
+from bnood.lab.checks import Check, check_lab, checks_table, inside
+from bnood.lab.seed_figures import LabFigures, replicates
 from bnood.lab.thresholds import CheckOptions
 
 SEEDS = (0, 1, 2)
