@@ -169,8 +169,9 @@ def check_lab(lab: LabFigures, options: CheckOptions) -> list[Check]:
             "Sigmoid net, last hidden layer. In training mode BN puts each unit's mean at its shift, which starts at "
             "0: nothing is left to move. So the input of the activation is taken in evaluation mode, with the running "
             "averages; log10 of the distance of the units' means from zero (root mean square, in standard deviations) "
-            f"falls by more than {options.centred:g} from the untrained to the trained net. What the weights learn is "
-            "the same distance of the linear map's output, before the norm: it is reported beside.",
+            f"falls by more than {options.centred:g} from the untrained to the trained net. Such a distance falls where the "
+            "units' means come nearer to zero, and where their standard deviations grow: both are reported apart. What "
+            "the weights learn is the same distance of the linear map's output, before the norm: it is reported beside.",
         ),
         Check(
             "e",
@@ -241,6 +242,13 @@ def _centred(asker: _Asker) -> Found:
         lab = asker.lab
         return lambda: log10(lab.last_layer(network, quantity, True)) - log10(lab.last_layer(network, quantity, False))
 
+    def part(place: int) -> Measure:
+        lab = asker.lab
+        return lambda: (
+            log10(lab.centre_and_spread(bn, "running", True)[place])
+            - log10(lab.centre_and_spread(bn, "running", False)[place])
+        )
+
     bn, bound = asker.network("sigmoid", "bn"), -asker.options.centred
     moved = asker.ask(
         fall(bn, "running_offset"), "log10 of the distance from zero, evaluation mode, change", DECADES, bound, "below"
@@ -248,6 +256,8 @@ def _centred(asker: _Asker) -> Found:
     controls = [
         asker.ask(lambda: asker.lab.last_layer(bn, "running_offset", False), "the distance, untrained", SPREADS),
         asker.ask(lambda: asker.lab.last_layer(bn, "running_offset", True), "the distance, trained", SPREADS),
+        asker.ask(part(0), "the units' means alone, log10 of their root mean square, change", DECADES),
+        asker.ask(part(1), "the units' standard deviations alone, the same", DECADES),
         asker.ask(change(bn, "preactivation_offset"), "the distance, training mode, change", SPREADS),
         asker.ask(fall(bn, "linear_offset"), "linear map's output, log10 of the distance, change", DECADES),
         asker.ask(fall(asker.network("sigmoid", "none"), "linear_offset"), "the same without norm", DECADES),

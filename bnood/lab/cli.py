@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> Path:
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         config = parser.parse_args(given)
-        if config.get("name") is None or not config.get("grids"):
+        if config.get("name") is None or config.get("grids") is None:
             raise UserError("a lab needs a config: give --config, for example --config configs/lab/demo.yaml")
         made = parser.instantiate_classes(config)
     options = LabOptions(**{key: made[key] for key in LabOptions.__dataclass_fields__})
@@ -102,9 +102,11 @@ def run_lab(options: LabOptions, command: str, console: Console) -> list[Check]:
     todo = [cell for cell in cells(options) if not is_done(options, cell)]
     if todo:
         check_trainings(options)
-        check_images(options)
+        check_images(options, drawn=False)
     with sole_user(options.folder):
         draw_images(options)
+        if todo:
+            check_images(options, drawn=True)
         jobs = [
             Job(cell.name, train_cell, (options, cell), options.folder / "logs" / f"{cell.name}.log") for cell in todo
         ]

@@ -83,6 +83,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         where = f"the grid of {self.architecture}{f', {self.suffix}' if self.suffix else ''}"
+        for name in ("activations", "norms", "norm_positions"):
+            if not getattr(self, name):
+                raise UserError(f"{where}: {name} is empty; expected one or more")
+        if "/" in self.suffix or self.suffix in (".", ".."):
+            raise UserError(f"{where}: suffix is {self.suffix!r}: it ends the names of folders, so it can't be a path")
         for name in ("depth", "width", "record_every", "probe_images"):
             if getattr(self, name) < 1:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from 1 up")

@@ -59,9 +59,13 @@ def check_trainings(options: LabOptions) -> None:
             continue
         where = f"grids[{cell.grid}] ({cell.network}), with its settings and the lab's"
         try:
-            model = _parsed(options, cell).model.as_dict()
+            config = _parsed(options, cell)
+            ImageDataModule(**config.data.as_dict())
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        model = config.model.as_dict()
+        if model["compile"]:
+            raise UserError(f"{where}: model.compile is true, but a compiled network has no layers to record")
         try:
             Classifier(**model)
         except UserError as error:
@@ -69,8 +73,12 @@ def check_trainings(options: LabOptions) -> None:
             raise UserError(f"{where}: {message}") from error
 
 
-def check_images(options: LabOptions) -> None:
-    """Open the images that the lab does not draw itself, and count whether there are enough for the records.
+def check_images(options: LabOptions, drawn: bool) -> None:
+    """Open the images of every grid, and count whether there are enough for the records.
+
+    Args:
+        options: the lab.
+        drawn: whether to look at those that the lab has drawn itself, or at all others.
 
     Raises:
         UserError: if they are missing, damaged or too few.
@@ -78,7 +86,7 @@ def check_images(options: LabOptions) -> None:
     opened: dict[str, ImageDataModule] = {}
     for position, grid in enumerate(options.grids):
         cell = next(cell for cell in cells(options) if cell.grid == position)
-        if drawn_images(options, training_settings(options, cell)) is not None:
+        if (drawn_images(options, training_settings(options, cell)) is not None) != drawn:
             continue
         section = _parsed(options, cell).data.as_dict()
         data = opened.setdefault(str(section), ImageDataModule(**section))

@@ -55,6 +55,18 @@ class LabFigures(NamedTuple):
             return self._at_end(network, means)
         return replicates(means[means["step"] == 0].set_index("seed")["value"])
 
+    def centre_and_spread(self, network: str, place: str, at_end: bool) -> tuple[Replicates, Replicates]:
+        """Of the last hidden layer: root mean square of the units' means, and of their standard deviations.
+
+        Their ratio is ``<place>_offset``, which is recorded beside mean and standard deviation of all values.
+        """
+        mean, std, offset = (self.last_layer(network, f"{place}_{name}", at_end) for name in ("mean", "std", "offset"))
+        spread = np.sqrt((std.values**2 + mean.values**2) / (1 + offset.values**2))
+        return tuple(
+            replace(mean, values=values, draws=np.repeat(values[:, None], 2, axis=1))
+            for values in (offset.values * spread, spread)
+        )  # type: ignore[return-value]
+
     def _at_end(self, network: str, rows: pd.DataFrame, column: str = "value") -> Replicates:
         """The last figure of each seed that was trained to its end."""
         broken = {seed for name, seed in self.diverged if name == network}

@@ -56,6 +56,8 @@ def tables(known: Known, seeds: tuple[int, ...] = SEEDS, architectures: tuple[st
                             "gradient_norm": norm,
                             "dead_share": min(1.0, dead * layer / 2),  # its mean over three layers is dead
                             "running_offset": offset if layer == LAYERS else 50.0,
+                            "running_mean": 0.3,  # the units' spread is 1.5 untrained and 3 trained
+                            "running_std": np.sqrt((3 if trained else 1.5) ** 2 * (1 + offset**2) - 0.09),
                             "linear_offset": 2.0,
                             "preactivation_offset": 0.0,
                         }
@@ -108,6 +110,14 @@ def test_the_interval_is_students_over_seeds() -> None:
     assert untrained.per_seed == pytest.approx(dict(enumerate(values)))
     dead = checked(tables(HOLDS))["e"].estimates["mlp"][0]
     assert dead.effect == pytest.approx(0.5)
+
+
+def test_centre_and_spread_are_told_apart() -> None:
+    controls = {one.quantity: one for one in checked(tables(HOLDS))["d"].controls["mlp"]}
+    centre = controls["the units' means alone, log10 of their root mean square, change"]
+    assert centre.effect == pytest.approx(np.log10(0.1 * 3 / (2 * 1.5)), abs=0.02) and centre.verdict == ""
+    spread = controls["the units' standard deviations alone, the same"]
+    assert spread.effect == pytest.approx(np.log10(2))
 
 
 def test_one_seed_decides_nothing() -> None:

@@ -149,7 +149,11 @@ def test_built_in_images_are_drawn_once_and_are_the_same(tmp_path: Path) -> None
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"grids": []}, "a lab needs a config"),
+    ({"grids": []}, "grids is empty: a lab needs at least one grid of networks"),
+    ({"grids": [grid(norms=[])]}, "the grid of mlp: norms is empty; expected one or more"),
+    ({"grids": [grid(suffix="../x")]}, "the grid of mlp, ../x: suffix is '../x': it ends the names of folders"),
+    ({"settings": {"model.compile": True}}, "lab's: model.compile is true, but a compiled network has no layers"),
+    ({"settings": {"data.train_count": 0}}, "with its settings and the lab's: data.train_count is 0; expected a whole"),
     ({"name": "a/b"}, "name is 'a/b': it names a folder"),
     ({"seeds": [1, 1]}, "seeds is [1, 1]: give one or more seeds, each once"),
     ({"settings": {"model.norm": "bn"}}, "settings.model.norm: the lab sets model.norm itself"),
@@ -187,8 +191,17 @@ def test_mistakes_are_one_line(
 
 
 def test_images_that_the_lab_draws_need_not_be_there(tmp_path: Path) -> None:
-    check_images(LabOptions("a", [Grid(**grid())], runs=tmp_path))
+    check_images(LabOptions("a", [Grid(**grid())], runs=tmp_path), drawn=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_few_drawn_images_are_told_before_the_first_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"data.in_distribution": "shapes", "data.train_count": 70, "data.validation": 20, "data.batch_size": 64}
+    line = refusal(main, config(tmp_path, settings=few, grids=[grid(), grid(suffix="b", probe_images=80)]), capsys)
+    assert "grids[1]: probe_images is 80, but a training has 70 images" in line
+    assert not (tmp_path / "runs" / "mini" / "cells").exists()
 
 
 def test_what_is_missing_is_downloaded_on_request() -> None:
