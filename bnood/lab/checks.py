@@ -169,9 +169,10 @@ def check_lab(lab: LabFigures, options: CheckOptions) -> list[Check]:
             "Sigmoid net, last hidden layer. In training mode BN puts each unit's mean at its shift, which starts at "
             "0: nothing is left to move. So the input of the activation is taken in evaluation mode, with the running "
             "averages; log10 of the distance of the units' means from zero (root mean square, in standard deviations) "
-            f"falls by more than {options.centred:g} from the untrained to the trained net. Such a distance falls where the "
-            "units' means come nearer to zero, and where their standard deviations grow: both are reported apart. What "
-            "the weights learn is the same distance of the linear map's output, before the norm: it is reported beside.",
+            f"falls by more than {options.centred:g} from the untrained to the trained net. Such a distance falls "
+            "where the units' means come nearer to zero, and where their standard deviations grow: both are reported "
+            "apart. What the weights learn is the same distance of the linear map's output, before the norm: it is "
+            "reported beside.",
         ),
         Check(
             "e",
