@@ -70,7 +70,7 @@ def test_the_runs_of_the_small_study_are_recognised(tmp_path: Path, monkeypatch:
     """A config of ``train.py --config configs/cifar10_small.yaml --model.norm ln --trainer.max_epochs 36 ...``."""
     monkeypatch.chdir(ROOT)
     options = options_of(ROOT / "configs" / "studies" / "cifar10_small.yaml")
-    assert options.evaluation.sweeps.compressed == "cifar10-jpeg75" and options.seeds == (0, 1, 2)
+    assert options.evaluation.sweeps.compressed == "cifar10-jpeg75" and options.seeds == (0, 1, 2, 3, 4)
     expected = expected_config(options, StudyCell("ln", 0))
     by_hand = {
         "seed_everything": 0,
