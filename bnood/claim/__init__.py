@@ -169,12 +169,14 @@ def on_unseen_seeds(evidence: Evidence, judged: Sequence[Hypothesis]) -> list[Hy
     if len(unseen) < 2:
         return [replace(one, sentence=f"{one.sentence} {named} are fewer than two.") for one in judged]
     part = evidence.only(unseen)
-    alone = [hypothesis(part).verdict for hypothesis in HYPOTHESES]
-    shown = ", ".join(map(str, unseen))
-    return [
-        replace(one, verdict_unseen_seeds=verdict, sentence=f"{one.sentence} {named} ({shown}) alone: {verdict}.")
-        for one, verdict in zip(judged, alone, strict=True)
-    ]
+    found = []
+    for one, hypothesis in zip(judged, HYPOTHESES, strict=True):
+        alone = hypothesis(part)
+        # A comparison of networks has the seeds that all of them have.
+        shown = ", ".join(map(str, sorted(alone.headline.per_seed) or unseen))
+        sentence = f"{one.sentence} {named} ({shown}) alone: {alone.verdict}."
+        found.append(replace(one, verdict_unseen_seeds=alone.verdict, sentence=sentence))
+    return found
 
 
 def _accuracies(networks: pd.DataFrame) -> dict[tuple[str, int], float]:

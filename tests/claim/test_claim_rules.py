@@ -199,6 +199,15 @@ def test_the_seeds_that_had_not_been_seen_are_judged_alone(
         assert h2["sentence"].endswith(f"written ({', '.join(map(str, left))}) alone: supported.")
 
 
+def test_the_unseen_seeds_of_a_comparison_are_those_that_it_has() -> None:
+    study = made_study(Truth())
+    draws = study.draws[~(study.draws["network"].isin(["ln", "bn-at-ln"]) & study.draws["seed"].eq(4))]
+    verdict = judge(draws, study.interventions, study.networks, ClaimOptions(seen_seeds=(0,)))
+    said = {one.hypothesis: one.sentence for one in verdict.hypotheses}
+    assert "written (1, 2, 3) alone: supported." in said["H4"]
+    assert "written (1, 2, 3, 4) alone: supported." in said["H1"]
+
+
 def test_the_unseen_seeds_can_say_otherwise() -> None:
     good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
     study = [pd.concat(pair) for pair in zip(good.tables(), bad.tables(), strict=True)]
