@@ -1,13 +1,17 @@
 """A study of tiny networks on tiny images: norm x seed in seconds."""
 
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
-from bnood.study.cli import parse
-from bnood.study.grid import StudyOptions
+from bnood.study.cli import main, parse
+from bnood.study.grid import StudyCell, StudyOptions
+
+BN, LN, STOPPED = StudyCell("bn", 0), StudyCell("ln", 0), StudyCell("bn", 0, "ln")
 
 TRAINING: dict[str, Any] = {
     "trainer": {"max_epochs": 2, "precision": "32-true"},
@@ -66,3 +70,25 @@ def study_config(folder: Path, recipe: dict[str, Any] | None = None, **more: Any
 def options_of(config: Path) -> StudyOptions:
     """The options in a study config."""
     return parse(["--config", str(config)])[0]
+
+
+@cache
+def studied() -> Path:
+    """The folder of a study of BN and LN with all sweeps, run in this process; for reading only."""
+    folder = data_root() / "study"
+    return main(["--config", str(study_config(folder))])
+
+
+def copy_of_study(target: Path) -> Path:
+    """A copy of :func:`studied` and its config; the config's path."""
+    folder = studied()
+    config = study_config(target)
+    shutil.copytree(folder, target / "runs" / folder.name)
+    file = target / "runs" / "tiny" / "study.yaml"
+    file.unlink()  # it names the folder of the training config
+    return config
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    """When each file of a pattern was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob(pattern) if path.is_file()}

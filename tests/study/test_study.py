@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,15 +16,14 @@ import pytest
 import torch
 import yaml
 from tiny_runs import data_root, equal_weights, weights
-from tiny_study import TRAINING, options_of, study_config
+from tiny_study import BN, LN, STOPPED, TRAINING, copy_of_study, options_of, studied, study_config, times
 
 from bnood.errors import UserError
 from bnood.run_evaluation import asked, is_evaluated, remove_remains
-from bnood.runs import CHECKPOINT, load_run
+from bnood.runs import load_run
 from bnood.study.cells import keep_last_epoch, stopped_at, train_cell
-from bnood.study.cli import evaluated_cells, main, missing_lines, sole_user
+from bnood.study.cli import main, sole_user
 from bnood.study.grid import (
-    StudyCell,
     cell_evaluation,
     check_same_training,
     expected_config,
@@ -38,31 +36,8 @@ from bnood.study.results import networks
 from bnood.training import train
 
 ROOT = Path(__file__).parents[2]
-BN, LN, STOPPED = StudyCell("bn", 0), StudyCell("ln", 0), StudyCell("bn", 0, "ln")
 QUICK = {"norms": ["bn"], "overrides": {}, "evaluation": {"sets": {"id_count": 60}, "resamples": 20}}
 QUICK["evaluation"] |= {"conditions": {"statistics": ["running"]}, "sweeps": {"enabled": False}}  # type: ignore[operator]
-
-
-@cache
-def studied() -> Path:
-    """The folder of a study of BN and LN with all sweeps, run in this process; for reading only."""
-    folder = data_root() / "study"
-    return main(["--config", str(study_config(folder))])
-
-
-def copy_of_study(target: Path) -> Path:
-    """A copy of :func:`studied` and its config; the config's path."""
-    folder = studied()
-    config = study_config(target)
-    shutil.copytree(folder, target / "runs" / folder.name)
-    file = target / "runs" / "tiny" / "study.yaml"
-    file.unlink()  # it names the folder of the training config
-    return config
-
-
-def times(folder: Path, pattern: str) -> dict[str, int]:
-    """When each file of a pattern was written."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob(pattern) if path.is_file()}
 
 
 def test_a_study_trains_stops_evaluates_and_judges() -> None:
@@ -182,58 +157,6 @@ def test_weights_and_tables_are_the_same_however_the_cells_run(kind: str, tmp_pa
     for name in ("table.csv", "verdict.csv"):
         assert (serial / name).read_bytes() == (other / name).read_bytes()
     assert (serial / "bn-s0/ood/interventions.csv").read_bytes() == (other / "bn-s0/ood/interventions.csv").read_bytes()
-
-
-def test_what_is_there_is_judged_without_training_or_evaluating(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
-    before = times(folder, "*-s*/**/*")
-    shutil.rmtree(folder / "ln-s0" / "ood")
-    (folder / "verdict.json").unlink()
-    main(["--config", str(config), "--seeds", "[0, 1]", "--judge_only", "true"])
-    assert {path: time for path, time in before.items() if "ln-s0/ood" not in path} == times(folder, "*-s*/**/*")
-    verdict = json.loads((folder / "verdict.json").read_text())
-    assert verdict["seeds"] == [0]
-    lines = [f"{run} is not evaluated: seed" for run in ("ln-s0", "bn-s1", "ln-s1", "bn-s1-at-ln")]
-    page = (folder / "report.html").read_text()
-    assert len(verdict["made"]["missing"]) == 4 and all(line in page for line in lines)
-    assert all(any(found.startswith(line) for found in verdict["made"]["missing"]) for line in lines)
-    assert not (folder / "study.yaml").exists()  # it would say that all of this was made so
-    shown = capsys.readouterr().out
-    assert "ln-s0 is not evaluated" in shown and "seed 1 is missing for bn" in shown
-
-
-def test_a_network_that_is_half_trained_is_not_judged(tmp_path: Path) -> None:
-    options, epochs = options_of(copy_of_study(tmp_path)), {"bn": 2, "ln": 1}
-    folder = options.folder / BN.name
-    assert evaluated_cells(options, [BN, LN], epochs) == [BN, LN]
-    (folder / "summary.json").unlink()
-    content = torch.load(folder / CHECKPOINT, weights_only=False)
-    torch.save(content | {"epoch": 0}, folder / CHECKPOINT)  # as if killed after the first of two epochs
-    record = folder / "ood" / "evaluation.json"  # of the half, as eval_ood.py would leave it
-    now = json.loads(record.read_text()) | {"asked": asked(folder, cell_evaluation(options, BN))}
-    record.write_text(json.dumps(now))
-    assert is_evaluated(folder, cell_evaluation(options, BN))
-    assert evaluated_cells(options, [BN, LN], epochs) == [LN]
-    assert list(missing_lines(options, [BN, LN], [LN], epochs)) == [
-        "bn-s0 is not trained to its end (without --judge_only it goes on): seed 0 is missing for bn"
-    ]
-
-
-def test_where_judging_fails_everything_stays_as_it_was(tmp_path: Path) -> None:
-    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
-    (folder / "table.csv").write_text("of an earlier verdict")
-    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match=r"claim.headline_sets: nowhere was not evaluated"):
-        main(["--config", str(config), "--judge_only", "true", "--claim.headline_sets", "[nowhere]"])
-    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-
-
-def test_a_study_that_is_not_there_cannot_be_judged(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"runs/tiny: there is no such study to be judged"):
-        main(["--config", str(study_config(tmp_path)), "--judge_only", "true"])
-    assert not (tmp_path / "runs").exists()
 
 
 def run_and_kill(config: Path, ready) -> None:  # type: ignore[no-untyped-def]
