@@ -5,6 +5,7 @@ import pytest
 from synthetic_study import make_interventions
 
 from bnood.report.batch_panels import batch_picture
+from bnood.report.intervention_rows import with_interval
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -65,3 +66,9 @@ def test_the_table_names_batch_sizes_and_changes(interventions: pd.DataFrame) ->
     assert {"batch_size", "change", "change_low", "change_high"} <= set(found.numbers.columns)
     assert not {"position", "mean"} & set(found.numbers.columns)
     assert set(found.numbers["batch_size"]) == {8, 128}
+
+
+def test_a_change_without_an_interval_stands_alone() -> None:
+    row = pd.Series({"mean": 0.0123, "low": float("nan"), "high": float("nan")})
+    assert with_interval(row) == "+0.012"
+    assert with_interval(row.fillna(-0.5)) == f"+0.012 [{MINUS}0.500, {MINUS}0.500]"

@@ -151,6 +151,7 @@ def test_thresholds_counts_and_limits_are_said(page: StudyPage) -> None:
     assert ["cifar10", "ID", "60"] in page.tables["set-table"]
     assert "Only these OOD sets were scored: svhn, dtd, cifar100, noise." in page.text["li"]
     assert "0123abc" in page.text["dl"]
+    assert "What the evaluations left out" not in page.text["h3"]
 
 
 def test_what_was_not_measured_is_said_in_one_line_each(study: StudyTables, tmp_path: Path) -> None:
@@ -224,6 +225,7 @@ def test_hostile_names_are_text(study: StudyTables, tmp_path: Path) -> None:
     hostile = StudyTables(
         HOSTILE, table, layers=layers.replace({"dataset": {"svhn": HOSTILE}}), commands=[HOSTILE],
         networks=pd.DataFrame({HOSTILE: [HOSTILE]}), made={HOSTILE: HOSTILE}, limits=[HOSTILE],
+        notes=[f"{HOSTILE} was left out."],
     )  # fmt: skip
     found = StudyPage(write_study_report(tmp_path, hostile).read_text(encoding="utf-8"))
     tags = [tag for tag, _ in found.elements]
@@ -231,6 +233,7 @@ def test_hostile_names_are_text(study: StudyTables, tmp_path: Path) -> None:
     assert len(scripts) == 2 and tags.count("img") == 0
     assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
     assert HOSTILE in found.text["title"] and HOSTILE in found.text["li"] and HOSTILE in found.text["pre"]
+    assert f"{HOSTILE} was left out." in found.text["li"] and "What the evaluations left out" in found.text["h3"]
 
 
 def test_a_screen_reader_finds_its_way(page: StudyPage) -> None:

@@ -26,6 +26,8 @@ def test_what_is_there_is_judged_without_training_or_evaluating(
     assert {path: time for path, time in before.items() if "ln-s0/ood" not in path} == times(folder, "*-s*/**/*")
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict["seeds"] == [0]
+    # What makes the whole study is recorded, which leaves alone what is there.
+    assert verdict["made"]["command"] == f"python scripts/study.py --config {config} --seeds '[0, 1]'"
     lines = [f"{run} is not evaluated: seed" for run in ("ln-s0", "bn-s1", "ln-s1", "bn-s1-at-ln")]
     page = (folder / "report.html").read_text()
     assert len(verdict["made"]["missing"]) == 4 and all(line in page for line in lines)
