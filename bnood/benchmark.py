@@ -24,13 +24,13 @@ from rich.table import Table
 
 from bnood.benchmark_evaluation import bare_passes, evaluation_images, forward_plan, peak_memory, quiet, untrained_run
 from bnood.benchmark_training import TrainingSegments
-from bnood.classifier import Classifier
-from bnood.conditions import ConditionOptions, Conditions
 from bnood.errors import UserError
-from bnood.evaluation import evaluate, write_evaluation
-from bnood.interventions.sweep import InterventionOptions, intervene
-from bnood.provenance import commit, machine, versions
-from bnood.runs import write_beside
+from bnood.evaluation.conditions import ConditionOptions, Conditions
+from bnood.evaluation.evaluate import evaluate, write_evaluation
+from bnood.evaluation.interventions.sweep import InterventionOptions, intervene
+from bnood.training.classifier import Classifier
+from bnood.training.provenance import commit, machine, versions
+from bnood.training.run_folder import write_beside
 
 PARTS = ("training", "norms", "evaluation", "sweeps", "memory")
 GIB = 2**30

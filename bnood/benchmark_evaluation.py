@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from bnood.benchmark_training import random_images
-from bnood.classifier import Classifier
-from bnood.conditions import ConditionOptions, Images
 from bnood.data.splits import halves
-from bnood.runs import Run
+from bnood.evaluation.conditions import ConditionOptions, Images
+from bnood.training.classifier import Classifier
+from bnood.training.run_folder import Run
 
 
 def evaluation_images(id_images: int, ood_sizes: Iterable[int], calibration_images: int) -> Images:
@@ -62,7 +62,7 @@ class Forward(NamedTuple):
 def forward_plan(images: Images, options: ConditionOptions, passes: Mapping[str, int]) -> list[Forward]:
     """The forward passes that all conditions of a network with BatchNorm need.
 
-    Written down from the conditions' definitions (:mod:`bnood.conditions`), not taken from their code.
+    Written down from the conditions' definitions (:mod:`bnood.evaluation.conditions`), not taken from their code.
 
     Args:
         images: of the evaluation.

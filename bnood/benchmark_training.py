@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bnood.classifier import Classifier
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
-from bnood.training import TrainingCLI
+from bnood.training.classifier import Classifier
+from bnood.training.train import TrainingCLI
 
 # What scripts/train.py is measured with beyond its defaults.
 TRAINING_DEFAULTS: dict[str, Any] = {

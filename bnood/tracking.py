@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from bnood.errors import UserError
-from bnood.headlines import headline_numbers, score_histograms
+from bnood.evaluation.headlines import headline_numbers, score_histograms
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

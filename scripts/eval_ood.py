@@ -4,6 +4,6 @@ from bnood.errors import one_line_errors
 
 if __name__ == "__main__":
     with one_line_errors():
-        from bnood.evaluation_cli import main
+        from bnood.evaluation.cli import main
 
         main()

@@ -4,6 +4,6 @@ from bnood.errors import one_line_errors
 
 if __name__ == "__main__":
     with one_line_errors():
-        from bnood.training import train
+        from bnood.training.train import train
 
         train()

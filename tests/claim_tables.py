@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnood.claim import ClaimOptions, gather
-from bnood.claim.causes import h4
-from bnood.claim.estimates import Estimate
-from bnood.claim.hypotheses import h1, h2, h3
-from bnood.claim.judging import Hypothesis
-from bnood.claim.places import h5
+from bnood.study.claim import ClaimOptions, gather
+from bnood.study.claim.causes import h4
+from bnood.study.claim.estimates import Estimate
+from bnood.study.claim.hypotheses import h1, h2, h3
+from bnood.study.claim.judging import Hypothesis
+from bnood.study.claim.places import h5
 
 HEADLINE = ("svhn", "dtd", "cifar100")
 ID_SET, NOISE = "cifar10", "gaussian_noise"
@@ -73,7 +73,7 @@ class Truth:
 
 @dataclass
 class Study:
-    """The three tables, as :func:`bnood.claim.judge` takes them."""
+    """The three tables, as :func:`bnood.study.claim.judge` takes them."""
 
     draws: pd.DataFrame
     interventions: pd.DataFrame

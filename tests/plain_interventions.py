@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnood.classifier import Classifier
+from bnood.training.classifier import Classifier
 
 Mix = Callable[[Tensor, Tensor, str], Tensor]
 

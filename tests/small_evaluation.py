@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnood.classifier import Classifier
-from bnood.conditions import Images
 from bnood.data.image_set import ImageSet
+from bnood.evaluation.conditions import Images
+from bnood.training.classifier import Classifier
 
 CLASSES = 5
 SIDE = 16

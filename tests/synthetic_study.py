@@ -9,8 +9,8 @@ import pandas as pd
 from claim_tables import Truth, made_study
 from synthetic_evaluation import make_scores, make_table, make_units
 
-from bnood.claim import judge
 from bnood.report.study_tables import StudyTables
+from bnood.study.claim import judge
 
 SETS = {"svhn": 1.0, "dtd": 0.8, "cifar100": 0.4, "noise": 1.6}  # how far from the ID images
 LAYERS = ["stem.norm", "layer1.0.norm1", "layer1.0.norm2", "layer2.0.norm1", "layer2.0.norm2", "layer2.0.shortcut.1"]

@@ -15,9 +15,9 @@ from bnood import benchmark
 from bnood.benchmark import BenchmarkOptions, Result
 from bnood.benchmark_evaluation import bare_passes, evaluation_images, forward_plan, peak_memory, untrained_run
 from bnood.benchmark_training import PerImage, TrainingSegments, random_images
-from bnood.conditions import ConditionOptions
 from bnood.errors import UserError
-from bnood.evaluation import evaluate
+from bnood.evaluation.conditions import ConditionOptions
+from bnood.evaluation.evaluate import evaluate
 
 SMALL = ["--width=8", "--batch_size=16", "--steps=2", "--warmup=1", "--rounds=1", "--threads=1"]
 

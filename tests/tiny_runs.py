@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bnood.data.synthetic import synthetic_images
-from bnood.training import train
+from bnood.training.train import train
 
 SIZE = 16  # pixels: a quarter of the work of the real 32
 TRAIN, VALIDATION, TEST, OOD = 256, 100, 120, 80

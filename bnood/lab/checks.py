@@ -2,11 +2,11 @@
 
 Each check takes figures of single seeds from the lab's tables, forms their effects per seed and holds the interval over
 seeds against a threshold that was stated before. The code of intervals and verdicts is the claim study's
-(:mod:`bnood.intervals`, :mod:`bnood.claim.estimates`); here the images are not resampled, so that an interval is
+(:mod:`bnood.evaluation.intervals`, :mod:`bnood.study.claim.estimates`); here the images are not resampled, so that an interval is
 Student's t interval over seeds, on the lab's one probe batch and one set of validation images.
 
-A check's estimates are necessary parts of its statement for each architecture (:func:`bnood.claim.estimates.every`);
-architectures that go both ways make it inconclusive (:func:`bnood.claim.estimates.agreeing`). Controls are only
+A check's estimates are necessary parts of its statement for each architecture (:func:`bnood.study.claim.estimates.every`);
+architectures that go both ways make it inconclusive (:func:`bnood.study.claim.estimates.agreeing`). Controls are only
 reported.
 """
 
@@ -16,7 +16,11 @@ from typing import Any
 
 import pandas as pd
 
-from bnood.claim.estimates import (
+from bnood.evaluation.intervals import Replicates, Unusable, linear
+from bnood.lab.results import ARCHITECTURES
+from bnood.lab.seed_figures import LabFigures, log10
+from bnood.lab.thresholds import CheckOptions
+from bnood.study.claim.estimates import (
     FAILED,
     INCONCLUSIVE,
     PASSED,
@@ -30,10 +34,6 @@ from bnood.claim.estimates import (
     figure,
     not_estimated,
 )
-from bnood.intervals import Replicates, Unusable, linear
-from bnood.lab.results import ARCHITECTURES
-from bnood.lab.seed_figures import LabFigures, log10
-from bnood.lab.thresholds import CheckOptions
 
 # Nets that have not learnt anything name one class, and have the same accuracy to the last digit. Elsewhere seeds that
 # do not differ are a sign of one network counted several times, and no verdict follows from them.

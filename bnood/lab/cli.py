@@ -13,10 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnood.claim.estimates import figure
-from bnood.command_line import one_line_parsing, read_configs
 from bnood.errors import UserError
-from bnood.executors import Job, Outcome, run_jobs
 from bnood.lab.checks import Check, check_lab, checks_table
 from bnood.lab.figures import write_lab_figures
 from bnood.lab.grid import LabCell, LabOptions, cells, collect, draw_images, is_done, train_cell
@@ -24,10 +21,13 @@ from bnood.lab.preflight import check_images, check_trainings, check_written_gri
 from bnood.lab.report import write_lab_report
 from bnood.lab.results import ARCHITECTURES, read_lab
 from bnood.lab.seed_figures import LabFigures
-from bnood.provenance import commit, machine, versions
-from bnood.runs import write_beside
 from bnood.study.board import clock
+from bnood.study.claim.estimates import figure
 from bnood.study.cli import sole_user
+from bnood.study.executors import Job, Outcome, run_jobs
+from bnood.training.command_line import one_line_parsing, read_configs
+from bnood.training.provenance import commit, machine, versions
+from bnood.training.run_folder import write_beside
 
 MOST_RECORDING = 0.1  # of the training time
 

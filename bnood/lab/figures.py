@@ -40,7 +40,7 @@ from bnood.lab.results import (
     short,
 )
 from bnood.report.figures import DPI, NORM_MARKERS, STYLE
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 NORM_COLOURS = {"none": "#333333", "bn": "#0072B2", "ln": "#D55E00", "gn": "#009E73"}  # Okabe and Ito's, and grey
 DECADES = 12  # smaller gradients than this many powers of ten below the largest share the darkest colour

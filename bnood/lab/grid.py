@@ -26,19 +26,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from bnood.classifier import NonFiniteLoss
 from bnood.data.sources import load_images
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
-from bnood.executors import ExecutorOptions
 from bnood.lab.recorder import Recorder
 from bnood.lab.thresholds import CheckOptions
-from bnood.models.hidden_layer import Activation, NormPosition
-from bnood.models.norm import Norm
-from bnood.provenance import commit, machine, versions
-from bnood.runs import write_beside
+from bnood.networks.hidden_layer import Activation, NormPosition
+from bnood.networks.norm import Norm
+from bnood.study.executors import ExecutorOptions
 from bnood.tracking import TrackingOptions
-from bnood.training import train
+from bnood.training.classifier import NonFiniteLoss
+from bnood.training.provenance import commit, machine, versions
+from bnood.training.run_folder import write_beside
+from bnood.training.train import train
 
 Setting = bool | int | float | str
 

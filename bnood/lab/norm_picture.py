@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from bnood.errors import UserError, one_line_errors
-from bnood.models.norm import Norm, norm_layer
+from bnood.networks.norm import Norm, norm_layer
 from bnood.report.figures import DPI, STYLE
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 SAMPLES, CHANNELS, SIDE = 4, 6, 2  # of the block; H = W = SIDE
 DEPTH = (0.42, 0.36)  # how far a step to the next sample goes to the right and up, in widths of a channel

@@ -9,13 +9,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from bnood.classifier import Classifier
-from bnood.command_line import dotted, explain, in_short
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import UserError
 from bnood.lab.grid import Grid, LabCell, LabOptions, cells, drawn_images, training_arguments, training_settings
 from bnood.lab.recorder import probe_images
-from bnood.training import ParsingCLI, command_line
+from bnood.training.classifier import Classifier
+from bnood.training.command_line import dotted, explain, in_short
+from bnood.training.train import ParsingCLI, command_line
 
 
 def check_written_grids(configs: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """What happens inside a network while it trains: gradients, pre-activations and units of every hidden layer.
 
 A Lightning callback that, every so many steps, sends one fixed batch of training images through the network and
-measures each :class:`bnood.models.hidden_layer.HiddenLayer`, numbered from 1 at the input. Training does not notice:
+measures each :class:`bnood.networks.hidden_layer.HiddenLayer`, numbered from 1 at the input. Training does not notice:
 the gradients come from ``torch.autograd.grad``, which leaves ``.grad`` alone; BatchNorm layers take the probe batch's
 own statistics, as in training, by :func:`bnood.statistics.use_statistics`, which leaves their buffers alone; nothing is
 drawn at random after the probe images have been.
@@ -36,11 +36,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnood.classifier import Classifier
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import UserError
-from bnood.models.hidden_layer import HiddenLayer
+from bnood.networks.hidden_layer import HiddenLayer
 from bnood.statistics import has_batchnorm, use_statistics
+from bnood.training.classifier import Classifier
 
 BINS, LOWEST, HIGHEST = 61, -6.0, 6.0
 EDGES = np.linspace(LOWEST, HIGHEST, BINS + 1)

@@ -19,7 +19,7 @@ from bnood.errors import UserError
 from bnood.lab.figures import lab_figure_names
 from bnood.lab.results import ACTIVATIONS, ARCHITECTURES, LabTables, architectures, checked, in_order
 from bnood.lab.sentences import STATEMENTS, caption, listed
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 CHECK = ("check", "statement", "verdict", "sentence", "estimates")
 VERDICTS = ("supported", "refuted", "inconclusive")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bnood.intervals import Replicates, Unusable
+from bnood.evaluation.intervals import Replicates, Unusable
 from bnood.lab.results import ARCHITECTURES
 
 SMALLEST_GRADIENT = 1e-30  # in place of 0, of which there is no logarithm

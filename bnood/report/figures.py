@@ -25,7 +25,7 @@ from matplotlib.ticker import NullFormatter
 
 from bnood.errors import UserError
 from bnood.report.headline_conditions import at_one_batch_size, conditions, headline_conditions, row_label
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 ID_COLOUR = "#333333"
 OOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#734922", "#8A2EE5")
@@ -68,7 +68,7 @@ def complete(frame: pd.DataFrame, columns: str, what: str) -> pd.DataFrame:
     """
     missing = [name for name in columns.split() if name not in frame.columns]
     if missing:
-        raise UserError(f"{what} lacks the column(s) {', '.join(missing)}; bnood.evaluation writes them")
+        raise UserError(f"{what} lacks the column(s) {', '.join(missing)}; bnood.evaluation.evaluate writes them")
     if frame.empty:
         raise UserError(f"{what} has no rows; evaluate at least one OOD set first")
     named = {"statistics", "composition", "companion", "score"} & set(frame.columns)

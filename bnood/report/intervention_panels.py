@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bnood.claim.options import ClaimOptions
 from bnood.report.batch_panels import batch_picture
 from bnood.report.figures import ID_COLOUR, colours, ood_sets
 from bnood.report.intervention_rows import (
@@ -28,6 +27,7 @@ from bnood.report.layer_panels import (
 )
 from bnood.report.panels import BESIDE, Panel, Picture, Series, marker_of
 from bnood.report.study_tables import CUT, plain, rests_on, signed
+from bnood.study.claim.options import ClaimOptions
 
 _LEAST = ClaimOptions()
 _STEPS = (  # score, metric, role, name, the least change that a reader would care about

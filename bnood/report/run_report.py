@@ -19,7 +19,7 @@ from bnood.report.figures import complete, id_rows, ood_sets
 from bnood.report.headline_conditions import headline_conditions
 from bnood.report.shown import show, template
 from bnood.report.study_figures import run_pictures, write_picture
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 # File name without suffix -> (title, what the figure shows, what it looks like for who cannot see it).
 _DOTS = (

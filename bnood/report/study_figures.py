@@ -25,7 +25,7 @@ from bnood.report.panels import Heat, Panel, Picture, Series
 from bnood.report.price_panels import price_picture
 from bnood.report.study_panels import study_pictures
 from bnood.report.study_tables import StudyTables, signed
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 SYMBOLS = {
     "circle": "o",

@@ -17,7 +17,7 @@ from bnood.report.study_answer import WORDS_USED, plain_answer
 from bnood.report.study_panels import study_pictures
 from bnood.report.study_tables import KEYS, MATCHED, StudyTables, listed, networks_of, over_seeds, plain, seeds_in_words
 from bnood.report.thresholds import thresholds
-from bnood.runs import write_beside
+from bnood.training.run_folder import write_beside
 
 __all__ = ["StudyTables", "write_study_report"]
 

@@ -104,7 +104,7 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     standard error of a seed's own interval over images: all seeds are scored on the same images, so that part does not
     shrink with the number of seeds. Each part has a half width of its own, Student's t at S - 1 degrees of freedom for
     the seeds and the normal quantile for the images, and the interval's is the root of the sum of their squares (Howe
-    1974), as in `bnood.intervals`, so that report and verdict agree. With one seed the interval is that seed's own,
+    1974), as in `bnood.evaluation.intervals`, so that report and verdict agree. With one seed the interval is that seed's own,
     over images only. Rows without an interval of their own (NaN) count as exact.
     """
     columns = {name: frame[name] if name in frame.columns else np.nan for name in ("low", "high", "n")}

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 
-from bnood.claim.options import ClaimOptions
+from bnood.study.claim.options import ClaimOptions
 
 # "name: text" or "name, other: text", as a field stands in a docstring's "Args:" or "Attributes:".
 _FIELD = re.compile(r"\s*([A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*:\s+(\S.*)")

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bnood.executors import Job, Outcome
+from bnood.study.executors import Job, Outcome
 
 PHASES = ("training", "evaluation")
 STYLES = {"waiting": "dim", "done": "green", "failed": "bold red", "left out": "red"}

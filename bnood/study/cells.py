@@ -11,10 +11,7 @@ import torch
 import yaml
 
 from bnood.errors import UserError
-from bnood.provenance import machine, versions
-from bnood.run_evaluation import evaluate_run_folder, is_evaluated, remove_remains
-from bnood.runs import CHECKPOINT, load_classifier, read_checkpoint, write_beside
-from bnood.staging import staged_folder
+from bnood.evaluation.run_evaluation import evaluate_run_folder, is_evaluated, remove_remains
 from bnood.study.grid import (
     StudyCell,
     StudyOptions,
@@ -26,7 +23,10 @@ from bnood.study.grid import (
     training_arguments,
     training_state,
 )
-from bnood.training import train
+from bnood.training.atomic import staged_folder
+from bnood.training.provenance import machine, versions
+from bnood.training.run_folder import CHECKPOINT, load_classifier, read_checkpoint, write_beside
+from bnood.training.train import train
 
 
 def train_cell(options: StudyOptions, cell: StudyCell) -> None:

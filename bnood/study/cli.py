@@ -13,12 +13,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
-from bnood.command_line import one_line_parsing
 from bnood.errors import UserError
-from bnood.executors import Job, Outcome, run_jobs
-from bnood.run_evaluation import is_evaluated
+from bnood.evaluation.run_evaluation import is_evaluated
 from bnood.study.board import Board
 from bnood.study.cells import evaluate_cell, is_stopped, stop_cell, train_cell
+from bnood.study.executors import Job, Outcome, run_jobs
 from bnood.study.grid import (
     StudyCell,
     StudyOptions,
@@ -33,6 +32,7 @@ from bnood.study.grid import (
 )
 from bnood.study.preflight import check_evaluation
 from bnood.study.results import conclude
+from bnood.training.command_line import one_line_parsing
 
 
 def build_parser() -> ArgumentParser:

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import yaml
 
-from bnood.claim.options import ClaimOptions
 from bnood.errors import UserError
-from bnood.executors import ExecutorOptions
-from bnood.models.norm import Norm
-from bnood.run_evaluation import EvaluationOptions
-from bnood.runs import CHECKPOINT, read_checkpoint, write_beside
+from bnood.evaluation.run_evaluation import EvaluationOptions
+from bnood.networks.norm import Norm
+from bnood.study.claim.options import ClaimOptions
+from bnood.study.executors import ExecutorOptions
 from bnood.tracking import TrackingOptions
-from bnood.training import ParsingCLI, command_line
+from bnood.training.run_folder import CHECKPOINT, read_checkpoint, write_beside
+from bnood.training.train import ParsingCLI, command_line
 
 Setting = bool | int | float | str | list[str] | None
 State = Literal["new", "half", "unsummarised", "done"]

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bnood.command_line import in_short
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images, set_name
 from bnood.data.splits import halves
 from bnood.errors import UserError
-from bnood.run_evaluation import check_id_split
+from bnood.evaluation.run_evaluation import check_id_split
+from bnood.evaluation.sweeps import load_compressed
 from bnood.study.grid import StudyCell, StudyOptions, cell_evaluation
-from bnood.sweeps import load_compressed
+from bnood.training.command_line import in_short
 
 
 def check_evaluation(options: StudyOptions, expected: Mapping[str, Mapping[str, Any]]) -> None:

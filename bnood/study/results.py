@@ -9,15 +9,15 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from bnood.claim import judge, print_verdict
 from bnood.errors import UserError
-from bnood.provenance import commit, machine, versions
+from bnood.evaluation.run_evaluation import FOLDER
 from bnood.report.study_figures import write_study_figures
 from bnood.report.study_report import write_study_report
 from bnood.report.study_tables import StudyTables
-from bnood.run_evaluation import FOLDER
-from bnood.runs import write_beside
+from bnood.study.claim import judge, print_verdict
 from bnood.study.grid import StudyCell, StudyOptions, read_summary
+from bnood.training.provenance import commit, machine, versions
+from bnood.training.run_folder import write_beside
 
 # The tables of a run's evaluation that are pooled, by the name that they have from there on.
 TABLES = {

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from bnood.errors import UserError
-from bnood.intervals import Unusable
+from bnood.evaluation.intervals import Unusable
 from bnood.lab.checks import Check, check_lab, checks_table, inside
 from bnood.lab.seed_figures import LabFigures, replicates
 from bnood.lab.thresholds import CheckOptions

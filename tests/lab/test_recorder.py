@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from wandb_files import read_offline_runs
 
-from bnood.classifier import Classifier
 from bnood.errors import UserError
 from bnood.lab.recorder import BINS, EDGES, Recorder, hidden_layers, histogram, layer_figures, probe
-from bnood.training import train
+from bnood.training.classifier import Classifier
+from bnood.training.train import train
 
 
 def classifier(architecture: str = "mlp", norm: str = "bn", activation: str = "relu") -> Classifier:

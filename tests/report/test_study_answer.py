@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from claim_tables import Truth, made_study
 
-from bnood.claim import ClaimOptions, judge
 from bnood.report.study_answer import WORDS_USED, plain_answer
+from bnood.study.claim import ClaimOptions, judge
 
 
 def told(truth: Truth, **noise: Any) -> dict[str, str]:

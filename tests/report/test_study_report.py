@@ -14,10 +14,10 @@ import pytest
 from report_pages import HOSTILE, Browser, Page
 from synthetic_study import make_study
 
-from bnood.claim import ClaimOptions
 from bnood.errors import UserError
 from bnood.report.study_report import StudyTables, write_study_report
 from bnood.report.study_tables import signed
+from bnood.study.claim import ClaimOptions
 
 NAMES = [
     "unit_profiles", "detection", "mitigations", "confidence", "layer_distances", "layer_shares", "interventions",

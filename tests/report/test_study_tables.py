@@ -7,7 +7,7 @@ from scipy import stats
 from synthetic_evaluation import make_scores, make_table, make_units
 
 from bnood.errors import UserError
-from bnood.intervals import seeds_interval
+from bnood.evaluation.intervals import seeds_interval
 from bnood.report.study_tables import StudyTables, listed, networks_of, over_seeds, plain, rests_on, signed
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, fields
 
-from bnood.claim import ClaimOptions
 from bnood.report.thresholds import field_reasons, thresholds
+from bnood.study.claim import ClaimOptions
 
 
 class Described:

@@ -17,7 +17,7 @@ from PIL import Image
 from refusal import refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
 
-from bnood.evaluation_cli import build_parser, evaluation_options, main
+from bnood.evaluation.cli import build_parser, evaluation_options, main
 
 ROOT = Path(__file__).parents[2]
 TABLES = {

@@ -14,7 +14,7 @@ from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 from bnood.lab.cli import main
 from bnood.lab.grid import Grid, LabOptions, cells, draw_images, drawn_images, training_arguments, training_settings
 from bnood.lab.preflight import check_images
-from bnood.runs import load_run
+from bnood.training.run_folder import load_run
 
 KEYS = ["network", "architecture", "activation", "norm", "norm_position", "learning_rate", "seed", "step", "epoch"]
 EPOCHS, STEPS = 2, TRAIN // 64

@@ -15,8 +15,8 @@ from refusal import refusal, tree
 from tiny_runs import SIZE, equal_weights, trained, training_arguments, write_set
 
 from bnood.errors import one_line_errors
-from bnood.runs import load_run
-from bnood.training import train
+from bnood.training.run_folder import load_run
+from bnood.training.train import train
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ import torch
 from tiny_study import BN, LN, copy_of_study, options_of, study_config, times
 
 from bnood.errors import UserError
-from bnood.run_evaluation import asked, is_evaluated
-from bnood.runs import CHECKPOINT
+from bnood.evaluation.run_evaluation import asked, is_evaluated
 from bnood.study.cli import evaluated_cells, main, missing_lines
 from bnood.study.grid import cell_evaluation
+from bnood.training.run_folder import CHECKPOINT
 
 
 def test_what_is_there_is_judged_without_training_or_evaluating(

@@ -19,8 +19,7 @@ from tiny_runs import data_root, equal_weights, weights
 from tiny_study import BN, LN, STOPPED, TRAINING, copy_of_study, options_of, studied, study_config, times
 
 from bnood.errors import UserError
-from bnood.run_evaluation import asked, is_evaluated, remove_remains
-from bnood.runs import load_run
+from bnood.evaluation.run_evaluation import asked, is_evaluated, remove_remains
 from bnood.study.cells import keep_last_epoch, stopped_at, train_cell
 from bnood.study.cli import main, sole_user
 from bnood.study.grid import (
@@ -33,7 +32,8 @@ from bnood.study.grid import (
     training_state,
 )
 from bnood.study.results import networks
-from bnood.training import train
+from bnood.training.run_folder import load_run
+from bnood.training.train import train
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"norms": ["bn"], "overrides": {}, "evaluation": {"sets": {"id_count": 60}, "resamples": 20}}

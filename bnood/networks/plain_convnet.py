@@ -1,0 +1,58 @@
+"""A deep ConvNet without shortcuts: what depth does to a gradient that has no way round the layers."""
+
+from torch import Tensor, nn
+
+from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, needs_bias
+from bnood.networks.initialisation import initialise_plain
+from bnood.networks.norm import Norm, norm_layer
+
+
+class PlainConvNet(nn.Module):
+    """``depth`` 3 x 3 convolutions of ``width`` channels each, two of them with stride 2; pixels' mean; linear head.
+
+    The image is halved by the layers a third and two thirds of the way in. The channels stay the same, unlike a
+    ResNet's, so that gradients and units of all layers but the first can be compared.
+
+    Args:
+        depth: convolutions, from 3 up.
+        width: channels of each.
+        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:func:`bnood.networks.norm.norm_layer`).
+        groups: groups of ``gn``; has to divide ``width``.
+        num_classes: K, the number of logits.
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too
+            (:func:`bnood.networks.initialisation.initialise_plain`).
+        norm_position: ``before`` or ``after`` the activation.
+
+    Raises:
+        ValueError: for fewer than 3 layers, groups that do not divide the width, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        depth: int = 10,
+        width: int = 16,
+        norm: Norm = "bn",
+        groups: int = 8,
+        num_classes: int = 10,
+        activation: Activation = "relu",
+        norm_position: NormPosition = "before",
+    ) -> None:
+        super().__init__()
+        if depth < 3:
+            raise ValueError(f"a plain ConvNet has 3 layers or more, one third at each resolution, not {depth}")
+        bias, halving = needs_bias(norm, norm_position), (depth // 3, 2 * depth // 3)
+        layers = []
+        for position in range(depth):
+            inputs, stride = (3 if position == 0 else width), (2 if position in halving else 1)
+            linear = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=bias)
+            layers.append(HiddenLayer(linear, norm_layer(norm, width, groups), activation, norm_position))
+        self.layers = nn.Sequential(*layers)
+        self.num_features = width
+        self.head = nn.Linear(width, num_classes)
+        initialise_plain(self, activation)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
+        features = self.layers(x).mean(dim=(2, 3))
+        logits = self.head(features)
+        return (logits, features) if return_features else logits

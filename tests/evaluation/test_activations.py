@@ -1,0 +1,98 @@
+"""What the penultimate units do: against NumPy on features whose answer can be worked out."""
+
+import numpy as np
+import pytest
+
+from bnood.errors import UserError
+from bnood.evaluation.activations import UNIT_FIGURES, ClassMix, UnitReference, unit_figures, unit_table
+from bnood.evaluation.bootstrap import resample_counts
+
+RNG = np.random.default_rng(0)
+REFERENCE = RNG.gamma(2.0, RNG.uniform(0.2, 2.0, 6), (200, 6)).astype(np.float32)
+OTHER = RNG.gamma(3.0, RNG.uniform(0.5, 3.0, 6), (50, 6)).astype(np.float32)
+COUNTS = np.concatenate([np.ones((1, 200), np.uint8), resample_counts(200, 20, seed=1)])
+OTHER_COUNTS = np.concatenate([np.ones((1, 50), np.uint8), resample_counts(50, 20, seed=2)])
+
+
+def test_the_reference_relative_to_itself_is_one_and_a_hundredth() -> None:
+    figures = unit_figures(REFERENCE, COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    assert tuple(figures) == UNIT_FIGURES
+    assert np.array_equal(figures["unit_mean_spread_ratio"], np.ones(21))
+    assert np.array_equal(figures["unit_mean_max_ratio"], np.ones(21))
+    assert figures["share_above_id_p99"][0] == pytest.approx(0.01)
+
+
+def test_figures_equal_numpy_on_the_resampled_images() -> None:
+    figures = unit_figures(OTHER, OTHER_COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    p99 = np.percentile(REFERENCE, 99, axis=0)
+    for row in range(21):
+        ours = np.repeat(OTHER.astype(np.float64), OTHER_COUNTS[row], axis=0)
+        reference = np.repeat(REFERENCE.astype(np.float64), COUNTS[row], axis=0)
+        spread = ours.mean(axis=0).std(ddof=1) / reference.mean(axis=0).std(ddof=1)
+        assert figures["unit_mean_spread_ratio"][row] == pytest.approx(spread)
+        largest = ours.mean(axis=0).max() / reference.mean(axis=0).max()
+        assert figures["unit_mean_max_ratio"][row] == pytest.approx(largest)
+        assert figures["share_above_id_p99"][row] == pytest.approx((ours > p99).mean())
+
+
+def test_one_unit_that_fires_ten_times_as_high_raises_the_maximum_and_the_share() -> None:
+    louder = REFERENCE.copy()
+    unit = int(REFERENCE.mean(axis=0).argmax())
+    louder[:, unit] *= 10
+    figures = unit_figures(louder, COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    assert figures["unit_mean_max_ratio"][0] == pytest.approx(10, rel=1e-5)
+    assert figures["unit_mean_spread_ratio"][0] > 5
+    above = (louder[:, unit] > np.percentile(REFERENCE[:, unit], 99)).mean()
+    assert figures["share_above_id_p99"][0] == pytest.approx((5 * 0.01 + above) / 6)
+
+
+def test_the_table_per_unit_equals_numpy() -> None:
+    table = unit_table(OTHER, UnitReference.of(REFERENCE, COUNTS))
+    values = OTHER.astype(np.float64)
+    assert table["unit"].tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(table["mean"], values.mean(axis=0))
+    np.testing.assert_allclose(table["std"], values.std(axis=0, ddof=1))
+    np.testing.assert_allclose(table["max"], values.max(axis=0))
+    for unit in range(6):
+        above = np.mean(values[:, unit] > np.percentile(REFERENCE[:, unit], 99))
+        assert table["share_above_id_p99"][unit] == pytest.approx(above)
+
+
+def test_a_single_image_has_no_spread() -> None:
+    table = unit_table(OTHER[:1], UnitReference.of(REFERENCE, COUNTS))
+    assert table["std"].tolist() == [0.0] * 6
+    assert table["mean"].tolist() == OTHER[0].astype(np.float64).tolist()
+
+
+def test_dead_units_are_named_and_not_divided_by() -> None:
+    with pytest.raises(UserError, match="all have the same mean"):
+        UnitReference.of(np.zeros((200, 6), np.float32), COUNTS)
+
+
+def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
+    predicted = RNG.integers(0, 4, 200)
+    predicted[predicted == 3] = 1  # nothing was sorted into class 3
+    seen = np.array([0] * 30 + [2] * 15 + [3] * 5)
+    ratios = ClassMix.of(REFERENCE, predicted, 4, COUNTS).max_ratio(seen, OTHER_COUNTS)
+    for row in range(21):
+        images = np.repeat(np.arange(200), COUNTS[row])
+        wanted = np.repeat(seen, OTHER_COUNTS[row])
+        share = {label: np.mean(wanted[wanted != 3] == label) for label in (0, 2)}
+        mixed = sum(share[label] * REFERENCE[images[predicted[images] == label]].mean(axis=0) for label in share)
+        expected = mixed.max() / REFERENCE[images].astype(np.float64).mean(axis=0).max()
+        assert ratios[row] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_references_own_mix_is_one_and_a_single_class_stands_out() -> None:
+    predicted = np.arange(200) % 4
+    features = REFERENCE.copy()
+    features[predicted == 2, 3] += 50.0
+    mix = ClassMix.of(features, predicted, 4, COUNTS)
+    assert mix.max_ratio(predicted, COUNTS) == pytest.approx(np.ones(21), rel=1e-6)
+    assert mix.max_ratio(np.full(50, 2), OTHER_COUNTS)[0] > 1.5
+    assert np.array_equal(mix.max_ratio(np.full(50, 1), OTHER_COUNTS) < 1.5, np.ones(21, bool))
+
+
+def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
+    mix = ClassMix.of(REFERENCE, np.zeros(200, int), 3, COUNTS)
+    assert np.array_equal(mix.max_ratio(np.full(50, 2), OTHER_COUNTS), np.ones(21))

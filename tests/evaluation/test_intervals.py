@@ -1,0 +1,229 @@
+"""Intervals over seeds and images: against SciPy, closed forms, and by simulated coverage."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import bnood.evaluation.intervals
+from bnood.errors import UserError
+from bnood.evaluation.bootstrap import interval
+from bnood.evaluation.intervals import (
+    Ratio,
+    Replicates,
+    Unusable,
+    linear,
+    mean_of,
+    ratio_interval,
+    ratio_of,
+    seeds_interval,
+    standardised_effect,
+)
+
+STUDIES, RESAMPLES = 3000, 100
+
+
+def replicates(values: list[float], image_noise: float = 0.0, resamples: int = 200, seed: int = 0) -> Replicates:
+    """Values of seeds 0, 1, ... with image noise that all seeds share."""
+    noise = image_noise * np.random.default_rng(seed).normal(size=resamples)
+    array = np.array(values)
+    return Replicates(tuple(range(len(values))), array, array[:, None] + noise)
+
+
+def simulated(seeds: int, seed_sd: float, image_sd: float, both_sd: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Studies whose true effect is 0: values ``[studies, S]`` and draws ``[studies, S, R]``."""
+    random = np.random.default_rng(seeds)
+    values = seed_sd * random.normal(size=(STUDIES, seeds)) + image_sd * random.normal(size=(STUDIES, 1))
+    values += both_sd * random.normal(size=(STUDIES, seeds))
+    draws = values[..., None] + image_sd * random.normal(size=(STUDIES, 1, RESAMPLES))
+    if both_sd:
+        draws += both_sd * random.normal(size=(STUDIES, seeds, RESAMPLES))
+    return values, draws
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("seed_sd", "image_sd", "both_sd"),
+    [(1, 0, 0), (1, 0.3, 0), (1, 1, 0), (0.3, 1, 0), (0, 1, 0), (1, 0.5, 0.5)],
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(
+    seeds: int, seed_sd: float, image_sd: float, both_sd: float
+) -> None:
+    _, low, high, _ = seeds_interval(*simulated(seeds, seed_sd, image_sd, both_sd))
+    assert 0.94 <= np.mean((low <= 0) & (high >= 0)) <= 0.99
+
+
+def test_noise_of_seeds_and_images_together_makes_the_interval_wider_rather_than_narrower() -> None:
+    _, low, high, _ = seeds_interval(*simulated(5, 0, 0, 1))
+    assert np.mean((low <= 0) & (high >= 0)) > 0.97
+
+
+def test_the_percentile_bootstrap_over_seeds_covers_far_less() -> None:
+    covered = {}
+    for seeds in (3, 5):
+        draws = simulated(seeds, 1, 0.3)[1]
+        random = np.random.default_rng(1)
+        chosen = random.integers(seeds, size=(STUDIES, RESAMPLES, seeds))
+        # Resample r takes the chosen seeds in resample r of the images: the hierarchical bootstrap.
+        means = np.take_along_axis(draws.transpose(0, 2, 1), chosen, axis=2).mean(axis=2)
+        low, high = np.quantile(means, [0.025, 0.975], axis=1)
+        covered[seeds] = np.mean((low <= 0) & (high >= 0))
+    assert covered[3] < 0.85 and covered[5] < 0.92
+    assert covered[3] < covered[5]
+
+
+def test_satterthwaites_degrees_of_freedom_cover_less_between_the_extremes() -> None:
+    covered = {}
+    for seeds in (2, 3):
+        values, draws = simulated(seeds, 1, 0.2)
+        parts = values.var(axis=1, ddof=1) / seeds, draws.mean(axis=1).var(axis=1, ddof=1)
+        degrees = (parts[0] + parts[1]) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (RESAMPLES - 1))
+        half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(parts[0] + parts[1])
+        covered[seeds] = np.mean(np.abs(values.mean(axis=1)) <= half)
+    assert covered[2] < 0.9 and covered[3] < 0.935
+
+
+def test_the_half_width_is_the_root_of_the_sum_of_squares() -> None:
+    random = np.random.default_rng(0)
+    values, noise = random.normal(size=3) + 4, random.normal(size=50)
+    effect, low, high, error = seeds_interval(values, values[:, None] + noise, 0.9)
+    over_seeds = scipy.stats.t.interval(0.9, 2, scale=scipy.stats.sem(values))[1]
+    over_images = scipy.stats.t.interval(0.9, 49, scale=np.std(noise, ddof=1))[1]
+    assert effect == pytest.approx(values.mean())
+    assert high - effect == pytest.approx(math.hypot(over_seeds, over_images)) == pytest.approx(effect - low)
+    assert error == pytest.approx(math.hypot(scipy.stats.sem(values), np.std(noise, ddof=1)))
+
+
+def test_without_image_noise_it_is_students_interval_over_seeds() -> None:
+    found = replicates([1.0, 2.0, 4.0]).interval(0.95)
+    bounds = scipy.stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert (found.effect, found.low, found.high) == pytest.approx((7 / 3, bounds.low, bounds.high))
+
+
+def test_noise_that_seeds_do_not_share_averages_out() -> None:
+    values = np.zeros(4)
+    draws = np.random.default_rng(0).normal(size=(4, 5000))
+    assert seeds_interval(values, draws)[3] == pytest.approx(1 / 2, rel=0.05)
+    assert seeds_interval(values, np.repeat(draws[:1], 4, axis=0))[3] == pytest.approx(1, rel=0.05)
+
+
+def test_one_seed_has_the_interval_over_images() -> None:
+    one = replicates([3.0], image_noise=1.0)
+    found = one.interval(0.9)
+    assert (found.effect, found.low, found.high) == (3.0, *interval(one.draws[0], 0.9))
+    with pytest.raises(UserError, match="at least 2 seeds"):
+        seeds_interval(one.values, one.draws)
+
+
+def test_nothing_varies_and_the_interval_is_a_point() -> None:
+    assert replicates([2.0, 2.0, 2.0]).interval() == (2.0, 2.0, 2.0, 0.0)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+def test_a_level_outside_0_and_1_is_refused(level: float) -> None:
+    with pytest.raises(UserError, match=r"0\.95, say"):
+        replicates([1.0, 2.0], 1.0).interval(level)
+
+
+def test_differences_are_paired_by_seed_and_resample_and_use_common_seeds() -> None:
+    left = Replicates((0, 1, 3), np.array([1.0, 2.0, 9.0]), np.array([[1.0, 1.5], [2.0, 2.5], [9.0, 9.0]]))
+    right = Replicates((1, 0, 2)[:2][::-1], np.array([0.5, 1.0]), np.array([[0.5, 0.0], [1.0, 3.0]]))
+    found = left - right
+    assert found.seeds == (0, 1) and found.dropped == {3}
+    assert found.values.tolist() == [0.5, 1.0]
+    assert found.draws.tolist() == [[0.5, 1.5], [1.0, -0.5]]
+    # The mean over sets has the interval of the mean, not a mean of intervals.
+    assert mean_of([left, right]).values.tolist() == [0.75, 1.5]
+    assert mean_of([left, right]).dropped == {3}
+
+
+def test_what_cannot_be_compared_says_so() -> None:
+    one = replicates([1.0, 2.0])
+    other = Replicates((7,), np.ones(1), np.ones((1, 200)))
+    with pytest.raises(Unusable, match="no seed is common"):
+        one - other
+    with pytest.raises(Unusable, match=r"\[100, 200\] resamples"):
+        linear([(1.0, one), (1.0, replicates([1.0, 2.0], resamples=100))])
+    with pytest.raises(Unusable, match="NaN"):
+        replicates([1.0, math.nan])
+    with pytest.raises(Unusable, match="at least 2 bootstrap resamples"):
+        replicates([1.0, 2.0], resamples=1)
+    with pytest.raises(UserError, match="shape"):
+        Replicates((0, 1), np.ones(3), np.ones((3, 4)))
+    with pytest.raises(UserError, match="shape"):
+        Replicates((), np.ones(0), np.ones((0, 4)))
+
+
+def test_the_ratios_interval_is_fiellers_closed_form() -> None:
+    above, below = replicates([2.0, 2.4, 1.8, 2.1]), replicates([4.0, 4.3, 3.9, 4.4])
+    t = scipy.stats.t.ppf(0.975, 3)
+    covariance = np.cov(above.values, below.values) / 4
+    n, d = above.values.mean(), below.values.mean()
+    # Fieller 1954: the roots of (n - rho d)^2 = t^2 (var_n - 2 rho cov + rho^2 var_d).
+    roots = np.roots(
+        [
+            d**2 - t**2 * covariance[1, 1],
+            -2 * (n * d - t**2 * covariance[0, 1]),
+            n**2 - t**2 * covariance[0, 0],
+        ]
+    )
+    found = ratio_interval(above, below)
+    assert found.effect == pytest.approx(n / d)
+    assert (found.low, found.high) == pytest.approx((roots.min(), roots.max()))
+
+
+def test_a_share_lies_above_a_threshold_exactly_when_the_contrast_lies_above_0() -> None:
+    random = np.random.default_rng(3)
+    above = Replicates((0, 1, 2), 0.5 + 0.1 * random.normal(size=3), 0.5 + 0.1 * random.normal(size=(3, 300)))
+    below = Replicates((0, 1, 2), 1.5 + 0.1 * random.normal(size=3), 1.5 + 0.1 * random.normal(size=(3, 300)))
+    low = ratio_interval(above, below).low
+    assert linear([(1.0, above), (-low, below)]).interval().low == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_ratios_interval_covers_the_truth(seeds: int) -> None:
+    random, covered, studies = np.random.default_rng(1), 0, 1500
+    for _ in range(studies):
+        parts = []
+        for mean in (1.0, 4.0):
+            values = mean + 0.3 * random.normal(size=seeds) + 0.2 * random.normal()
+            draws = values[:, None] + 0.2 * random.normal(size=(1, 100))
+            parts.append(Replicates(tuple(range(seeds)), values, draws))
+        found = ratio_interval(parts[0], parts[1])
+        covered += found.low <= 0.25 <= found.high
+    assert 0.93 <= covered / studies <= 0.99
+
+
+def test_a_ratio_to_nothing_is_unbounded() -> None:
+    found = ratio_interval(replicates([1.0, 1.1, 0.9]), replicates([0.5, -0.4, 0.2]))
+    assert (found.low, found.high) == (-math.inf, math.inf) and math.isfinite(found.effect)
+    with pytest.raises(Unusable, match="exactly 0"):
+        ratio_interval(replicates([1.0, 1.1]), replicates([0.5, -0.5]))
+
+
+def test_the_whole_of_an_effect_is_a_share_of_1() -> None:
+    whole = replicates([1.0, 1.5, 1.2], image_noise=0.1)
+    assert ratio_interval(whole, whole)[:3] == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_a_ratio_of_one_seed_has_an_interval_over_images() -> None:
+    found = ratio_interval(replicates([1.0], 0.1), replicates([2.0], 0.1, seed=1))
+    assert 0.3 < found.low < 0.5 < found.high < 0.7
+
+
+def test_ratios_use_common_seeds_and_each_seeds_own_ratio() -> None:
+    ratio = ratio_of(replicates([1.0, 2.0, 3.0]), replicates([2.0, 0.0]))
+    assert ratio.seeds == (0, 1) and ratio.dropped == {2}
+    assert ratio.values[0] == 0.5 and math.isnan(ratio.values[1])
+    with pytest.raises(UserError, match="same seeds"):
+        Ratio(replicates([1.0, 2.0, 3.0]), replicates([2.0, 1.0])).interval()
+
+
+def test_the_standardised_effect_is_the_paired_t_over_the_root_of_n() -> None:
+    values = np.array([0.3, 0.5, 0.1, 0.7])
+    assert standardised_effect(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).statistic / 2)
+    assert replicates([1.3, 1.5, 1.1, 1.7]).effect_size(null=1.0) == pytest.approx(standardised_effect(values))
+    assert math.isnan(standardised_effect(np.array([1.0]))) and math.isnan(standardised_effect(np.full(3, 0.1 * 3)))
+    assert doctest.testmod(bnood.evaluation.intervals).failed == 0

@@ -1,0 +1,348 @@
+"""Metrics against scikit-learn, pytorch-ood, torchmetrics, brute force and cases worked out by hand."""
+
+import doctest
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torchmetrics.functional.classification as torchmetrics_functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pytorch_ood.metrics import OODMetrics
+
+import bnood.evaluation.metrics
+from bnood.errors import UserError
+from bnood.evaluation.bootstrap import resample_counts
+from bnood.evaluation.metrics import (
+    DETECTION_METRICS,
+    Values,
+    accuracy,
+    aupr_in,
+    aupr_out,
+    auroc,
+    cross_entropies,
+    detection_metrics,
+    detection_metrics_of_sets,
+    expected_calibration_error,
+    fpr95_ood_positive,
+    fpr_at_tpr,
+    negative_log_likelihood,
+    share_above,
+)
+
+# Few distinct values make ties, within a set and between the sets; many make none.
+tied_scores = arrays(np.float64, st.integers(1, 30), elements=st.integers(-4, 4).map(float))
+free_scores = arrays(np.float64, st.integers(1, 30), elements=st.floats(-1e6, 1e6))
+any_scores = tied_scores | free_scores
+
+# No deadline per example: how fast a busy machine is, is not what is tested.
+some = settings(max_examples=60, deadline=None)
+many = settings(max_examples=200, deadline=None)
+
+
+def fpr_at_tpr_by_roc_curve(positive: np.ndarray, negative: np.ndarray, tpr: float = 0.95) -> float:
+    """The share of negatives at the first point of scikit-learn's ROC curve with enough of the positives."""
+    labels = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
+    fprs, tprs, _ = sklearn.metrics.roc_curve(labels, np.r_[positive, negative], drop_intermediate=False)
+    return float(fprs[np.argmax(tprs >= tpr)])
+
+
+def oracle_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, float]:
+    is_id = np.r_[np.ones(len(id_scores)), np.zeros(len(ood_scores))]
+    scores = np.r_[id_scores, ood_scores]
+    return {
+        "auroc": sklearn.metrics.roc_auc_score(is_id, scores),
+        "fpr95": fpr_at_tpr_by_roc_curve(id_scores, ood_scores),
+        "fpr95_ood_positive": fpr_at_tpr_by_roc_curve(-ood_scores, -id_scores),
+        "aupr_in": sklearn.metrics.average_precision_score(is_id, scores),
+        "aupr_out": sklearn.metrics.average_precision_score(1 - is_id, -scores),
+    }
+
+
+def point_metrics(id_scores: Values, ood_scores: Values) -> dict[str, float]:
+    return {name: float(value[0]) for name, value in detection_metrics(id_scores, ood_scores).items()}
+
+
+@many
+@given(any_scores, any_scores)
+def test_detection_metrics_equal_scikit_learns(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    assert point_metrics(id_scores, ood_scores) == pytest.approx(oracle_metrics(id_scores, ood_scores), abs=1e-12)
+
+
+@some
+@given(any_scores, any_scores)
+def test_auroc_equals_the_comparison_of_every_pair(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    higher = id_scores[:, None] > ood_scores
+    equal = id_scores[:, None] == ood_scores
+    assert auroc(id_scores, ood_scores) == pytest.approx(float((higher + 0.5 * equal).mean()), abs=1e-14)
+
+
+@some
+@given(any_scores, any_scores)
+def test_fpr95_follows_its_definition_threshold_by_threshold(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    accepting = [t for t in id_scores if (id_scores >= t).mean() >= 0.95]
+    assert fpr_at_tpr(id_scores, ood_scores) == (ood_scores >= max(accepting)).mean()
+    rejecting = [t for t in ood_scores if (ood_scores <= t).mean() >= 0.95]
+    assert fpr95_ood_positive(id_scores, ood_scores) == (id_scores <= min(rejecting)).mean()
+
+
+@some
+@given(any_scores, any_scores)
+def test_detection_metrics_equal_pytorch_oods(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    # pytorch-ood takes outlier scores, and OOD (labels below 0) is positive. Its AUPR is the trapezoid under the
+    # curve, not the average precision, so that it is not compared.
+    theirs = OODMetrics()
+    labels = torch.tensor([0] * len(id_scores) + [-1] * len(ood_scores))
+    theirs.update(-torch.from_numpy(np.r_[id_scores, ood_scores]), labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="AUTC is undefined")  # for constant scores; not compared
+        values = theirs.compute()
+    assert auroc(id_scores, ood_scores) == pytest.approx(values["AUROC"], abs=1e-12)
+    assert fpr95_ood_positive(id_scores, ood_scores) == pytest.approx(values["FPR95TPR"], abs=1e-12)
+
+
+@some
+@given(any_scores, any_scores, st.floats(0.01, 1.0))
+def test_fpr_at_any_tpr_equals_the_roc_curves(id_scores: np.ndarray, ood_scores: np.ndarray, tpr: float) -> None:
+    expected = fpr_at_tpr_by_roc_curve(id_scores, ood_scores, tpr)
+    assert fpr_at_tpr(id_scores, ood_scores, tpr) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [*range(1, 130), 1000, 5000, 10_000, 73_257])
+def test_95_percent_of_n_is_neither_one_image_too_few_nor_too_many(n: int) -> None:
+    # With distinct scores 0 .. n-1 on both sides, FPR is the share of images at or above the same place.
+    wanted = -(-95 * n // 100)  # in whole numbers
+    scores = np.arange(n, dtype=float)
+    assert fpr_at_tpr(scores, scores) == wanted / n
+    assert fpr95_ood_positive(scores, scores) == wanted / n
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 49, 100])
+def test_a_tpr_of_k_in_n_needs_k_images_and_any_more_needs_another(n: int) -> None:
+    scores = np.arange(n, dtype=float)
+    for k in range(1, n + 1):
+        assert fpr_at_tpr(scores, scores, k / n) == k / n
+        assert fpr_at_tpr(scores, scores, float(np.nextafter(k / n, 0))) == k / n
+        if k < n:
+            assert fpr_at_tpr(scores, scores, float(np.nextafter(k / n, 1))) == (k + 1) / n
+
+
+def test_a_small_case_with_ties_worked_out_by_hand() -> None:
+    id_scores, ood_scores = np.array([4.0, 3.0, 3.0, 1.0]), np.array([3.0, 2.0, 1.0])
+    # Pairs: 4 beats 3; each 3 beats 2, ties with one, so 2.5; 1 ties with one: (3 + 2.5 + 2.5 + 0.5) / 12.
+    # Descending: {4}: 1 of 1 ID; {3, 3 | 3}: 3 of 4; {| 2}; {1 | 1}: 4 of 7.
+    # Ascending: {1 | 1}: 1 of 2 OOD; {2}: 2 of 3; {3 | 3, 3}: 3 of 6.
+    assert point_metrics(id_scores, ood_scores) == pytest.approx(
+        {
+            "auroc": 8.5 / 12,
+            "fpr95": 1.0,
+            "fpr95_ood_positive": 3 / 4,
+            "aupr_in": (1 * 1 + 2 * 3 / 4 + 1 * 4 / 7) / 4,
+            "aupr_out": (1 / 2 + 2 / 3 + 3 / 6) / 3,
+        }
+    )
+    assert fpr_at_tpr(id_scores, ood_scores, tpr=0.75) == pytest.approx(1 / 3)
+
+
+def test_the_two_conventions_of_fpr95_differ() -> None:
+    id_scores, ood_scores = np.r_[np.full(96, 2.0), np.full(4, -9.0)], np.r_[np.full(90, 1.0), np.full(10, 3.0)]
+    assert fpr_at_tpr(id_scores, ood_scores) == 0.1
+    assert fpr95_ood_positive(id_scores, ood_scores) == 1.0
+
+
+def test_separated_sets_are_perfect_and_turned_round_hopeless() -> None:
+    low, high = np.arange(20.0), np.arange(100.0, 130.0)
+    perfect = {"auroc": 1, "fpr95": 0, "fpr95_ood_positive": 0, "aupr_in": 1, "aupr_out": 1}
+    assert point_metrics(high, low) == perfect
+    assert auroc(low, high) == 0 and fpr_at_tpr(low, high) == 1 and fpr95_ood_positive(low, high) == 1
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (30, 10), (1, 50)])
+def test_constant_scores_tell_nothing(n: int, m: int) -> None:
+    nothing = {"auroc": 0.5, "fpr95": 1, "fpr95_ood_positive": 1, "aupr_in": n / (n + m), "aupr_out": m / (n + m)}
+    assert point_metrics(np.full(n, 25.0), np.full(m, 25.0)) == pytest.approx(nothing)
+
+
+@some
+@given(tied_scores, tied_scores)
+def test_only_the_order_of_the_scores_counts(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    assert point_metrics(np.exp(3 * id_scores) + 25, np.exp(3 * ood_scores) + 25) == point_metrics(
+        id_scores, ood_scores
+    )
+
+
+@some
+@given(any_scores, any_scores)
+def test_swapping_the_roles_and_the_sign_mirrors_the_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    assert auroc(ood_scores, id_scores) == pytest.approx(1 - auroc(id_scores, ood_scores), abs=1e-14)
+    assert fpr95_ood_positive(id_scores, ood_scores) == fpr_at_tpr(-ood_scores, -id_scores)
+    assert aupr_out(id_scores, ood_scores) == pytest.approx(aupr_in(-ood_scores, -id_scores), abs=1e-14)
+
+
+def test_infinite_scores_keep_their_place() -> None:
+    id_scores, ood_scores = np.array([np.inf, 2.0, 1.0]), np.array([1.5, -np.inf])
+    assert point_metrics(id_scores, ood_scores) == point_metrics(np.array([9.0, 2, 1]), np.array([1.5, -9]))
+
+
+@some
+@given(any_scores, any_scores, st.integers(0, 1000))
+def test_counts_are_exactly_repeated_images(id_scores: np.ndarray, ood_scores: np.ndarray, seed: int) -> None:
+    id_counts = resample_counts(len(id_scores), 5, seed)
+    ood_counts = resample_counts(len(ood_scores), 5, seed + 1)
+    resampled = detection_metrics(id_scores, ood_scores, id_counts, ood_counts)
+    for row in range(5):
+        repeated = np.repeat(id_scores, id_counts[row]), np.repeat(ood_scores, ood_counts[row])
+        values = {name: float(resampled[name][row]) for name in DETECTION_METRICS}
+        assert values == pytest.approx(oracle_metrics(*repeated), abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [1, 15])
+def test_many_resamples_in_several_chunks_equal_scikit_learns_with_weights(decimals: int) -> None:
+    random = np.random.RandomState(0)
+    id_scores, ood_scores = random.normal(1, 1, 700).round(decimals), random.normal(0, 2, 500).round(decimals)
+    id_counts, ood_counts = resample_counts(700, 200, 0), resample_counts(500, 200, 1)
+    resampled = detection_metrics(id_scores, ood_scores, id_counts, ood_counts)
+    assert all(values.shape == (200,) and values.dtype == np.float64 for values in resampled.values())
+    is_id, scores = np.r_[np.ones(700), np.zeros(500)], np.r_[id_scores, ood_scores]
+    for row in (0, 53, 54, 55, 199):  # a chunk of resamples ends in between
+        weights = np.r_[id_counts[row], ood_counts[row]]
+        expected = {
+            "auroc": sklearn.metrics.roc_auc_score(is_id, scores, sample_weight=weights),
+            "aupr_in": sklearn.metrics.average_precision_score(is_id, scores, sample_weight=weights),
+            "aupr_out": sklearn.metrics.average_precision_score(1 - is_id, -scores, sample_weight=weights),
+        }
+        assert {name: resampled[name][row] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+def test_several_sets_at_once_equal_each_alone(decimals: int) -> None:
+    random = np.random.RandomState(1)
+    id_scores, id_counts = random.normal(1, 1, 300).round(decimals), resample_counts(300, 300, 0)
+    ood = [(random.normal(0, 2, n).round(decimals), resample_counts(n, 300, n)) for n in (1, 40, 700)]
+    together = detection_metrics_of_sets(id_scores, id_counts, ood)
+    for (scores, counts), found in zip(ood, together, strict=True):
+        alone = detection_metrics(id_scores, scores, id_counts, counts)
+        assert all(np.array_equal(found[name], alone[name]) for name in DETECTION_METRICS)
+        for row in (0, 299):
+            repeated = np.repeat(id_scores, id_counts[row]), np.repeat(scores, counts[row])
+            assert {name: found[name][row] for name in found} == pytest.approx(oracle_metrics(*repeated), abs=1e-12)
+
+
+def test_counts_need_not_sum_to_the_number_of_images() -> None:
+    values = detection_metrics([3.0, 1.0], [2.0, 0.0], np.array([[1, 3], [5, 0]]), np.array([[2, 0], [1, 1]]))
+    assert values["auroc"].tolist() == [0.25, 1.0]
+
+
+def test_energies_that_torchmetrics_squashes_are_ranked_right() -> None:
+    # Outside [0, 1], torchmetrics' AUROC takes scores for logits and puts them through a float32 sigmoid, which is
+    # exactly 1 above 17 or so: nearly all that separates these energies is lost.
+    random = np.random.RandomState(0)
+    id_scores, ood_scores = random.normal(28, 3, 2000), random.normal(22, 3, 2000)
+    is_id = np.r_[np.ones(2000, int), np.zeros(2000, int)]
+    energies = torch.from_numpy(np.r_[id_scores, ood_scores]).float()
+    theirs = float(torchmetrics_functional.binary_auroc(energies, torch.from_numpy(is_id)))
+    right = sklearn.metrics.roc_auc_score(is_id, np.r_[id_scores, ood_scores])
+    assert right > 0.9 and theirs < right - 0.2
+    assert auroc(id_scores, ood_scores) == pytest.approx(right, abs=1e-12)
+
+
+def test_tensors_of_any_type_and_lists_are_taken() -> None:
+    ids, oods = [2.0, 1.0, 1.5], [1.0, 0.5]
+    expected = point_metrics(np.array(ids), np.array(oods))
+    assert point_metrics(torch.tensor(ids, dtype=torch.bfloat16, requires_grad=True), torch.tensor(oods)) == expected
+    assert aupr_in(ids, oods) == expected["aupr_in"]
+
+
+def test_accuracy_is_scikit_learns() -> None:
+    random = np.random.RandomState(0)
+    predictions, labels = random.randint(0, 3, 50), random.randint(0, 3, 50)
+    expected = sklearn.metrics.accuracy_score(labels, predictions)
+    assert accuracy(predictions, labels) == accuracy(torch.from_numpy(predictions), labels) == expected
+
+
+def test_negative_log_likelihood_is_pytorchs_in_float64() -> None:
+    logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) * 30
+    labels = torch.arange(200) % 10
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    np.testing.assert_allclose(cross_entropies(logits, labels), expected.numpy(), rtol=1e-12, atol=1e-14)
+    assert negative_log_likelihood(logits.numpy(), labels.numpy()) == pytest.approx(float(expected.mean()), rel=1e-12)
+    assert negative_log_likelihood(np.array([[1e4, -1e4]]), [1]) == 2e4  # where a softmax would underflow
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_expected_calibration_error_equals_torchmetrics(bins: int) -> None:
+    random = np.random.RandomState(0)
+    probabilities = torch.from_numpy(random.dirichlet(np.full(10, 0.2), size=3000)).float()
+    labels = torch.from_numpy(random.randint(0, 10, 3000))
+    confidence, prediction = probabilities.max(dim=1)
+    theirs = torchmetrics_functional.multiclass_calibration_error(probabilities, labels, 10, n_bins=bins)
+    ours = expected_calibration_error(confidence, prediction == labels, bins)
+    assert ours == pytest.approx(float(theirs), abs=2e-6)  # torchmetrics sums in float32
+    assert ours > 0.1
+
+
+def test_confidences_on_the_edges_fall_into_torchmetrics_bins() -> None:
+    confidence = torch.tensor([0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 1.0, 0.9])
+    correct = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1])
+    theirs = torchmetrics_functional.binary_calibration_error(confidence, correct, n_bins=4)
+    # [0, .25): 1; [.25, .5): .25; [.5, .75): 0; [.75, 1): .35; {1}: 2, each over 8 images.
+    assert expected_calibration_error(confidence, correct, 4) == pytest.approx(3.6 / 8) == pytest.approx(float(theirs))
+
+
+def test_resampled_calibration_error_is_that_of_the_repeated_images() -> None:
+    random = np.random.RandomState(0)
+    confidence = random.uniform(0.1, 1, 400)
+    correct = random.uniform(size=400) < confidence**2
+    counts = resample_counts(400, 300, 0)
+    resampled = expected_calibration_error(confidence, correct, counts=counts)
+    assert resampled.shape == (300,)
+    for row in (0, 163, 164, 299):
+        repeated = expected_calibration_error(np.repeat(confidence, counts[row]), np.repeat(correct, counts[row]))
+        assert resampled[row] == pytest.approx(repeated, abs=1e-13)
+
+
+def test_share_above_leaves_out_the_threshold_itself() -> None:
+    assert share_above(np.array([0.9, 0.9, 0.91, 0.1]), 0.9) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: auroc([], [1.0]), "no ID scores"),
+        (lambda: aupr_in([1.0], []), "no OOD scores"),
+        (lambda: aupr_out([1.0, float("nan")], [1.0]), r"1 of 2 ID scores are NaN \(first: 1\)"),
+        (lambda: fpr95_ood_positive([1.0], torch.tensor([float("nan")])), "1 of 1 OOD scores are NaN"),
+        (lambda: auroc(np.zeros((2, 2)), [1.0]), r"shape \[2, 2\]"),
+        (lambda: auroc(np.array(["a"]), [1.0]), "have to be numbers"),
+        (lambda: fpr_at_tpr([1.0], [1.0], tpr=0), "not 0"),
+        (lambda: fpr_at_tpr([1.0], [1.0], tpr=95), "not 95"),
+        (lambda: detection_metrics([1.0], [1.0], np.ones((2, 1), int)), "both the ID and the OOD"),
+        (lambda: detection_metrics([1.0], [1.0], np.ones((2, 1), int), np.ones((3, 1), int)), "2 ID .* 3 OOD"),
+        (lambda: detection_metrics([1.0], [1.0], np.ones((2, 2), int), np.ones((2, 1), int)), "1 ID images"),
+        (lambda: accuracy([], []), "N >= 1"),
+        (lambda: accuracy([1, 2], [1]), r"not \[2\] and \[1\]"),
+        (lambda: accuracy(np.zeros((2, 1)), np.zeros(2)), r"not \[2, 1\] and \[2\]"),
+        (lambda: cross_entropies(np.zeros((2, 3)), [0, 3]), "from 0 to 2, not 0 .. 3"),
+        (lambda: cross_entropies(np.zeros((2, 3)), [-1, 0]), "from 0 to 2, not -1 .. 0"),
+        (lambda: cross_entropies(np.zeros((2, 3)), [0.0, 1.0]), "integers"),
+        (lambda: cross_entropies(np.zeros((0, 3)), []), "N >= 1"),
+        (lambda: cross_entropies(np.full((2, 3), np.nan), [0, 1]), "2 of 2 images"),
+        (lambda: expected_calibration_error([1.5], [True]), "between 0 and 1"),
+        (lambda: expected_calibration_error([float("nan")], [True]), "between 0 and 1"),
+        (lambda: expected_calibration_error([0.5], [3]), "true or false"),
+        (lambda: expected_calibration_error([0.5], [True], bins=0), "at least one bin, not 0"),
+        (lambda: expected_calibration_error([0.5], [True], counts=np.ones((2, 2), int)), "1 images"),
+        (lambda: share_above([], 0.5), "no values"),
+    ],
+)
+def test_what_has_no_metric_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_examples_in_the_docstrings() -> None:
+    result = doctest.testmod(bnood.evaluation.metrics)
+    assert result.attempted >= 10 and result.failed == 0

@@ -1,0 +1,151 @@
+"""Plain networks: what stands in them, in which order, how they begin, and which norm normalises over what."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnood.networks import build_model
+from bnood.networks.hidden_layer import HiddenLayer
+from bnood.networks.mlp import MLP
+from bnood.networks.norm import unit_norm_layer
+from bnood.networks.plain_convnet import PlainConvNet
+
+SAMPLES, UNITS, GROUPS = 6, 8, 4
+NUMPY_ACTIVATIONS = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+}
+
+
+def units() -> Tensor:
+    """``[6, 8]`` in float64, with a scale and an offset of its own for every sample and unit."""
+    values = torch.randn(SAMPLES, UNITS).double()
+    return values * (torch.rand(SAMPLES, UNITS) + 1).double() + torch.randn(1, UNITS) * 5
+
+
+def layer(norm: str) -> nn.Module:
+    return unit_norm_layer(norm, UNITS, GROUPS).double().train()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln", "gn", "none"])
+@pytest.mark.parametrize(("sample", "unit"), [(0, 0), (3, 5), (5, 7)])
+def test_a_changed_unit_is_felt_exactly_where_it_should_be(norm: str, sample: int, unit: int) -> None:
+    x = units()
+    changed = x.clone()
+    changed[sample, unit] += 3
+    felt = np.zeros((SAMPLES, UNITS), dtype=bool)
+    first = unit // 2 * 2  # 8 units in 4 groups: pairs of neighbours
+    places = {
+        "bn": (slice(None), unit),
+        "ln": (sample, slice(None)),
+        "gn": (sample, slice(first, first + 2)),
+        "none": (sample, unit),
+    }
+    felt[places[norm]] = True
+    # A pair of values is normalised to about -1 and 1, whatever they are: its change is smaller than the others'.
+    differs = (layer(norm)(changed) - layer(norm)(x)).abs() > 1e-12
+    np.testing.assert_array_equal(differs.numpy(), felt)
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln", "gn"])
+def test_mean_and_variance_are_0_and_1_over_the_stated_axes_only(norm: str) -> None:
+    out = layer(norm)(units()).detach().numpy().reshape(SAMPLES, GROUPS, UNITS // GROUPS)
+    axes = {"bn": (0,), "ln": (1, 2), "gn": (2,)}
+    for name, over in axes.items():
+        mean, variance = out.mean(axis=over), out.var(axis=over)
+        normalised = np.allclose(mean, 0, atol=1e-6) and np.allclose(variance, 1, atol=0.05)
+        # Pairs that are centred are centred all together too, and so is what they make up.
+        assert normalised == (name == norm) or (norm == "gn" and name == "ln")
+
+
+def test_groups_that_do_not_divide_the_units_and_unknown_norms() -> None:
+    with pytest.raises(ValueError, match="divides 8 channels, not 3"):
+        unit_norm_layer("gn", 8, 3)
+    with pytest.raises(ValueError, match="unknown norm 'batch': choose one of bn, ln, gn, none"):
+        unit_norm_layer("batch", 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("activation", list(NUMPY_ACTIVATIONS))
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_the_norm_stands_where_it_is_said_to(activation: str, position: str) -> None:
+    linear = nn.Linear(5, UNITS).double()
+    built = HiddenLayer(linear, nn.LayerNorm(UNITS).double(), activation, position)  # type: ignore[arg-type]
+    x = torch.randn(3, 5).double()
+    own = NUMPY_ACTIVATIONS[activation]
+    values = x.numpy() @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+
+    def norm(v: np.ndarray) -> np.ndarray:
+        return (v - v.mean(axis=1, keepdims=True)) / np.sqrt(v.var(axis=1, keepdims=True) + 1e-5)
+
+    expected = own(norm(values)) if position == "before" else norm(own(values))
+    np.testing.assert_allclose(built(x).detach().numpy(), expected, atol=1e-9)
+
+
+def test_unknown_activation_and_position() -> None:
+    with pytest.raises(ValueError, match="unknown activation 'swish': choose one of sigmoid, relu, tanh, gelu"):
+        HiddenLayer(nn.Linear(2, 2), nn.Identity(), "swish", "before")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown norm_position 'behind': choose before or after"):
+        HiddenLayer(nn.Linear(2, 2), nn.Identity(), "relu", "behind")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln", "gn", "none"])
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_networks_give_logits_and_features(norm: str, position: str) -> None:
+    x = torch.randn(4, 3, 12, 12)
+    for network in (
+        MLP(3, 16, norm, 4, 7, "tanh", position, image_size=12),  # type: ignore[arg-type]
+        PlainConvNet(5, 8, norm, 4, 7, "tanh", position),  # type: ignore[arg-type]
+    ):
+        logits, features = network(x, return_features=True)
+        assert logits.shape == (4, 7) and features.shape == (4, network.num_features)
+        torch.testing.assert_close(network.head(features), logits)
+        hidden = [module for module in network.modules() if isinstance(module, HiddenLayer)]
+        assert len(hidden) == len(network.layers)
+        has_bias = {each.linear.bias is not None for each in hidden}
+        assert has_bias == {norm == "none" or position == "after"}
+
+
+def test_the_plain_convnet_halves_its_images_at_the_thirds() -> None:
+    network = PlainConvNet(10, 4, "none")
+    sizes, x = [], torch.randn(1, 3, 32, 32)
+    for each in network.layers:
+        x = each(x)
+        sizes.append(x.shape[-1])
+    assert sizes == [32] * 3 + [16] * 3 + [8] * 4
+    with pytest.raises(ValueError, match="3 layers or more"):
+        PlainConvNet(2, 4)
+
+
+def test_weights_begin_as_the_activation_asks() -> None:
+    for activation, fan_out in (("sigmoid", True), ("tanh", True), ("relu", False), ("gelu", False)):
+        network = MLP(3, 200, "none", 8, 10, activation, image_size=8)  # type: ignore[arg-type]
+        for each, inputs in zip(network.layers, (192, 200, 200), strict=True):
+            expected = 2 / (inputs + 200) if fan_out else 2 / inputs
+            weight = each.linear.weight.detach()
+            assert float(weight.var()) == pytest.approx(expected, rel=0.05)
+            # Glorot's are uniform: none lies beyond the square root of three standard deviations.
+            assert (float(weight.abs().max()) <= math.sqrt(3 * expected)) == fan_out
+            assert not each.linear.bias.any()
+        assert float(network.head.weight.detach().var()) == pytest.approx(2 / 210, rel=0.1)
+
+
+def test_he_keeps_the_size_of_signals_through_a_deep_relu_net() -> None:
+    network = MLP(20, 256, "none", activation="relu", image_size=8)
+    x = torch.randn(64, 3, 8, 8)
+    first, last = network.layers[0](x.flatten(1)), network(x, return_features=True)[1]
+    assert 0.3 < float(last.square().mean() / first.square().mean()) < 3  # PyTorch's default: 6 ** -19
+
+
+def test_residual_networks_have_relu_and_norms_before_it() -> None:
+    for architecture, depth in (("resnet", 20), ("wide_resnet", 10)):
+        build_model(architecture, depth, 1 if depth == 10 else 16, "bn")  # type: ignore[arg-type]
+        for other in ({"activation": "tanh"}, {"norm_position": "after"}):
+            with pytest.raises(ValueError, match=f"{architecture} has ReLU and its norms before it"):
+                build_model(architecture, depth, 16, "bn", **other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown architecture 'vgg': choose resnet, wide_resnet, mlp or plain"):
+        build_model("vgg", 16, 16, "bn")  # type: ignore[arg-type]

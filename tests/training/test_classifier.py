@@ -1,0 +1,138 @@
+"""The LightningModule: its normalisation, optimizer, schedule and settings."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import SIZE, VALIDATION, checkpoint, data_root, trained, write_set
+
+from bnood.data.datamodule import ImageDataModule
+from bnood.errors import UserError
+from bnood.training.classifier import Classifier, cosine_with_warmup
+
+
+def classifier(**changes: Any) -> Classifier:
+    return Classifier(**({"depth": 20, "width": 8, "groups": 4} | changes)).eval()
+
+
+def pixels(count: int = 5) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
+
+
+def test_forward_normalises_each_channel_by_its_constants() -> None:
+    model, images = classifier(), pixels()
+    model.image_mean.copy_(torch.tensor([10.0, 20.0, 30.0]))
+    model.image_std.copy_(torch.tensor([2.0, 4.0, 8.0]))
+    expected = (images.numpy().astype(np.float32) - [10, 20, 30]) / [2, 4, 8]
+    with torch.no_grad():
+        by_hand = model.network(torch.from_numpy(expected.transpose(0, 3, 1, 2).astype(np.float32)))
+        logits, features = model(images, return_features=True)
+        assert torch.allclose(logits, by_hand, atol=1e-5)
+        assert torch.equal(model(images), logits)
+        assert torch.allclose(features @ model.network.head.weight.T + model.network.head.bias, logits, atol=1e-5)
+    assert logits.shape == (5, 10)
+
+
+def test_checkpoint_holds_the_constants_of_the_images_that_were_trained_on() -> None:
+    images = ImageDataModule("tiny", data_root(), validation=VALIDATION, image_size=SIZE).split()[0].images
+    state = checkpoint(trained())["state_dict"]
+    np.testing.assert_allclose(state["image_mean"], images.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(state["image_std"], images.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "decay_norm"), [("bn", True), ("bn", False), ("gn", False), ("none", False)])
+def test_weight_decay_spares_norm_parameters_and_biases_by_choice(norm: Any, decay_norm: bool) -> None:
+    model = classifier(norm=norm, decay_norm=decay_norm, weight_decay=0.3, learning_rate=0.7, momentum=0.8)
+    model.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
+    optimizer = model.configure_optimizers()["optimizer"]
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    layers = (torch.nn.Conv2d, torch.nn.Linear)
+    for module in model.network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            weight = isinstance(module, layers) and name == "weight"
+            assert decay[id(parameter)] == (0.3 if weight or decay_norm else 0.0)
+    assert all(group["nesterov"] and group["momentum"] == 0.8 for group in optimizer.param_groups)
+
+
+def test_cosine_with_warmup_by_hand() -> None:
+    # 20 steps, of which 4 rise in equal fifths; then half a cosine of 16 steps from 1 to 0.01.
+    values = [cosine_with_warmup(step, 20, 0.2, 0.01) for step in range(21)]
+    np.testing.assert_allclose(values[:4], [0.2, 0.4, 0.6, 0.8])
+    assert values[4] == 1
+    assert values[12] == pytest.approx((1 + 0.01) / 2)
+    assert values[8] == pytest.approx(0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2)
+    assert values[20] == pytest.approx(0.01)
+    assert all(a < b for a, b in itertools.pairwise(values[:5]))
+    assert all(a > b for a, b in itertools.pairwise(values[4:]))
+    assert cosine_with_warmup(25, 20, 0.2, 0.01) == pytest.approx(0.01)
+    assert cosine_with_warmup(0, 10, 0.0, 0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("norm", "choice", "expected"),
+    [
+        ("bn", "auto", torch.channels_last),
+        ("ln", "auto", torch.channels_last),
+        ("gn", "auto", torch.contiguous_format),
+        ("gn", "channels_last", torch.channels_last),
+        ("bn", "contiguous", torch.contiguous_format),
+    ],
+)
+def test_memory_format_on_a_cpu(norm: Any, choice: Any, expected: torch.memory_format) -> None:
+    model = classifier(norm=norm, memory_format=choice)
+    assert model.torch_memory_format() == expected
+    seen: list[torch.Tensor] = []
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(pixels())
+    assert seen[0].is_contiguous(memory_format=expected)
+
+
+def test_gradient_clipping_bounds_the_norm_by_choice() -> None:
+    for bound, expected in ((0.0, 5.0), (2.0, 2.0)):
+        model = classifier(clip_gradient_norm=bound)
+        first = next(model.network.parameters())
+        first.grad = torch.zeros_like(first)
+        first.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
+        model.configure_gradient_clipping(None)
+        assert float(first.grad.norm()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_label_smoothing_is_off_by_default() -> None:
+    assert Classifier().hparams["label_smoothing"] == 0
+
+
+def test_settings_that_cannot_be_meant() -> None:
+    for name, value in (
+        ("width", 0),
+        ("depth", 19),
+        ("num_classes", 1),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("label_smoothing", 1.0),
+        ("warmup", 1.0),
+        ("clip_gradient_norm", -1.0),
+    ):
+        with pytest.raises(UserError, match=name if name != "depth" else "19"):
+            classifier(**{name: value})
+    with pytest.raises(UserError, match="groups that divides 8 channels, not 3"):
+        classifier(norm="gn", groups=3)
+
+
+@pytest.mark.parametrize(
+    ("label", "words"), [(10, "labels up to 10.*--model.num_classes 11"), (-100, "has the label -100")]
+)
+def test_labels_outside_the_classes(label: int, words: str) -> None:
+    images = np.zeros((200, SIZE, SIZE, 3), np.uint8)
+    labels = np.arange(200) % 10
+    labels[:20] = label
+    file = write_set(data_root() / f"label{label}.npz", images, labels)
+    data = ImageDataModule(str(file), validation=20, image_size=SIZE)
+    data.setup("fit")
+    with pytest.raises(UserError, match=words):
+        classifier().check_labels(data)

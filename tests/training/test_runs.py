@@ -1,0 +1,191 @@
+"""Run folders: what is read back, which run is the newest, and that no file is ever half-written."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_runs import SIZE, checkpoint, copy_of_run, trained, weights
+
+from bnood.errors import UserError
+from bnood.training.classifier import Classifier
+from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint, write_beside
+
+
+def pixels(count: int = 8) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
+
+
+def test_a_run_is_read_back_as_it_was_trained() -> None:
+    folder = trained()
+    run = load_run(folder)
+    assert (run.name, run.seed, run.folder, run.checkpoint) == ("bn", 0, folder, folder / "checkpoints" / "last.ckpt")
+    assert run.config == yaml.safe_load((folder / "config.yaml").read_text())
+    assert run.summary == json.loads((folder / "summary.json").read_text())
+    state, saved = run.classifier.state_dict(), weights(folder)
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[key], saved[key]) for key in saved)
+    assert not any(module.training for module in run.classifier.modules())
+    # The same function by another way: the weights put into a network that is built from the config by hand.
+    by_hand = Classifier(architecture="resnet", depth=20, width=8, norm="bn", num_classes=10)
+    by_hand.load_state_dict(saved)
+    with torch.no_grad():
+        assert torch.allclose(run.classifier(pixels()), by_hand.eval()(pixels()), atol=1e-5)
+
+
+def test_an_interrupted_run_has_no_summary(tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    assert load_run(run).summary == {}
+
+
+def test_a_compiled_network_is_read_back_uncompiled(tmp_path: Path) -> None:
+    content = checkpoint(trained())
+    content["hyper_parameters"]["compile"] = True
+    torch.save(content, tmp_path / "last.ckpt")
+    assert load_classifier(tmp_path / "last.ckpt").hparams["compile"] is False
+
+
+def test_groups_are_those_of_gn_alone() -> None:
+    folder = trained()
+    config = load_run(folder).config["model"]
+    assert load_classifier(folder / CHECKPOINT, config | {"groups": 2}).norm == "bn"
+    with pytest.raises(UserError, match="groups 4, but the config says 2"):
+        load_classifier(trained("gn") / CHECKPOINT, config | {"norm": "gn", "groups": 2})
+
+
+def test_newest_run_is_the_one_whose_checkpoint_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run with a checkpoint in .*: train one with scripts/train.py"):
+        newest_run(tmp_path / "none")
+    for name, time in (("b", 3_000), ("a", 2_000), ("c", 1_000)):
+        file = tmp_path / name / CHECKPOINT
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (time, time))
+    (tmp_path / "untrained").mkdir()
+    (tmp_path / "notes.txt").write_text("a file among the runs")
+    assert newest_run(tmp_path) == tmp_path / "b"
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(length: int) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(path.read_bytes()[:length])  # type: ignore[return-value]
+
+
+def text(content: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(content)  # type: ignore[return-value]
+
+
+def saved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Write the checkpoint again, as ``change`` makes it of the old one."""
+    return lambda path: torch.save(change(torch.load(path, weights_only=True)), path)
+
+
+def hyper_parameter(key: str, value: object) -> Callable[[Path], None]:
+    return saved(lambda content: content | {"hyper_parameters": content["hyper_parameters"] | {key: value}})
+
+
+def without_one_weight(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"state_dict": {k: v for k, v in content["state_dict"].items() if k != "network.head.bias"}}
+
+
+class Pickled:
+    """Something that only a pickle which runs code could bring back."""
+
+
+SPOILT: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("config missing", "config.yaml", remove, "config.yaml is missing: .* is not a run of scripts/train.py"),
+    ("config no YAML", "config.yaml", text("data: [1"), "config.yaml is not readable as YAML"),
+    ("config binary", "config.yaml", lambda path: path.write_bytes(b"\xff\xfe\x00a"), "config.yaml is not readable"),  # type: ignore[list-item, return-value]
+    ("config empty", "config.yaml", text(""), "config.yaml: expected the sections seed_everything, data and model"),
+    ("config of another program", "config.yaml", text("lr: 1"), "config.yaml: expected the sections"),
+    ("config without a network", "config.yaml", text("{data: , model: , seed_everything: 0}"), "config.yaml: expected"),
+    ("summary cut short", "summary.json", cut(20), "summary.json is not readable as JSON"),
+    ("checkpoint missing", str(CHECKPOINT), remove, "last.ckpt is missing: the run has not finished its first epoch"),
+    ("checkpoint empty", str(CHECKPOINT), cut(0), "last.ckpt is not a readable checkpoint .truncated"),
+    ("checkpoint cut", str(CHECKPOINT), cut(5_000), "last.ckpt is not a readable checkpoint .truncated"),
+    ("checkpoint cut late", str(CHECKPOINT), cut(-1), "last.ckpt is not a readable checkpoint .truncated"),
+    ("checkpoint text", str(CHECKPOINT), text("no checkpoint"), "last.ckpt is not a readable checkpoint"),
+    ("a tensor", str(CHECKPOINT), saved(lambda _: torch.zeros(3)), "last.ckpt is not a checkpoint of bnood"),
+    ("weights alone", str(CHECKPOINT), saved(lambda content: content["state_dict"]), "is not a checkpoint of bnood"),
+    ("another norm", str(CHECKPOINT), hyper_parameter("norm", "gn"), "norm 'gn', but the config says 'bn'"),
+    ("another width", str(CHECKPOINT), hyper_parameter("width", 16), "width 16, but the config says 8"),
+    ("unknown setting", str(CHECKPOINT), hyper_parameter("colour", 3), "last.ckpt .*colour"),
+    ("setting missing", str(CHECKPOINT), hyper_parameter("depth", None), "depth None, but the config says 20"),
+    ("weight missing", str(CHECKPOINT), saved(without_one_weight), "does not fit the network that its own settings"),
+]
+
+
+@pytest.mark.parametrize(("file", "spoil", "words"), [case[1:] for case in SPOILT], ids=[case[0] for case in SPOILT])
+def test_a_spoilt_run_is_one_line(file: str, spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    spoil(run / file)
+    with pytest.raises(UserError, match=words) as error:
+        load_run(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_bytes(pickle.dumps(Pickled()))
+    torch.save({"state_dict": {}, "hyper_parameters": {}, "more": Pickled()}, tmp_path / "new.ckpt")
+    for path in (file, tmp_path / "new.ckpt"):
+        with pytest.raises(UserError, match="is not a readable checkpoint"):
+            read_checkpoint(path)
+    with pytest.raises(UserError, match=r"none.ckpt: no such checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(UserError, match="no such run folder"):
+        load_run(tmp_path / "none")
+    with pytest.raises(UserError, match="no such run folder"):
+        load_run(file)
+
+
+def test_write_beside_renames_when_all_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.csv"
+    seen: list[Path] = []
+
+    def write(path: Path) -> None:
+        assert path.parent == target.parent and path.suffix == ".csv" and not target.exists()
+        path.write_text("all")
+        seen.append(path)
+
+    write_beside(target, write)
+    assert target.read_text() == "all"
+    assert list(target.parent.iterdir()) == [target]
+    assert seen != [target]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no"), KeyboardInterrupt()])
+def test_write_beside_keeps_the_old_file_when_writing_fails(error: BaseException, tmp_path: Path) -> None:
+    target = tmp_path / "file.csv"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("ha")
+        raise error
+
+    expected = UserError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as raised:
+        write_beside(target, fail)
+    if isinstance(error, OSError):
+        assert str(raised.value) == f"{target} can't be written: No space left on device"
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_write_beside_says_what_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target, words in ((tmp_path / "file" / "a.csv", "exists|Not a dir"), (tmp_path, "Is a directory|not empty")):
+        with pytest.raises(UserError, match=rf"{target} can't be written: .*({words})"):
+            write_beside(target, lambda path: path.write_text("text"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.parent.iterdir() if ".partial" in path.name] == []
