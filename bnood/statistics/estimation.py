@@ -101,7 +101,7 @@ def estimate_statistics(
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
     # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
     max_passes = len(layers) + 2 if max_passes is None else max_passes
-    current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call)
+    current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call, method)
     _warn_of_others(model, layers, current)
     if method == "one_pass":
         return BatchNormStatistics(current, passes=1)
@@ -159,7 +159,11 @@ def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> l
 
 
 def _measure(
-    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode, call: Call | None
+    model: nn.Module,
+    batches: Iterable[Any],
+    upstream: BatchNormStatistics | Mode,
+    call: Call | None,
+    method: Method = "one_pass",
 ) -> dict[str, LayerStatistics]:
     """One pass: pooled statistics of the input of each layer that ran, behind layers that use ``upstream``."""
     layers, bare = batchnorm_layers(model), unwrapped(model)
@@ -167,7 +171,7 @@ def _measure(
     number = 0
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
-        if upstream == "batch" and count == 1:
+        if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
             raise UserError(
                 f"layer {name!r} received a single value per channel in batch {number}, which has no variance: give "
                 "two images or more per batch, or leave out the last one"
