@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,15 +39,8 @@ class _Context:
     names: dict[nn.Module, str]
 
 
-@dataclass(frozen=True)
-class _State:
-    """What a module gets back when a context is left."""
-
-    attributes: dict[str, Any]
-    buffers: dict[str, Tensor | None]
-    parameters: dict[str, Any]
-
-
+# What a module gets back when a context is left: the contents of its "attributes", "buffers" and "parameters".
+_State = dict[str, dict[str, Any]]
 # The contexts that each module is in, outermost first, with the state to restore when each is left. The first state is
 # the module's own: what "running" means, however deep contexts nest.
 _OPEN: WeakKeyDictionary[nn.Module, dict[_Context, _State]] = WeakKeyDictionary()
@@ -62,11 +56,12 @@ def read_statistics(model: nn.Module) -> BatchNormStatistics:
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
-        own = own_buffers(layer)
-        mean, var, batches = own.get("running_mean"), own.get("running_var"), own.get("num_batches_tracked")
-        if mean is None or var is None:
+        if not tracks(layer):
             raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False)")
-        read[name] = LayerStatistics(mean.flatten(), var.flatten(), 0 if batches is None else int(batches))
+        own = own_buffers(layer)
+        seen = own.get("num_batches_tracked")
+        seen = 0 if seen is None else int(seen)
+        read[name] = LayerStatistics(own["running_mean"].flatten(), own["running_var"].flatten(), seen)
     return BatchNormStatistics(read)
 
 
@@ -186,12 +181,13 @@ def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
     if not isinstance(statistics, BatchNormStatistics):
         raise UserError(f"only BatchNormStatistics can be written into a model, not {statistics!r}")
     _check_usable(layers, statistics)
-    values: list[tuple[Tensor, Tensor]] = []
+    values = []
     for name, given in statistics.items():
         if not tracks(layers[name]):
             raise UserError(f"layer {name!r} has no buffers to write to (track_running_stats=False)")
-        for own, new in ((layers[name].running_mean, given.mean), (layers[name].running_var, given.var)):
-            values.append((own, _converted(name, new, own, own.dtype)))  # type: ignore[arg-type, union-attr]
+        for key, new in (("running_mean", given.mean), ("running_var", given.var)):
+            own = layers[name].get_buffer(key)
+            values.append((own, _converted(name, new, own, own.dtype)))
     with torch.no_grad():
         for own, new in values:
             own.copy_(new)
@@ -209,10 +205,7 @@ def before_layers(
         def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Not in a context inside this one, and not for a copy made inside, which took the hook along.
             if layer is layers[name] and _innermost(layer) is context:
-                x = _input(args, kwargs)
-                if x is None:
-                    raise UserError(f"layer {name!r} was called without a tensor, so it has no input to measure")
-                act(name, layers[name], *channel_moments(x))
+                act(name, layers[name], *channel_moments(_input(layer, args, kwargs)))
 
         return measure
 
@@ -245,9 +238,9 @@ def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
         layer._buffers[key] = _converted(name, values, own.get(key), kind).to(reference.device, copy=True)
 
 
-def own_buffers(layer: nn.Module) -> dict[str, Tensor | None]:
+def own_buffers(layer: nn.Module) -> dict[str, Any]:
     """The layer's own buffers, whatever context it is in."""
-    return next(iter(_OPEN[layer].values())).buffers if layer in _OPEN else layer._buffers
+    return next(iter(_OPEN[layer].values()))["buffers"] if layer in _OPEN else layer._buffers
 
 
 def tracks(layer: nn.Module) -> bool:
@@ -258,12 +251,7 @@ def tracks(layer: nn.Module) -> bool:
 
 def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Floating-point parameters and buffers, which tell a module's device and type."""
-    return (
-        tensor
-        for tensors in (module.parameters(), module.buffers())
-        for tensor in tensors
-        if tensor.is_floating_point()
-    )
+    return filter(torch.is_floating_point, itertools.chain(module.parameters(), module.buffers()))
 
 
 def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype) -> Tensor:
@@ -279,14 +267,17 @@ def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype)
     return converted
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise UserError(f"a {type(layer).__name__} was called without a tensor, so it has no input to normalise")
 
 
 def _refuse_single_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
-    x = _input(args, kwargs)
-    if layer.training and x is not None and x.ndim > 1 and x.numel() == x.shape[1]:
+    x = _input(layer, args, kwargs)
+    if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
         name = repr(_innermost(layer).names[layer]) if layer in _OPEN else type(layer).__name__
         raise UserError(
             f"layer {name} received a single value per channel, in a batch of shape {list(x.shape)}, which has no "
@@ -299,11 +290,18 @@ def _innermost(layer: nn.Module) -> _Context:
 
 
 def _state(module: nn.Module) -> _State:
-    attributes: dict[str, Any] = dict(vars(module)) if isinstance(module, _BatchNorm) else {"training": module.training}
-    if module.training:
-        # Such as LeViT's cache of biases: filled in evaluation mode, and stale after the next step of training.
-        attributes |= {key: value for key, value in vars(module).items() if type(value) is dict and key[0] != "_"}
-    return _State(attributes, dict(module._buffers), dict(module._parameters))
+    attributes = dict(vars(module)) if isinstance(module, _BatchNorm) else _caches(module)
+    attributes["training"] = module.training
+    return {
+        "attributes": attributes,
+        "buffers": dict(module._buffers),
+        "parameters": dict(module._parameters),
+    }
+
+
+def _caches(module: nn.Module) -> dict[str, Any]:
+    """Such as LeViT's biases: filled in evaluation mode, and stale after the next step if training goes on."""
+    return {k: v for k, v in vars(module).items() if module.training and type(v) is dict and not k.startswith("_")}
 
 
 def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
@@ -311,20 +309,17 @@ def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
 
     A BatchNorm layer goes back to its own state first, not to that of a context around this one.
     """
-
-    def copied(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or is_lazy(tensor):
-            return tensor
-        return copies.setdefault(id(tensor), tensor if id(tensor) in copies else tensor.detach().clone())
-
-    buffers: dict[str, Tensor | None] = dict(module._buffers)
+    buffers = dict(module._buffers)
     if isinstance(module, _BatchNorm):
         own = next(iter(_OPEN[module].values()))
-        buffers, module.track_running_stats = own.buffers, own.attributes["track_running_stats"]
-        module._parameters.update(own.parameters)
-    module._buffers.update({key: copied(buffer) for key, buffer in buffers.items()})
-    if module.training:
-        vars(module).update({k: dict(v) for k, v in vars(module).items() if type(v) is dict and k[0] != "_"})
+        buffers, module.track_running_stats = own["buffers"], own["attributes"]["track_running_stats"]
+        module._parameters.update(own["parameters"])
+    for key, buffer in buffers.items():
+        if buffer is not None and not is_lazy(buffer):
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.detach().clone()
+            module._buffers[key] = copies[id(buffer)]
+    vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
     module.training = False  # not .eval(): models that override train() would be run into
 
 
@@ -342,10 +337,10 @@ def _leave(module: nn.Module, context: _Context) -> None:
         del _OPEN[module]
     if isinstance(module, _BatchNorm):
         vars(module).clear()
-    vars(module).update(state.attributes)
+    vars(module).update(state["attributes"])
     module._buffers.clear()
-    module._buffers.update(state.buffers)
-    module._parameters.update(state.parameters)
+    module._buffers.update(state["buffers"])
+    module._parameters.update(state["parameters"])
 
 
 def _opener(frame: FrameType) -> FrameType:

@@ -1,6 +1,7 @@
 """Statistics that are measured or decided upon layer by layer, while the images pass."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -24,7 +25,7 @@ NAMES = ["1", "4", "7", "10"]
 def chain() -> nn.Sequential:
     """Four BatchNorm layers in evaluation mode, with running statistics and affine parameters of no data at all."""
     widths = (3, 6, 5, 4, 6)
-    blocks = [(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+    blocks = [(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in itertools.pairwise(widths)]
     model = nn.Sequential(*(module for block in blocks for module in block))
     for name in NAMES:
         model[int(name)].running_mean.normal_(0, 0.3)

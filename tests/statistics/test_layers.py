@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -135,7 +136,6 @@ def test_call_hands_any_kind_of_batch_to_the_model(method: str) -> None:
         ((X, torch.zeros(8)), r"batch 2 has the shape \[8\]"),
         ([X, torch.arange(8)], r"batch 2 has the shape \[8\]"),
         (TensorDataset(X), "a Dataset, which gives single images: put a DataLoader around it"),
-        (5, "the batches are a int"),
     ],
 )
 def test_batches_that_need_another_form_are_named(batches: Any, message: str) -> None:
@@ -168,6 +168,11 @@ def test_what_only_looks_like_batchnorm_is_refused_with_its_reason(kind: str) ->
     for use in (lambda: use_statistics(model, "batch").__enter__(), lambda: estimate_statistics(model, [X])):
         with pytest.raises(UserError, match=message):
             use()
+
+
+def test_symbolically_traced_modules_keep_their_layers() -> None:
+    model = torch.fx.symbolic_trace(nn.Sequential(OrderedDict(batch_norm=nn.BatchNorm2d(3))))
+    assert list(estimate_statistics(model, [X])) == ["batch_norm"]
 
 
 def test_frozen_layers_beside_others_are_named() -> None:
@@ -314,9 +319,9 @@ def test_copies_made_inside_keep_the_statistics_and_nothing_of_the_context() -> 
 @pytest.mark.parametrize(
     ("mean", "var", "count", "message"),
     [
-        ([0.0, float("nan")], [1.0, 1.0], 1, "layer 'a': the mean is NaN or infinite"),
-        ([0.0, float("inf")], [1.0, 1.0], 1, "layer 'a': the mean is NaN or infinite"),
-        ([0.0, 0.0], [1.0, float("nan")], 1, "layer 'a': the variance is NaN or infinite"),
+        ([0.0, float("nan")], [1.0, 1.0], 1, "layer 'a': the mean or the variance is NaN"),
+        ([0.0, float("inf")], [1.0, 1.0], 1, "layer 'a': the mean or the variance is NaN"),
+        ([0.0, 0.0], [1.0, float("nan")], 1, "layer 'a': the mean or the variance is NaN"),
         ([0.0, 0.0], [1.0, -0.5], 1, r"layer 'a': the variance is negative in some channel \(-0.5\)"),
         ([0.0, 0.0], [1.0], 1, r"layer 'a': mean and variance .* shapes \[2\] and \[1\]"),
         ([[0.0]], [[1.0]], 1, "one value per channel"),
