@@ -187,7 +187,7 @@ def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
             raise UserError(f"layer {name!r} has no buffers to write to (track_running_stats=False)")
         for key, new in (("running_mean", given.mean), ("running_var", given.var)):
             own = layers[name].get_buffer(key)
-            values.append((own, _converted(name, new, own, own.dtype)))
+            values.append((own, _converted(name, new, own, own.dtype, own.device)))
     with torch.no_grad():
         for own, new in values:
             own.copy_(new)
@@ -235,7 +235,7 @@ def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
             half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
             layer._parameters.update({key: p.float() for key, p in half.items()})  # type: ignore[misc]
     for key, values in (("running_mean", mean), ("running_var", var)):
-        layer._buffers[key] = _converted(name, values, own.get(key), kind).to(reference.device, copy=True)
+        layer._buffers[key] = _converted(name, values, own.get(key), kind, reference.device)
 
 
 def own_buffers(layer: nn.Module) -> dict[str, Any]:
@@ -254,11 +254,11 @@ def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
     return filter(torch.is_floating_point, itertools.chain(module.parameters(), module.buffers()))
 
 
-def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype) -> Tensor:
-    """Values ``[C]`` in the type and shape of a buffer, ``[1, C, 1, 1]``, or ``[parts * C]`` as ghost BatchNorm has."""
+def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of values ``[C]`` in the shape of a buffer: ``[1, C, 1, 1]``, or ``[parts * C]`` of ghost BatchNorm."""
     if own is not None and own.shape != values.shape:
         values = values.repeat(own.numel() // values.numel()).view(own.shape)
-    converted = values.to(kind)
+    converted = values.to(device, kind, copy=True)
     if kind == torch.float16 and not torch.isfinite(converted).all():
         raise UserError(
             f"layer {name!r} is in float16, which cannot hold its statistics (up to {float(values.abs().max()):.4g}; "
@@ -301,7 +301,9 @@ def _state(module: nn.Module) -> _State:
 
 def _caches(module: nn.Module) -> dict[str, Any]:
     """Such as LeViT's biases: filled in evaluation mode, and stale after the next step if training goes on."""
-    return {k: v for k, v in vars(module).items() if module.training and type(v) is dict and not k.startswith("_")}
+    if not module.training:
+        return {}
+    return {key: value for key, value in vars(module).items() if type(value) is dict and not key.startswith("_")}
 
 
 def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
@@ -312,7 +314,7 @@ def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
     buffers = dict(module._buffers)
     if isinstance(module, _BatchNorm):
         own = next(iter(_OPEN[module].values()))
-        buffers, module.track_running_stats = own["buffers"], own["attributes"]["track_running_stats"]
+        buffers, vars(module)["track_running_stats"] = own["buffers"], own["attributes"]["track_running_stats"]
         module._parameters.update(own["parameters"])
     for key, buffer in buffers.items():
         if buffer is not None and not is_lazy(buffer):
@@ -320,7 +322,7 @@ def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
                 copies[id(buffer)] = buffer.detach().clone()
             module._buffers[key] = copies[id(buffer)]
     vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
-    module.training = False  # not .eval(): models that override train() would be run into
+    vars(module)["training"] = False  # not .eval(): models that override train() would be run into
 
 
 def _leave(module: nn.Module, context: _Context) -> None:
