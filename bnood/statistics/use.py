@@ -1,95 +1,67 @@
-"""BatchNorm statistics: read them, estimate them on other data, use them for a while, interpolate, save.
+"""Using BatchNorm statistics: read a model's own, normalise with others for a while, or write others in for good."""
 
-Works on any ``torch.nn.Module`` that holds BatchNorm1d/2d/3d or SyncBatchNorm layers (or subclasses of them, such as
-timm's BatchNormAct2d), affine or not, with or without running statistics::
-
-    source = read_statistics(model)
-    target = estimate_statistics(model, batches)
-    with use_statistics(model, target):  # or "running", or "batch"
-        logits = model(x)
-
-**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set
-of images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over
-*all* elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and
-b, means m and sums of squared deviations S, ::
-
-    delta = m_b - m_a
-    m     = m_a + delta * b / (a + b)
-    S     = S_a + S_b + delta**2 * a * b / (a + b)
-
-in float64, so the result depends neither on how the images were cut into batches nor on their order as far as the
-layer's input does not. (``torch.optim.swa_utils.update_bn`` averages per-batch variances instead, with equal weights;
-on batches sorted by class it misses the variance between the classes altogether.)
-
-**Which input.** The input of a layer depends on how the layers before it normalise. ``one_pass`` normalises every layer
-with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
-nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
-layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
-network that uses them. The layers nearest the input are exact after one pass, those behind them after two, and so on,
-so a feed-forward network of L layers is settled after L passes at most. It may well take most of them: a change in the
-first layers grows on its way through the network before it dies out, so a small step is no sign of being close. The
-one-pass estimate costs a single pass and is usually near: :meth:`BatchNormStatistics.distance` says how near.
-"""
-
-import warnings
+import contextlib
+import inspect
+import itertools
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from bnood.errors import UserError
-from bnood.statistics.moments import PooledMoments, channel_moments
+from bnood.statistics.layers import batchnorm_layers, named_modules
+from bnood.statistics.moments import channel_moments
 from bnood.statistics.values import BatchNormStatistics, LayerStatistics
 
-Method = Literal["one_pass", "sequential"]
 Mode = Literal["running", "batch"]
-Buffers = dict[str, Tensor | None]
 # From a layer's name and its input's statistics to those it shall normalise with.
 Decide = Callable[[str, LayerStatistics], LayerStatistics | None]
-# The own buffers of the layers that are in use_statistics: what "running" means there, however deep contexts nest.
-_SET_ASIDE: WeakKeyDictionary[nn.Module, Buffers] = WeakKeyDictionary()
+HALF = (torch.float16, torch.bfloat16)
+CAN_PAUSE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers of a model by name, in the order of ``named_modules``.
+@dataclass(eq=False, frozen=True)
+class _Context:
+    """One open context: the thread and the frame that opened it, and the names of the layers in it."""
 
-    Raises:
-        UserError: if there are none, or if one is lazy and has not seen its first batch.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    if not layers:
-        raise UserError(
-            f"{type(model).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or replace"
-        )
-    for name, layer in layers.items():
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
-            raise UserError(f"layer {name!r} is lazy and has no channels yet: run one batch through the model first")
-    return layers
+    thread: int
+    frame: int  # its id; the frame itself would keep its local variables alive
+    can_pause: bool  # the frame is a generator's or a coroutine's
+    names: dict[nn.Module, str]
 
 
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether any layer of the model keeps or computes batch statistics."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+# What a module gets back when a context is left: the contents of its "attributes", "buffers" and "parameters".
+_State = dict[str, dict[str, Any]]
+# The contexts that each module is in, outermost first, with the state to restore when each is left. The first state is
+# the module's own: what "running" means, however deep contexts nest.
+_OPEN: WeakKeyDictionary[nn.Module, dict[_Context, _State]] = WeakKeyDictionary()
+_LOCK = threading.RLock()
 
 
 def read_statistics(model: nn.Module) -> BatchNormStatistics:
     """The running statistics of all BatchNorm layers, copied; within :func:`use_statistics` too the model's own.
 
     Raises:
-        UserError: if the model has no BatchNorm layer, or one that was built with ``track_running_stats=False``.
+        UserError: if the model has no BatchNorm layer, one that was built with ``track_running_stats=False``, or one
+            whose running statistics are not finite.
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
-        mean, var = _own_buffers(layer).values()
-        if mean is None or var is None:
+        if not tracks(layer):
             raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False)")
-        seen = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
-        read[name] = LayerStatistics(_to_float64(mean), _to_float64(var), seen)
+        own = own_buffers(layer)
+        seen = own.get("num_batches_tracked")
+        seen = 0 if seen is None else int(seen)
+        read[name] = LayerStatistics(own["running_mean"].flatten(), own["running_var"].flatten(), seen)
     return BatchNormStatistics(read)
 
 
@@ -97,8 +69,23 @@ def read_statistics(model: nn.Module) -> BatchNormStatistics:
 def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> Iterator[nn.Module]:
     """Let every BatchNorm layer normalise with the given statistics; everything else is in evaluation mode.
 
-    On leaving, also by an error, buffers, training flags, momentum and hooks are exactly what they were: the model's
-    own buffers are set aside, never written. Contexts nest; the innermost counts, and "running" is the model's own.
+    Inside, copies stand in for the buffers of all modules. On leaving, also by an error, every module has its own
+    buffers, training flag and hooks back, and a BatchNorm layer all its attributes. Contexts nest; the innermost
+    counts, and "running" is the model's own.
+
+    Limits:
+        - Entering while another thread or a paused generator holds the model is refused: give each a copy of the
+          model. A context in a generator stays open while the generator is paused.
+        - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too: load and
+          convert outside. A copy, ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"``
+          as flags; :func:`bake` does that in the open.
+        - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside, or the
+          gradients are those of other statistics.
+        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics and, made on entering,
+          float32 copies of scale and shift; gradients reach the originals. Layers that are written out by hand get
+          statistics of their own type, and are refused if it cannot hold them.
+        - Under ``"batch"``, a subclass with its own forward does what it does in train mode, and SyncBatchNorm shares
+          the batch among processes.
 
     Args:
         model: the network; compiled or wrapped ones too.
@@ -108,109 +95,37 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
 
     Raises:
         UserError: if the model has no BatchNorm layer; if the statistics name a layer that the model lacks or have
-            another number of channels; if ``"running"`` is asked of a layer that keeps none. Under ``"batch"``, a
-            forward pass that gives a layer a single value per channel is torch's ``ValueError``.
+            another number of channels; if ``"running"`` is asked of a layer that keeps none; if another context holds
+            the model. Under ``"batch"``, also where a forward pass gives a layer a single value per channel.
     """
-    layers = batchnorm_layers(model)
-    _check_usable(layers, statistics)
-    training = [(module, module.training) for module in model.modules()]
-    saved = [(layer, layer.track_running_stats, _buffers(layer)) for layer in layers.values()]
-    outermost: dict[nn.Module, Buffers] = {layer: buffers for layer, _, buffers in saved if layer not in _SET_ASIDE}
+    layers, modules = batchnorm_layers(model), [module for _, module in named_modules(model)]
+    opener, names = _opener(sys._getframe()), {layer: name for name, layer in layers.items()}
+    context = _Context(threading.get_ident(), id(opener), bool(opener.f_code.co_flags & CAN_PAUSE), names)  # type: ignore[arg-type]
+    del opener
+    handles = []
     try:
-        _SET_ASIDE.update(outermost)
-        for module, _ in training:
-            module.training = False  # not .eval(): models that override train() would be run into
+        with _LOCK:
+            _refuse_overlap(layers)
+            _check_usable(layers, statistics)
+            for module in modules:
+                _OPEN.setdefault(module, {})[context] = _state(module)
+        copies: dict[int, Tensor] = {}
+        for module in modules:
+            _set_aside(module, copies)
         for name, layer in layers.items():
             if statistics == "batch":
-                # Train mode without tracking hands F.batch_norm no buffers: nothing is there to be changed.
+                # Train mode without tracking hands F.batch_norm no buffers; what a subclass writes to are copies.
                 layer.training, layer.track_running_stats = True, False
+                handles.append(layer.register_forward_pre_hook(_refuse_single_values, with_kwargs=True))
             elif isinstance(statistics, BatchNormStatistics) and name in statistics:
-                _put(layer, model, statistics[name].mean, statistics[name].var)
-            else:
-                layer._buffers.update(_own_buffers(layer))
+                put(layer, model, statistics[name].mean, statistics[name].var)
         yield model
     finally:
-        for entered in outermost:
-            del _SET_ASIDE[entered]
-        for layer, tracks, buffers in saved:
-            layer.track_running_stats = tracks
-            layer._buffers.update(buffers)
-        for module, flag in training:
-            module.training = flag
-
-
-def estimate_statistics(
-    model: nn.Module,
-    batches: Iterable[Any] | Callable[[], Iterable[Any]],
-    *,
-    method: Method = "one_pass",
-    start: BatchNormStatistics | None = None,
-    max_passes: int | None = None,
-    tolerance: float = 1e-4,
-) -> BatchNormStatistics:
-    """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
-
-    Args:
-        model: the network; called as ``model(x)``, without gradients, in evaluation mode but for its BatchNorm.
-        batches: the data: an iterable of ``x`` or of tuples that begin with ``x``, each batch as large as memory
-            allows; ragged and sorted batches do no harm. ``sequential`` goes through it several times, so there
-            it has to be a list, a DataLoader or a function that returns an iterator, not an iterator.
-            Tensors are moved to the model's device.
-        method: ``one_pass`` or ``sequential``.
-        start: where ``sequential`` begins; by default at what one pass finds.
-        max_passes: how many passes ``sequential`` may take, the first included; by default enough for any
-            feed-forward network: two more than it has layers.
-        tolerance: ``sequential`` ends when no layer's :meth:`~BatchNormStatistics.distance` to the pass before
-            exceeds this.
-
-    Raises:
-        UserError: if the model has no BatchNorm layer, if there are no batches or one bare tensor, if a layer saw no
-            data, a single value per channel, or NaN or infinite values, or if an iterator was given where several
-            passes are needed. A ``sequential``
-            estimate that does not settle in time comes with a warning and ``converged=False``.
-    """
-    layers = batchnorm_layers(model)
-    if isinstance(batches, Tensor):
-        raise UserError("the batches are one tensor, which would be taken image by image: give [images], or a split")
-    if method == "sequential" and isinstance(batches, Iterator):
-        raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
-    once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
-    if method == "one_pass":
-        return BatchNormStatistics(_measure(model, once(), "batch"), passes=1)
-    if method != "sequential":
-        raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
-    # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
-    max_passes = len(layers) + 2 if max_passes is None else max_passes
-    passes = 0
-    if start is None:
-        start, passes = BatchNormStatistics(_measure(model, once(), "batch")), 1
-    current = start
-    while passes < max_passes:
-        found = BatchNormStatistics(_measure(model, once(), current), passes=passes + 1)
-        passes += 1
-        moved = max(max(pair) for pair in current.distance(found).values())
-        current = found
-        if moved <= tolerance:
-            return current
-    warnings.warn(
-        f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used anyway",
-        stacklevel=2,
-    )
-    return BatchNormStatistics(current, passes=passes, converged=False)
-
-
-def measure_statistics(
-    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode = "running"
-) -> BatchNormStatistics:
-    """The statistics of each layer's input as it arrives while all layers normalise with ``upstream``; one pass.
-
-    Under ``"running"`` these are what each layer's running statistics stand in for; under ``"batch"`` what
-    :func:`estimate_statistics` finds in one pass. ``batches`` as there; the model is left untouched.
-
-    Raises:
-        UserError: as :func:`use_statistics` and :func:`estimate_statistics` do.
-    """
-    return BatchNormStatistics(_measure(model, batches, upstream), passes=1)
+        for handle in handles:
+            handle.remove()
+        with _LOCK:
+            for module in modules:
+                _leave(module, context)
 
 
 @contextmanager
@@ -221,131 +136,258 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     returns what the layer shall normalise with; None: with what it has, its running statistics or what ``decide``
     gave before. The layers before it have been decided upon by then, so that a set that passes as *one* batch is
     normalised by the fixed point of sequential estimation in a single pass. Everything else is as in
-    :func:`use_statistics`.
+    :func:`use_statistics`, without gradients.
 
     Args:
         model: the network.
         decide: called for each layer and batch.
         layers: names of the layers that are asked for; the others use their running statistics. None: all.
+
+    Raises:
+        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns what is not finite, a
+            negative variance or another number of channels.
     """
-    layers_by_name = batchnorm_layers(model)
-    asked = layers_by_name if layers is None else {name: layers_by_name[name] for name in layers}
+    all_layers = batchnorm_layers(model)
+    names = list(all_layers if layers is None else layers)
+    for name in names:
+        if name not in all_layers:
+            raise UserError(f"the model has no BatchNorm layer {name!r}")
 
     def act(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         chosen = decide(name, LayerStatistics(mean, deviations / count, count))
         if chosen is not None:
-            _put(layer, model, chosen.mean, chosen.var)
+            chosen.check(name)
+            _check_channels(name, layer, chosen)
+            put(layer, model, chosen.mean, chosen.var)
 
-    with use_statistics(model, "running"), _before_layers(asked, act):
+    with use_statistics(model, "running"), before_layers({name: all_layers[name] for name in names}, act):
         yield model
 
 
-def _buffers(layer: nn.Module) -> Buffers:
-    return {key: layer._buffers.get(key) for key in ("running_mean", "running_var")}
+def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
+    """Write statistics into the model for good: they replace the values of its running means and variances.
 
+    Nothing else changes: neither weights nor ``num_batches_tracked`` nor layers that the statistics leave out. After
+    it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, and so does a saved and loaded
+    ``state_dict``; in half precision, up to the rounding of the buffers. Keep ``read_statistics(model)`` to go back.
 
-def _own_buffers(layer: nn.Module) -> Buffers:
-    return _SET_ASIDE[layer] if layer in _SET_ASIDE else _buffers(layer)
+    Raises:
+        UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
+            cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
+    """
+    layers = batchnorm_layers(model)
+    if any(layer in _OPEN for layer in layers.values()):
+        raise UserError("statistics cannot be written into a model inside use_statistics: leave the context first")
+    if not isinstance(statistics, BatchNormStatistics):
+        raise UserError(f"only BatchNormStatistics can be written into a model, not {statistics!r}")
+    _check_usable(layers, statistics)
+    values = []
+    for name, given in statistics.items():
+        if not tracks(layers[name]):
+            raise UserError(f"layer {name!r} has no buffers to write to (track_running_stats=False)")
+        for key, new in (("running_mean", given.mean), ("running_var", given.var)):
+            own = layers[name].get_buffer(key)
+            values.append((own, _converted(name, new, own, own.dtype, own.device)))
+    with torch.no_grad():
+        for own, new in values:
+            own.copy_(new)
 
 
 @contextmanager
-def _before_layers(
+def before_layers(
     layers: Mapping[str, _BatchNorm], act: Callable[[str, _BatchNorm, int, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Before each layer runs, call ``act`` with its name, itself and its input's moments (``channel_moments``)."""
+    """Inside a context: before each layer runs, call ``act`` with its name, itself and its input's moments."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda layer, inputs: act(name, layers[name], *channel_moments(inputs[0]))
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        context = _innermost(layers[name])
+
+        def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Not in a context inside this one, and not for a copy made inside, which took the hook along.
+            if layer is layers[name] and _innermost(layer) is context:
+                act(name, layers[name], *channel_moments(_input(layer, args, kwargs)))
+
+        return measure
 
     handles = []
     # A graph that was compiled without the hooks would not call them, one compiled with them would never stop to.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
-            handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+            for name, layer in layers.items():
+                handles.append(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _measure(
-    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode
-) -> dict[str, LayerStatistics]:
-    """One pass: pooled statistics of each layer's input, behind layers that use ``upstream``."""
-    layers = batchnorm_layers(model)
-    moments = {name: PooledMoments() for name in layers}
-
-    def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
-        moments[name].merge(count, mean, deviations)
-        if upstream == "batch":
-            # The layer then normalises with what was measured: its own computation of the same moments is
-            # saved, and in channels_last it would lose the variance to cancellation where means are large.
-            _put(layer, model, mean, deviations / count)
-
-    device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
-    neutral = BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in _widths(layers)})
-    # The context's buffers are replaced before each layer, batch by batch, and by the model's own at the end.
-    context = use_statistics(model, neutral if upstream == "batch" else upstream)
-    seen = False
-    with context, _before_layers(layers, measure):
-        for batch in batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if len(images):
-                seen = True
-                model(images.to(device))
-    if not seen:
-        raise UserError("no batches were given, so there is nothing to estimate BatchNorm statistics from")
-    for name, pooled in moments.items():
-        if pooled.count == 0:
-            raise UserError(f"layer {name!r} was not reached by the forward pass: its statistics cannot be estimated")
-        if pooled.count == 1:
-            raise UserError(
-                f"layer {name!r} received a single value per channel, which has no variance: give two images or more"
-            )
-        if not torch.isfinite(pooled.deviations).all():
-            raise UserError(f"layer {name!r} received NaN or infinite values: no statistics can be estimated from them")
-    return {name: LayerStatistics(p.mean, p.deviations / p.count, p.count) for name, p in moments.items()}
+def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
+    """Inside a context: let the layer normalise with these statistics, in fresh buffers of its or the model's type."""
+    reference = next((tensor for module in (layer, model) for tensor in floating_tensors(module)), mean.float())
+    kind, name, own = reference.dtype, _innermost(layer).names[layer], own_buffers(layer)
+    code = getattr(layer.forward, "__code__", None)
+    if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
+        # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
+        # statistics for inputs in half precision if scale and shift are float32 too; in a forward written out by
+        # hand they would spread to its output. Autograd follows the conversion.
+        kind = torch.float32
+        with torch.enable_grad():
+            half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
+            layer._parameters.update({key: p.float() for key, p in half.items()})  # type: ignore[misc]
+    for key, values in (("running_mean", mean), ("running_var", var)):
+        layer._buffers[key] = _converted(name, values, own.get(key), kind, reference.device)
 
 
-def _put(layer: nn.Module, model: nn.Module, mean: Tensor, var: Tensor) -> None:
-    """Let the layer normalise with these statistics, in fresh buffers of its type, or the model's if it has none."""
-    reference = next((tensor for module in (layer, model) for tensor in _tensors(module)), None)
-    kind = torch.float32 if reference is None else reference.dtype
-    device = mean.device if reference is None else reference.device
-    layer._buffers["running_mean"] = mean.to(device=device, dtype=kind, copy=True)
-    layer._buffers["running_var"] = var.to(device=device, dtype=kind, copy=True)
+def own_buffers(layer: nn.Module) -> dict[str, Any]:
+    """The layer's own buffers, whatever context it is in."""
+    return next(iter(_OPEN[layer].values()))["buffers"] if layer in _OPEN else layer._buffers
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
+def tracks(layer: nn.Module) -> bool:
+    """Whether the layer has running statistics of its own."""
+    own = own_buffers(layer)
+    return own.get("running_mean") is not None and own.get("running_var") is not None
+
+
+def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Floating-point parameters and buffers, which tell a module's device and type."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            yield tensor
+    return filter(torch.is_floating_point, itertools.chain(module.parameters(), module.buffers()))
 
 
-def _widths(layers: Mapping[str, _BatchNorm]) -> Iterator[tuple[str, int]]:
-    return ((name, layer.num_features) for name, layer in layers.items())
+def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of values ``[C]`` in the shape of a buffer: ``[1, C, 1, 1]``, or ``[parts * C]`` of ghost BatchNorm."""
+    if own is not None and own.shape != values.shape:
+        values = values.repeat(own.numel() // values.numel()).view(own.shape)
+    converted = values.to(device, kind, copy=True)
+    if kind == torch.float16 and not torch.isfinite(converted).all():
+        raise UserError(
+            f"layer {name!r} is in float16, which cannot hold its statistics (up to {float(values.abs().max()):.4g}; "
+            "the limit is 65504): convert the layer to float32 or bfloat16"
+        )
+    return converted
+
+
+def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise UserError(f"a {type(layer).__name__} was called without a tensor, so it has no input to normalise")
+
+
+def _refuse_single_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
+    x = _input(layer, args, kwargs)
+    if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
+        name = repr(_innermost(layer).names[layer]) if layer in _OPEN else type(layer).__name__
+        raise UserError(
+            f"layer {name} received a single value per channel, in a batch of shape {list(x.shape)}, which has no "
+            "variance: 'batch' needs two images or more"
+        )
+
+
+def _innermost(layer: nn.Module) -> _Context:
+    return next(reversed(_OPEN[layer]))
+
+
+def _state(module: nn.Module) -> _State:
+    attributes = dict(vars(module)) if isinstance(module, _BatchNorm) else _caches(module)
+    attributes["training"] = module.training
+    return {
+        "attributes": attributes,
+        "buffers": dict(module._buffers),
+        "parameters": dict(module._parameters),
+    }
+
+
+def _caches(module: nn.Module) -> dict[str, Any]:
+    """Such as LeViT's biases: filled in evaluation mode, and stale after the next step if training goes on."""
+    if not module.training:
+        return {}
+    return {key: value for key, value in vars(module).items() if type(value) is dict and not key.startswith("_")}
+
+
+def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
+    """Evaluation mode, with copies in the place of the buffers; ``copies`` keeps shared what is shared.
+
+    A BatchNorm layer goes back to its own state first, not to that of a context around this one.
+    """
+    buffers = dict(module._buffers)
+    if isinstance(module, _BatchNorm):
+        own = next(iter(_OPEN[module].values()))
+        buffers, vars(module)["track_running_stats"] = own["buffers"], own["attributes"]["track_running_stats"]
+        module._parameters.update(own["parameters"])
+    for key, buffer in buffers.items():
+        if buffer is not None and not is_lazy(buffer):
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.detach().clone()
+            module._buffers[key] = copies[id(buffer)]
+    vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
+    vars(module)["training"] = False  # not .eval(): models that override train() would be run into
+
+
+def _leave(module: nn.Module, context: _Context) -> None:
+    """Restore a module. If a later context is still open, it keeps the module and restores this state instead."""
+    contexts = _OPEN.get(module, {})
+    if context not in contexts:
+        return
+    later = list(contexts)[list(contexts).index(context) + 1 :]
+    state = contexts.pop(context)
+    if later:
+        contexts[later[0]] = state
+        return
+    if not contexts:
+        del _OPEN[module]
+    if isinstance(module, _BatchNorm):
+        vars(module).clear()
+    vars(module).update(state["attributes"])
+    module._buffers.clear()
+    module._buffers.update(state["buffers"])
+    module._parameters.update(state["parameters"])
+
+
+def _opener(frame: FrameType) -> FrameType:
+    """The frame whose ``with`` statement opens a context, behind context managers that are made of others."""
+    while (caller := frame.f_back) is not None and (
+        contextlib.__file__ in (frame.f_code.co_filename, caller.f_code.co_filename)
+        or "enter__" in frame.f_code.co_name
+    ):
+        frame = caller
+    return frame
+
+
+def _refuse_overlap(layers: Mapping[str, _BatchNorm]) -> None:
+    """Refuse to enter unless every open context is around this one: in this thread, and not a paused generator's."""
+    contexts = {context for layer in layers.values() for context in _OPEN.get(layer, ())}
+    running, frame = set(), sys._getframe() if contexts else None
+    while frame is not None:
+        running.add(id(frame))
+        frame = frame.f_back
+    for context in contexts:
+        elsewhere = context.thread != threading.get_ident()
+        if elsewhere or (context.can_pause and context.frame not in running):
+            raise UserError(
+                f"{'another thread' if elsewhere else 'a paused generator or coroutine'} has statistics in use on this "
+                "model: wait until it is done, or give it a copy of the model"
+            )
 
 
 def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatistics | Mode) -> None:
-    if isinstance(statistics, BatchNormStatistics):
-        for name, given in statistics.items():
-            if name not in layers:
-                raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
-            channels = layers[name].num_features
-            if given.mean.shape != (channels,) or given.var.shape != (channels,):
-                raise UserError(f"layer {name!r} has {channels} channels, but the statistics have {len(given.mean)}")
-    elif statistics not in ("running", "batch"):
+    given = statistics if isinstance(statistics, BatchNormStatistics) else {}
+    if not isinstance(statistics, BatchNormStatistics) and statistics not in ("running", "batch"):
         raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
-    needs_running = list(layers) if statistics == "running" else []
-    if isinstance(statistics, BatchNormStatistics):
-        needs_running = [name for name in layers if name not in statistics]
-    for name in needs_running:
-        if any(buffer is None for buffer in _own_buffers(layers[name]).values()):  # `in` would compare tensors, slowly
+    for name in given:
+        if name not in layers:
+            raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
+        _check_channels(name, layers[name], given[name])
+    for name, layer in layers.items():
+        if statistics != "batch" and name not in given and not tracks(layer):
             raise UserError(
                 f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
             )
 
 
-def _to_float64(values: Tensor) -> Tensor:
-    return values.detach().to(device="cpu", dtype=torch.float64, copy=True)
+def _check_channels(name: str, layer: _BatchNorm, given: LayerStatistics) -> None:
+    own = own_buffers(layer).get("running_mean")
+    # Ghost BatchNorm keeps several means per channel: both what it keeps and what is estimated fit.
+    if len(given.mean) not in (layer.num_features, None if own is None else own.numel()):
+        raise UserError(f"layer {name!r} has {layer.num_features} channels, but the statistics have {len(given.mean)}")

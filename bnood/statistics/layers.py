@@ -1,0 +1,110 @@
+"""Finding the BatchNorm layers of a model, whatever it is wrapped in, and saying why there are none."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from bnood.errors import UserError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The bare model inside DataParallel, DistributedDataParallel, AveragedModel and ``torch.compile``."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif type(model).__module__.startswith("torch._dynamo"):  # importing its class would import the compiler
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As torch's ``named_modules``, with the names of the bare model: wrappers leave no trace in them."""
+    seen: set[nn.Module] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        module = unwrapped(module)
+        if module not in seen:
+            seen.add(module)
+            yield name, module
+            prefix = f"{name}." if name else ""
+            children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+            waiting.extend(reversed(children))
+
+
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers of a model by name, in the order of ``named_modules``.
+
+    The names are those of the bare model (:func:`unwrapped`), so statistics of a wrapped or compiled model fit the
+    model itself and the other way round.
+
+    Raises:
+        UserError: if there are none; if one is lazy and has not seen its first batch; if one is quantized, scripted,
+            traced or exported, because its statistics are then compiled in and cannot be replaced.
+    """
+    layers = {}
+    for name, module in named_modules(model):
+        where = f"layer {name!r}" if name else "the model"
+        reason = _compiled_in(module)
+        if reason:
+            raise UserError(f"{where} ({type(module).__name__}) {reason}: use the model from before that step")
+        if isinstance(module, _BatchNorm):
+            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                raise UserError(f"{where} is lazy and has no channels yet: run one batch through the model first")
+            layers[name] = module
+    if not layers:
+        fixed = fixed_layers(model)
+        quantized = any(".quantized" in type(module).__module__ for module in model.modules())
+        folded = "; quantizing folds BatchNorm into the convolutions: use the model from before" if quantized else ""
+        raise UserError(
+            f"{type(unwrapped(model)).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or "
+            f"replace{f'; {fixed} keep fixed statistics' if fixed else folded}"
+        )
+    return layers
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether any layer of the model keeps or computes batch statistics; frozen and compiled-in layers do not."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def fixed_layers(model: nn.Module) -> str:
+    """Names and classes of layers with running statistics that are no BatchNorm, such as FrozenBatchNorm2d.
+
+    They go on using what they keep, whatever statistics are in use.
+    """
+    fixed = {
+        name: type(module).__name__
+        for name, module in named_modules(model)
+        if not isinstance(module, (_BatchNorm, ScriptModule))
+        and not any(module._buffers.get(key) is None for key in ("running_mean", "running_var"))
+    }
+    return f"{listed(list(fixed))} ({', '.join(sorted(set(fixed.values())))})" if fixed else ""
+
+
+def listed(names: list[str], at_most: int = 6) -> str:
+    """Layer names for a message, the first few of them."""
+    shown = ", ".join(repr(name) for name in names[:at_most])
+    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
+
+
+def _compiled_in(module: nn.Module) -> str:
+    """Why this module's statistics cannot be replaced, or nothing."""
+    if isinstance(module, _BatchNorm) and ".quantized" in type(module).__module__:
+        return "is quantized, so it always normalises with its own running statistics"
+    if isinstance(module, ScriptModule):
+        # BatchNorm inside is listed by its original name, unless the graph was frozen.
+        if any("BatchNorm" in part.original_name for part in module.modules() if isinstance(part, ScriptModule)):
+            return "is scripted or traced, which compiles its BatchNorm's statistics in"
+    elif isinstance(module, GraphModule) and any(
+        "batch_norm" in str(node.target) for node in module.graph.nodes if node.op == "call_function"
+    ):
+        return "is an exported graph, which calls batch_norm with fixed statistics"
+    return ""
