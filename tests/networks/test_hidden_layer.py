@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bnood.networks import build_model
 from bnood.networks.hidden_layer import HiddenLayer
 from bnood.networks.mlp import MLP
+from bnood.networks.network import Network
 from bnood.networks.norm import unit_norm_layer
 from bnood.networks.plain_convnet import PlainConvNet
 
@@ -101,7 +102,8 @@ def test_networks_give_logits_and_features(norm: str, position: str) -> None:
         MLP(3, 16, norm, 4, 7, "tanh", position, image_size=12),  # type: ignore[arg-type]
         PlainConvNet(5, 8, norm, 4, 7, "tanh", position),  # type: ignore[arg-type]
     ):
-        logits, features = network(x, return_features=True)
+        outputs = Network(network.eval()).outputs(x)
+        logits, features = outputs.logits, outputs.features
         assert logits.shape == (4, 7) and features.shape == (4, network.num_features)
         torch.testing.assert_close(network.head(features), logits)
         hidden = [module for module in network.modules() if isinstance(module, HiddenLayer)]
@@ -137,7 +139,7 @@ def test_weights_begin_as_the_activation_asks() -> None:
 def test_he_keeps_the_size_of_signals_through_a_deep_relu_net() -> None:
     network = MLP(20, 256, "none", activation="relu", image_size=8)
     x = torch.randn(64, 3, 8, 8)
-    first, last = network.layers[0](x.flatten(1)), network(x, return_features=True)[1]
+    first, last = network.layers[0](x.flatten(1)), network.layers(x.flatten(1))
     assert 0.3 < float(last.square().mean() / first.square().mean()) < 3  # PyTorch's default: 6 ** -19
 
 
