@@ -118,7 +118,7 @@ class Network:
         """
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
-            with _evaluation_mode(self.model), _exact_eager_pass():
+            with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self._found = find_head(self.model, lambda: self._checked_logits(few), self._head_name)
         return self._found
 
@@ -165,9 +165,9 @@ class Network:
             if head.feature_width:
                 raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
             features = logits.new_empty(len(logits), 0)
-        for layer_name, rows in {head.name: features, **means}.items():
+        for name, rows in {head.name: features, **means}.items():
             if len(rows) != len(logits):
-                raise UserError(f"{self.name}: layer {layer_name!r} receives {len(rows)} rows for {len(logits)} images")
+                raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
 
     def _logits(self, batch: Any) -> Tensor:
@@ -209,18 +209,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training:
             module.training = flag
-
-
-@contextmanager
-def _exact_eager_pass() -> Iterator[None]:
-    """No gradients, no compiled graph, and no TensorFloat-32 convolutions, which are exact to 1e-3 only."""
-    allowed = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _layer_name(model: nn.Module, head: str | nn.Module) -> str:

@@ -33,6 +33,20 @@ class Small(nn.Module):
         return self.output(self.head(maps).mean((2, 3)))
 
 
+def vgg11_bn(num_classes: int) -> nn.Module:
+    """torchvision's, with 64 instead of 4,096 hidden units."""
+    with torch.device("meta"):
+        model = torchvision.models.vgg11_bn()
+    model.classifier[0], model.classifier[3], model.classifier[6] = (
+        nn.Linear(25088, 64), nn.Linear(64, 64), nn.Linear(64, num_classes),
+    )  # fmt: skip
+    model.features.to_empty(device="cpu")
+    for layer in model.features:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return model
+
+
 def state(model: nn.Module) -> list[Any]:
     hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks), m.training) for m in model.modules()]
     return [hooks, {name: tensor.clone() for name, tensor in model.state_dict().items()}]
@@ -49,7 +63,7 @@ def assert_unchanged(model: nn.Module, before: list[Any]) -> None:
         (torchvision.models.resnet18, "fc", 512),
         (torchvision.models.mobilenet_v2, "classifier.1", 1280),
         (torchvision.models.densenet121, "classifier", 1024),
-        (partial(torchvision.models.vgg11_bn, init_weights=False), "classifier.6", 4096),
+        (vgg11_bn, "classifier.6", 64),
         (torchvision.models.efficientnet_b0, "classifier.1", 1280),
         (torchvision.models.swin_t, "head", 768),
         (partial(timm.create_model, "lcnet_050"), "classifier", 1280),

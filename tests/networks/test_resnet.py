@@ -61,11 +61,6 @@ def test_three_stages_count_what_the_paper_describes(depth: int) -> None:
     assert len(main_path) + 1 == depth  # with the head: what the depth counts
 
 
-def test_resnet20_has_the_papers_size() -> None:
-    """0.27 million (He et al. 2016, table 6), with this network's two projections 2,752 weights more."""
-    assert parameters(ResNet(20, 16)) == 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
-
-
 @pytest.mark.parametrize("norm", ["bn", "ln", "gn", "none"])
 @pytest.mark.parametrize(("depth", "features"), [(18, 64), (20, 32)])
 def test_shapes_and_features(norm: str, depth: int, features: int) -> None:
