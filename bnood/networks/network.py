@@ -9,6 +9,7 @@ stays as it is::
 """
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -223,8 +224,8 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
 
 def _reference(model: nn.Module) -> Tensor:
     """A tensor of the model's type, on its device."""
-    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
-    return next(tensors, torch.empty(0))
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 
 def _on_cpu(values: Tensor) -> Tensor:

@@ -77,13 +77,13 @@ def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module
     Raises:
         UserError: as :func:`load_weights` does.
     """
-    model = build()
+    weights, model = read_weights(file), build()
     own = model.state_dict()
     last = next(reversed(own))  # the bias of the head
-    given = _renamed(read_weights(file), own).get(last)
+    given = _renamed(weights, own).get(last)
     if given is not None and given.ndim == 1 and len(given) != len(own[last]):
         model = build(num_classes=len(given))
-    load_weights(model, file)
+    _load(model, weights, file)
     return model
 
 
@@ -93,8 +93,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         UserError: if the names or shapes do not fit; it lists the first three of each kind.
     """
+    _load(model, read_weights(file), file)
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
     own = model.state_dict()
-    state = _renamed(read_weights(file), own)
+    state = _renamed(weights, own)
     unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
     fitting = {key: value for key, value in state.items() if key not in unlike}
     # The model's own loading renames old keys; what it says is missing or left over is not wanted under either name.
