@@ -1,4 +1,4 @@
-"""Networks for small images: ``model(x)`` gives logits, ``model(x, return_features=True)`` also the features."""
+"""The project's own networks, for small images: ``model(x)`` gives logits."""
 
 from typing import Literal
 
@@ -29,17 +29,17 @@ def build_model(
 
     Args:
         architecture: ``resnet``, ``wide_resnet``, ``mlp`` or ``plain`` (a ConvNet without shortcuts).
-        depth: the network's own count of layers.
+        depth: number of layers, as the architecture counts them.
         width: channels of the first stage (ResNet), widening factor (WideResNet), units (MLP) or channels (plain).
         norm: see :mod:`bnood.networks.norm`.
-        groups: groups of ``gn``.
+        groups: of ``gn``.
         num_classes: K, the number of logits.
-        activation: of ``mlp`` and ``plain``; residual networks have ReLU.
-        norm_position: of ``mlp`` and ``plain``, before or after the activation; elsewhere the architecture's own.
-        image_size: side of the square images, which ``mlp`` alone has to know.
+        activation: of ``mlp`` and ``plain`` alone, as is ``norm_position``; residual networks have ReLU after the norm.
+        norm_position: ``before`` or ``after`` the activation.
+        image_size: side of the images; only ``mlp`` needs it.
 
     Raises:
-        ValueError: for what the network cannot be built with.
+        ValueError: for settings that no such network can have.
     """
     if architecture == "mlp":
         return MLP(depth, width, norm, groups, num_classes, activation, norm_position, image_size)

@@ -1,4 +1,4 @@
-"""One layer of a plain network: a linear map, its norm before or after the activation, the activation."""
+"""One layer of a plain network: a linear map, an activation, and a norm before or after it."""
 
 from typing import Literal, get_args
 
@@ -11,15 +11,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 
 
 class HiddenLayer(nn.Module):
-    """``activation(norm(linear(x)))``, or ``norm(activation(linear(x)))`` with the norm after the activation.
-
-    The pre-activation is the input of the activation: the norm's output if the norm stands before it (as Ioffe &
-    Szegedy 2015 put it), and the linear map's own output otherwise.
+    """``activation(norm(linear(x)))``, as in Ioffe & Szegedy 2015, or ``norm(activation(linear(x)))``.
 
     Args:
         linear: ``nn.Linear`` or ``nn.Conv2d``.
         norm: a layer of :mod:`bnood.networks.norm`.
-        activation: by name; its input is kept (not overwritten in place), so that it can be recorded.
+        activation: by name; never in place, so that its input, the pre-activation, can be recorded.
         norm_position: ``before`` or ``after`` the activation.
 
     Raises:
@@ -48,5 +45,5 @@ class HiddenLayer(nn.Module):
 
 
 def needs_bias(norm: str, norm_position: NormPosition) -> bool:
-    """Whether the linear map needs a bias of its own: the shift of a norm right behind it is one already."""
+    """Whether the linear map needs a bias: a norm that directly follows it has one already, its shift."""
     return norm == "none" or norm_position == "after"

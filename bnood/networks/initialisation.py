@@ -1,4 +1,4 @@
-"""How the weights of all networks begin."""
+"""Initial weights of the project's own networks."""
 
 from torch import nn
 
@@ -22,15 +22,13 @@ def initialise(network: nn.Module, norm: Norm) -> None:
 
 
 def initialise_plain(network: nn.Module, activation: Activation) -> None:
-    """The classical initialisation of a plain stack of hidden layers, by the activation; all biases zero.
+    """The initialisation that suits the activation of a plain stack of hidden layers; all biases zero.
 
-    - ``sigmoid`` and ``tanh``: Glorot & Bengio's (2010, equation 16) uniform one, variance 2 / (fan in + fan out).
-      Theirs is the analysis of how sigmoid nets starve: even from here each sigmoid passes on a quarter of the
-      gradient at most, so what is seen is the activation's doing and not that of a bad start.
-    - ``relu`` and ``gelu``: He et al.'s (2015, equation 10) normal one, variance 2 / fan in.
+    - ``sigmoid`` and ``tanh``: uniform, variance 2 / (fan in + fan out) (Glorot & Bengio 2010, equation 16).
+    - ``relu`` and ``gelu``: normal, variance 2 / fan in (He et al. 2015, equation 10).
 
-    PyTorch's own default (uniform, variance 1 / (3 fan in)) lets ReLU nets shrink by a factor of the square root of 6
-    per layer: it would starve them too, and be mistaken for the activation. The head, which is linear, is Glorot's.
+    PyTorch's default (uniform, variance 1 / (3 fan in)) shrinks the signals of ReLU networks by sqrt(6) per layer,
+    which could be mistaken for an effect of the activation. The head is linear, so it gets Glorot's.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):  # the head; those of hidden layers follow

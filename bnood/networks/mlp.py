@@ -1,4 +1,4 @@
-"""A multilayer perceptron: equal hidden layers on the flattened image, nothing to help the gradient along."""
+"""A multilayer perceptron on the flattened image: equal hidden layers without shortcuts."""
 
 from torch import Tensor, nn
 
@@ -14,10 +14,9 @@ class MLP(nn.Module):
         depth: hidden layers.
         width: units of each.
         norm: ``bn``, ``ln``, ``gn`` or ``none`` (:func:`bnood.networks.norm.unit_norm_layer`).
-        groups: groups of ``gn``; has to divide ``width``.
+        groups: of ``gn``; has to divide ``width``.
         num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too
-            (:func:`bnood.networks.initialisation.initialise_plain`).
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too.
         norm_position: ``before`` or ``after`` the activation.
         image_size: side of the square RGB images.
 
@@ -37,24 +36,15 @@ class MLP(nn.Module):
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        bias, sizes = needs_bias(norm, norm_position), [3 * image_size**2] + [width] * depth
-        self.layers = nn.Sequential(
-            *(
-                HiddenLayer(
-                    nn.Linear(inputs, width, bias=bias),
-                    unit_norm_layer(norm, width, groups),
-                    activation,
-                    norm_position,
-                )
-                for inputs in sizes[:-1]
-            )
-        )
+        bias, layers = needs_bias(norm, norm_position), []
+        for inputs in ([3 * image_size**2] + [width] * depth)[:-1]:
+            linear = nn.Linear(inputs, width, bias=bias)
+            layers.append(HiddenLayer(linear, unit_norm_layer(norm, width, groups), activation, norm_position))
+        self.layers = nn.Sequential(*layers)
         self.num_features = width
         self.head = nn.Linear(width, num_classes)
         initialise_plain(self, activation)
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, S, S]`` -> logits ``[N, K]``, with ``return_features`` also the last hidden layer's ``[N, D]``."""
-        features = self.layers(x.flatten(1))
-        logits = self.head(features)
-        return (logits, features) if return_features else logits
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, S, S]`` -> logits ``[N, K]``."""
+        return self.head(self.layers(x.flatten(1)))

@@ -1,4 +1,4 @@
-"""A deep ConvNet without shortcuts: what depth does to a gradient that has no way round the layers."""
+"""A deep ConvNet without shortcuts, to show what depth does to the gradient."""
 
 from torch import Tensor, nn
 
@@ -8,19 +8,18 @@ from bnood.networks.norm import Norm, norm_layer
 
 
 class PlainConvNet(nn.Module):
-    """``depth`` 3 x 3 convolutions of ``width`` channels each, two of them with stride 2; pixels' mean; linear head.
+    """``depth`` 3 x 3 convolutions of ``width`` channels each, spatial mean, linear head.
 
-    The image is halved by the layers a third and two thirds of the way in. The channels stay the same, unlike a
-    ResNet's, so that gradients and units of all layers but the first can be compared.
+    The layers a third and two thirds of the way in halve the image. The width stays the same, unlike a ResNet's, so
+    gradients and units of all layers but the first can be compared.
 
     Args:
         depth: convolutions, from 3 up.
         width: channels of each.
-        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:func:`bnood.networks.norm.norm_layer`).
-        groups: groups of ``gn``; has to divide ``width``.
+        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:mod:`bnood.networks.norm`).
+        groups: of ``gn``; has to divide ``width``.
         num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too
-            (:func:`bnood.networks.initialisation.initialise_plain`).
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too.
         norm_position: ``before`` or ``after`` the activation.
 
     Raises:
@@ -51,8 +50,6 @@ class PlainConvNet(nn.Module):
         self.head = nn.Linear(width, num_classes)
         initialise_plain(self, activation)
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
-        features = self.layers(x).mean(dim=(2, 3))
-        logits = self.head(features)
-        return (logits, features) if return_features else logits
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
+        return self.head(self.layers(x).mean(dim=(2, 3)))
