@@ -4,6 +4,7 @@ A resize leaves traces that a network can pick up (photographs brought down to 3
 pixels), so there is exactly one filter, used wherever this package resizes (:func:`fit`), and arrays are never resized.
 """
 
+import heapq
 import os
 import stat
 import struct
@@ -116,9 +117,9 @@ def image_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: {problem.replace('such file', 'such folder')}; {expected}")
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
-    waiting = [(False, folder)]
+    waiting = [(False, folder)]  # a heap: what needs no link comes first
     while waiting:
-        linked, place = waiting.pop(waiting.index(min(waiting)))  # what needs no link comes first, then by name
+        linked, place = heapq.heappop(waiting)
         if _identity(place) in walked:
             continue
         walked.add(_identity(place))
@@ -127,19 +128,19 @@ def image_files(folder: Path) -> list[Path]:
         except OSError as error:
             raise UserError(f"{place}: the folder can't be read ({error.strerror})") from error
         for entry in entries:
-            path, through_link = place / entry.name, linked or entry.is_symlink()
+            each = (linked or entry.is_symlink(), place / entry.name)
             if entry.is_dir():
-                waiting.append((through_link, path))
+                heapq.heappush(waiting, each)
             elif entry.name.lower().endswith(SUFFIXES):
-                if (reason := why_no_file(path)) is not None:
-                    raise UserError(f"{path}: {reason}; expected an image file")
-                found.append((through_link, path))
+                if (reason := why_no_file(each[1])) is not None:
+                    raise UserError(f"{each[1]}: {reason}; expected an image file")
+                found.append(each)
     files: dict[tuple[int, int], Path] = {}
-    for _, path in sorted(found, key=lambda each: (each[0], each[1].parts)):
+    for _, path in sorted(found):
         files.setdefault(_identity(path), path)
     if not files:
         raise UserError(f"{folder}: there are no images in it or below it; {expected}")
-    return sorted(files.values(), key=lambda file: file.parts)
+    return sorted(files.values())
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -187,6 +188,10 @@ def open_image(file: Path) -> Image.Image:
         with Image.open(file, formats=_FORMATS) as image:
             if _bits(image) > 8:
                 raise UserError(f"{file}: the image has {_bits(image)} bits per channel; expected 8")
+            if max(image.size) > 1000 * min(image.size):  # resizing its shorter side would take all memory
+                raise UserError(
+                    f"{file}: the image has {image.width} x {image.height} pixels; expected sides up to 1000:1"
+                )
             return as_rgb(image, str(file))
     except UserError:
         raise
