@@ -28,8 +28,9 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS_PER_SAMPLE = 258
 _ARRAYS = "'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
-# What Pillow's decoders raise on files that are cut short or damaged.
+# What Pillow's decoders and numpy's reader raise on files that are cut short or damaged.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+_ARCHIVE_ERRORS = (*_DECODING_ERRORS, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -93,10 +94,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in ("images", "labels") if key in archive.files}
     except MemoryError as error:
         raise UserError(f"{path}: its arrays are larger than the memory ({one_line(error)})") from error
-    except (
-        *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
-        *(struct.error, zlib.error, zipfile.BadZipFile),
-    ) as error:
+    except _ARCHIVE_ERRORS as error:
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); expected {_ARRAYS}") from error
 
 
@@ -195,20 +193,17 @@ def open_image(file: Path) -> Image.Image:
             return as_rgb(image, str(file))
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{file}: the image has more pixels than the limit of {limit}; expected a smaller one"
-        ) from error
-    except UnidentifiedImageError as error:
-        problem = f"it is no image of a known format ({', '.join(_FORMATS)})" if file.stat().st_size else "it is empty"
-        raise UserError(f"{file}: {problem}; expected an image file") from error
-    except _DECODING_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{file}: it cannot be read ({error.strerror}); expected an image file") from error
-        raise UserError(
-            f"{file}: the image is corrupt or cut short ({one_line(error)}); expected a complete image file"
-        ) from error
+    except (Image.DecompressionBombError, *_DECODING_ERRORS) as error:
+        if isinstance(error, Image.DecompressionBombError):
+            problem = f"the image has more pixels than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}"
+        elif isinstance(error, UnidentifiedImageError):
+            known = f"it is no image of a known format ({', '.join(_FORMATS)})"
+            problem = known if file.stat().st_size else "it is empty"
+        elif isinstance(error, OSError) and error.errno is not None:
+            problem = f"it cannot be read ({error.strerror})"
+        else:
+            problem = f"the image is corrupt or cut short ({one_line(error)})"
+        raise UserError(f"{file}: {problem}; expected a complete image file") from error
 
 
 def _bits(image: Image.Image) -> int:
