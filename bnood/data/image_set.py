@@ -119,8 +119,7 @@ def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
 
 def _check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (count,)):
-        raise UserError(
-            f"{where}: labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}], one per image"
-        )
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{where}: labels are {found}; expected int64 [{count}], one per image")
     if labels is not None and count and labels.min() < 0:
         raise UserError(f"{where}: a label is {labels.min()}; expected class indices from 0 up")
