@@ -179,15 +179,16 @@ def open_image(file: Path) -> Image.Image:
         raise
     except (Image.DecompressionBombError, *_DECODING_ERRORS) as error:
         if isinstance(error, Image.DecompressionBombError):
-            problem = f"the image has more pixels than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}"
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            problem = f"the image has more pixels than the limit of {limit}; expected a smaller one"
         elif isinstance(error, UnidentifiedImageError):
-            known = f"it is no image of a known format ({', '.join(_FORMATS)})"
-            problem = known if file.stat().st_size else "it is empty"
+            empty = file.stat().st_size == 0
+            problem = "it is empty" if empty else f"it is no image of a known format; expected {', '.join(_FORMATS)}"
         elif isinstance(error, OSError) and error.errno is not None:
             problem = f"it cannot be read ({error.strerror})"
         else:
-            problem = f"the image is corrupt or cut short ({one_line(error)})"
-        raise UserError(f"{file}: {problem}; expected a complete image file") from error
+            problem = f"the image is corrupt or cut short ({one_line(error)}); expected a complete file"
+        raise UserError(f"{file}: {problem}") from error
 
 
 def _bits(image: Image.Image) -> int:

@@ -95,8 +95,8 @@ class StreamedSet(_Selectable):
                 f"{self.name}: it is a {type(self.dataset).__name__}; expected the name or path of a set, or a "
                 "map-style dataset (with __len__ and __getitem__)"
             )
-        if self.index is None:
-            object.__setattr__(self, "index", np.arange(len(self.dataset)))
+        index = np.arange(len(self.dataset)) if self.index is None else np.asarray(self.index, np.int64)
+        object.__setattr__(self, "index", index)
         _check_labels(self.labels, len(self), self.name)
 
 

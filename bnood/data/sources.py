@@ -96,11 +96,11 @@ def images(
         found = source
     else:
         found = StreamedSet(type(source).__name__, source, dataset_labels(source))
-    if image_size is not None and isinstance(found, StreamedSet):
-        raise UserError(f"{found.name}: image_size resizes files only; expected a dataset that gives the right size")
+    if not isinstance(source, str | Path) and (image_size, count) != (None, None):
+        raise UserError(f"{found.name}: image_size and count are for names and paths; expected neither with a dataset")
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
-    if not isinstance(labels, str):
+    if not (isinstance(labels, str) and labels == "auto"):
         given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
         found = replace(found, labels=given, folders=None)
     return found if name is None else found.renamed(name)

@@ -149,7 +149,7 @@ def test_what_images_cannot_be_read_from_is_refused() -> None:
         (Items(2), {"labels": [0]}, r"Items: labels are int64 \[1\]; expected int64 \[2\], one per image"),
         (Items(2), {"labels": [0, -1]}, "Items: a label is -1; expected class indices from 0 up"),
         (Items(2), {"labels": [0.0, np.nan]}, r"Items: labels are float64 \[2\]; expected int64"),
-        (Items(2), {"image_size": 32}, "Items: image_size resizes files only"),
+        (Items(2), {"image_size": 32}, "Items: image_size and count are for names and paths"),
         ("shapes", {"image_size": 0}, "image_size is 0; expected a number of pixels from 1 up"),
         ("~nobody-of-this-name/x", {}, "~nobody-of-this-name/x: .*; expected a path without ~"),
     ):
