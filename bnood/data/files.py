@@ -47,6 +47,8 @@ def why_no_file(path: Path) -> str | None:
             return f"it is a link to {os.readlink(path)}, which cannot be read ({error.strerror})"
         missing = isinstance(error, FileNotFoundError)
         return "there is no such file" if missing else f"it cannot be read ({error.strerror})"
+    except ValueError:
+        return "no path holds a null character"
     if stat.S_ISREG(mode):
         return None if os.access(path, os.R_OK) else "it cannot be read (Permission denied)"
     if stat.S_ISDIR(mode):

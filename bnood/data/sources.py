@@ -91,7 +91,10 @@ def images(
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
     if isinstance(source, str | Path):
         path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
-        found = _named(path, split, data_root(root), download, image_size, seed, count)
+        try:
+            found = _named(path, split, data_root(root), download, image_size, seed, count)
+        except OSError as error:
+            raise UserError(f"{path}: it cannot be read ({error.strerror}: {error.filename})") from error
     elif isinstance(source, ImageSet | StreamedSet):
         found = source
     else:

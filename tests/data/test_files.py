@@ -102,6 +102,7 @@ def test_paths_that_are_no_archive_and_no_folder_say_what_they_are(tmp_path: Pat
     assert f"{tmp_path}/none.npz: there is no such file; expected an .npz" in refused(tmp_path / "none.npz")
     assert "there is no such file or folder; expected an .npz archive or a folder" in refused(tmp_path / "none")
     assert "it is a file of another kind; expected" in refused(save(tmp_path / "picture.png", GOOD[0]))
+    assert "no path holds a null character; expected" in refused(tmp_path / "a\0b")
     os.mkfifo(tmp_path / "pipe.npz")
     assert "pipe.npz: it is a named pipe; expected an .npz archive" in refused(tmp_path / "pipe.npz")
     (tmp_path / "set" / "test.npz").mkdir(parents=True)

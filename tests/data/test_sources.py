@@ -151,6 +151,7 @@ def test_what_images_cannot_be_read_from_is_refused() -> None:
         (Items(2), {"labels": [0.0, np.nan]}, r"Items: labels are float64 \[2\]; expected int64"),
         (Items(2), {"image_size": 32}, "Items: image_size and count are for names and paths"),
         ("shapes", {"image_size": 0}, "image_size is 0; expected a number of pixels from 1 up"),
+        ("x" * 300, {}, r"x: it cannot be read \(File name too long: "),
         ("~nobody-of-this-name/x", {}, "~nobody-of-this-name/x: .*; expected a path without ~"),
     ):
         with pytest.raises(UserError, match=message):
