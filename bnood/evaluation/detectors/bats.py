@@ -97,7 +97,7 @@ class _ClippedBatchNorm(TorchFunctionMode):
         self.lam = lam
         self.clipped: set[nn.Module] = set()
         self.running: nn.Module | None = None  # the layer that runs now
-        self.done = False
+        self.done = self.searching = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))
@@ -112,6 +112,10 @@ class _ClippedBatchNorm(TorchFunctionMode):
         return given.clamp(low, high)
 
     def enter(self, layer: nn.Module, _: Any) -> None:
+        if not (self.clipped or self.searching):
+            raise UserError(
+                "BATS cannot tell which layers run last where the model is not called as a whole: name them"
+            )
         self.running, self.done = layer, False
 
     def leave(self, layer: nn.Module, *_: Any) -> None:
@@ -121,13 +125,11 @@ class _ClippedBatchNorm(TorchFunctionMode):
 
     def last(self, count: int) -> Callable[..., None]:
         """A pre-hook for the model: before its first pass, one without clipping finds the layers that run last."""
-        searching = False
 
         def find(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal searching
-            if self.clipped or searching:
+            if self.clipped or self.searching:
                 return
-            searching, order = True, []
+            self.searching, order = True, []
             noted = [
                 layer.register_forward_pre_hook(lambda layer, _: order.append(layer))
                 for layer in batchnorm_layers(model).values()
@@ -135,7 +137,7 @@ class _ClippedBatchNorm(TorchFunctionMode):
             try:
                 model(*args, **kwargs)
             finally:
-                searching = False
+                self.searching = False
                 for hook in noted:
                     hook.remove()
             self.clipped = set(list(dict.fromkeys(reversed(order)))[:count])
