@@ -65,7 +65,7 @@ class Network:
                 raise UserError(f"{what} has to be callable, not {type(given).__name__}")
         self.model = _unwrapped(model)
         self.transform = transform
-        self.transform_text = _described(transform)
+        self.transform_text = described(transform)
         self.name = name or type(self.model).__name__
         self.norm = norm or ("bn" if has_batchnorm(self.model) else "none")
         self.seed = seed
@@ -167,9 +167,7 @@ class Network:
             features = logits.new_empty(len(logits), 0)
         for layer_name, rows in {head.name: features, **means}.items():
             if len(rows) != len(logits):
-                raise UserError(
-                    f"{self.name}: layer {layer_name!r} receives {len(rows)} rows for {len(logits)} images, not one each"
-                )
+                raise UserError(f"{self.name}: layer {layer_name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
 
     def _logits(self, batch: Any) -> Tensor:
@@ -184,7 +182,7 @@ class Network:
         count = len(batch) if isinstance(batch, Tensor) else len(logits)
         if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2 or not logits.is_floating_point():
             raise UserError(
-                f"{self.name} gives {str(logits.dtype).removeprefix('torch.')} {list(logits.shape)} for {count} images, "
+                f"{self.name} gives a {logits.dtype} tensor {list(logits.shape)} for {count} images, "
                 "not logits [N, K] of K >= 2 classes"
             )
         return logits
@@ -254,7 +252,7 @@ def _on_cpu(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float32)
 
 
-def _described(transform: Any) -> str:
+def described(transform: Callable[[Any], Any] | None) -> str:
     """A transform in one line."""
     if transform is None:
         return "none, images as they are stored"

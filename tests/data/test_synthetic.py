@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from bnood.data.outlines import CLASSES, UNSEEN
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -12,7 +13,6 @@ from sklearn.preprocessing import StandardScaler
 
 from bnood.data.drawing import arc, cosine, disc, polygon, polyline, sine, value_noise
 from bnood.data.image_set import ImageSet
-from bnood.data.outlines import CLASSES, UNSEEN
 from bnood.data.synthetic import CLASS_NAMES, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
