@@ -407,6 +407,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # What is logged is the same in all processes of a training.
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
