@@ -135,9 +135,9 @@ def test_the_lock_is_freed_by_a_kill_and_leaves_no_file(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(UserError, match=f"{tmp_path}: another training writes to it; "):
-            with locked(tmp_path, "another training writes to it"):
-                pytest.fail("the other process holds the lock")
+        refused = pytest.raises(UserError, match=f"{tmp_path}: another training writes to it; ")
+        with refused, locked(tmp_path, "another training writes to it"):
+            pytest.fail("the other process holds the lock")
         process.kill()
     with locked(tmp_path, "another training writes to it"):
         assert list(tmp_path.iterdir()) == []

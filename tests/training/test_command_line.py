@@ -87,5 +87,5 @@ def test_what_yaml_allows_and_nobody_means(text: str, words: str, tmp_path: Path
 
 def test_values_on_the_command_line_are_yaml_too() -> None:
     for value in ("{depth: 3, depth: 4}", "[" * 3000):
-        with pytest.raises(UserError, match="--model.depth: line 1: "):
+        with pytest.raises(UserError, match=r"--model.depth: line 1: "):
             parse("--model.depth", value)

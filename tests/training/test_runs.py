@@ -59,7 +59,7 @@ def test_weights_stored_as_float16_are_read_as_float32(tmp_path: Path) -> None:
 
 
 def test_reading_a_run_imports_neither_lightning_nor_plots() -> None:
-    code = "from pathlib import Path; from bnood.training.run_folder import load_run; load_run(Path(__import__('sys').argv[1]))"
+    code = "import sys, pathlib; from bnood.training.run_folder import load_run; load_run(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-X", "importtime", "-c", code, str(trained())]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ran.stderr.splitlines()}
