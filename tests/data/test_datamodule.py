@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
-from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan, has_test_images
+from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan
+from bnood.data.training_split import has_test_images
 from bnood.errors import UserError
 
 

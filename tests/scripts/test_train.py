@@ -120,15 +120,15 @@ class Signal(L.Callback):
 
 
 def test_sigterm_is_one_line_and_leaves_what_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = training_arguments(tmp_path, "[red]new[/red]")
+    arguments = training_arguments(tmp_path, "[bold]new")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         run_door(lambda: train(arguments, callbacks=[Signal(signal.SIGTERM)]))
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143 and capsys.readouterr().err.splitlines()[-1] == "terminated"
-    files = {name for name, content in tree(tmp_path / "[red]new[/red]").items() if content is not None}
+    files = {name for name, content in tree(tmp_path / "[bold]new").items() if content is not None}
     assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv"}
-    folder = train([*arguments, "--ckpt_path", str(tmp_path / "[red]new[/red]" / "checkpoints" / "last.ckpt")])
+    folder = train([*arguments, "--ckpt_path", str(tmp_path / "[bold]new" / "checkpoints" / "last.ckpt")])
     assert equal_weights(folder, trained())
     assert capsys.readouterr().out.startswith(f"{folder}: validation accuracy")  # brackets and all
 
