@@ -6,9 +6,11 @@ rounds of the ratio within a round, with the lowest and highest. Images are rand
 """
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -41,13 +43,11 @@ class BenchmarkOptions:
         steps: training steps of a segment that count.
         warmup: training steps before them that do not; compiling takes place in them.
         rounds: how often each variant is measured.
-        threads: of torch; none: as many as it chooses.
+        threads: of torch.
         width: channels of the ResNet-18's first stage.
         batch_size: training images per step.
         side_by_side: trainings that share the GPU, at most.
-        id_images: in-distribution images that the evaluation scores.
-        ood_images: images of its OOD set before it is halved.
-        train_images: images that its statistics and detectors are fitted on.
+        images: of the ID set, the OOD set and the training set of an evaluation, each.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -59,22 +59,20 @@ class BenchmarkOptions:
     width: int = 16
     batch_size: int = 128
     side_by_side: int = 4
-    id_images: int = 5000
-    ood_images: int = 4500
-    train_images: int = 5000
+    images: int = 5000
 
     def __post_init__(self) -> None:
         known = PARTS[self.device]
         self.parts = self.parts or ",".join(known)
         if not set(self.listed_parts()) <= set(known):
             raise UserError(f"--parts {self.parts}: choose from {', '.join(known)} with --device {self.device}")
-        for name in ("steps", "warmup", "rounds", "threads", "side_by_side", "id_images", "ood_images", "train_images"):
+        for name in ("steps", "warmup", "rounds", "threads", "side_by_side", "images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it has to be at least 1")
 
     def listed_parts(self) -> list[str]:
         """The parts by name."""
-        return [part.strip() for part in self.parts.split(",") if part.strip()]
+        return [part.strip() for part in self.parts.split(",")]
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,7 @@ class Result:
 
 def result(part: str, name: str, unit: str, rounds: list[float], **limit: float) -> Result:
     """The :class:`Result` of one figure that was measured in several rounds."""
-    ordered = sorted(rounds)
-    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    return Result(part, name, unit, median, ordered[0], ordered[-1], **limit)
+    return Result(part, name, unit, statistics.median(rounds), min(rounds), max(rounds), **limit)
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
@@ -151,7 +147,7 @@ class Segments:
         from bnood.networks import build_model
 
         options, device = self.options, self.options.device
-        network = build_model("resnet", 18, options.width, "bn").to(device, memory_format=torch.channels_last)
+        network = build_model("resnet", 18, options.width, "bn").to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled:
             network.compile(mode="reduce-overhead")
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -176,6 +172,8 @@ class Segments:
 
     def train(self, *more: str, meet: Callable[[], object] = lambda: None) -> float:
         """Training as ``scripts/train.py`` does it: augmentation, metrics, log, progress bar, checkpoint."""
+        from lightning.pytorch.callbacks import LambdaCallback
+
         from bnood.training.train import command_line
 
         self.count += 1
@@ -190,7 +188,7 @@ class Segments:
                     *("--trainer.accelerator", "gpu" if options.device == "cuda" else "cpu"),
                     *("--runs", str(self.folder), "--name", f"segment-{os.getpid()}-{self.count}", *more),
                 ],
-                more_callbacks=[clock.callback()],
+                more_callbacks=[LambdaCallback(on_train_batch_end=clock.batch_ended)],
             )
             cli.trainer.fit(cli.model, cli.datamodule)
         return self._rate(clock.seconds)
@@ -205,12 +203,8 @@ class StepClock:
     def __init__(self, options: BenchmarkOptions, meet: Callable[[], object]) -> None:
         self.options, self.meet, self.started, self.seconds = options, meet, 0.0, 0.0
 
-    def callback(self) -> Any:
-        from lightning.pytorch.callbacks import LambdaCallback
-
-        return LambdaCallback(on_train_batch_end=self.batch_ended)
-
     def batch_ended(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A callback's ``on_train_batch_end``."""
         if batch_idx + 1 == self.options.warmup:
             _wait(self.options.device)
             self.meet()
@@ -281,15 +275,13 @@ def evaluated(options: BenchmarkOptions) -> tuple["Network", Callable[[], Any]]:
     torch.manual_seed(0)
     classifier = ImageClassifier(build_model("resnet", 18, options.width, "bn"))
     classifier.network.to(memory_format=classifier.torch_memory_format())
-    train_set = random_images("train", options.train_images, seed=1)
+    train_set = random_images("train", options.images, seed=1)
     with torch.inference_mode():
         for batch in torch.from_numpy(train_set.images[:1000]).split(50):
             classifier(batch)
     network = Network(classifier.eval())
-    sets = {"id_set": random_images("id", options.id_images, seed=0), "train_set": train_set,
-            "held_out": random_images("held_out", 1000, seed=2)}  # fmt: skip
-    ood = {"ood": random_images("ood", options.ood_images, seed=3)}
-    return network, lambda: evaluate(network, **sets, ood_sets=ood)
+    id_set, held_out, ood = (random_images(f"set{seed}", options.images, seed) for seed in (0, 2, 3))
+    return network, lambda: evaluate(network, id_set, train_set=train_set, held_out=held_out, ood_sets={"ood": ood})
 
 
 def forward_passes(network: "Network", run: Callable[[], object]) -> list[tuple[int, bool]]:
@@ -312,8 +304,6 @@ def forward_passes(network: "Network", run: Callable[[], object]) -> list[tuple[
 
 def bare_passes(network: "Network", passes: list[tuple[int, bool]]) -> float:
     """Seconds of those passes alone, on images that are normalised and in the right memory format."""
-    import copy
-
     import torch
 
     model = copy.deepcopy(network.model.network)  # training mode moves the running statistics

@@ -168,6 +168,8 @@ def campaign(name: str, program: Program, kills: int, draws: random.Random, plac
     plain = forked(program, whole)
     if plain.status != 0:
         return [f"{name} fails without a kill: {plain.output.strip().splitlines()[-1:]}"]
+    if plain.events == 0:
+        return [f"{name} wrote nothing below {whole}"]
     expected = contents(whole)
     at_events = max(1, min(plain.events, kills * 2 // 3))
     points = [round(1 + step * (plain.events - 1) / max(1, at_events - 1)) for step in range(at_events)]
@@ -214,7 +216,15 @@ def run_evaluation(folder: Path) -> None:
     """An evaluation of a trained run."""
     from bnood.evaluation.cli import main
 
-    main(["--run", str(folder / "run"), *evaluation_arguments("--resamples", "20", "--shuffles", "1")])
+    main(
+        [
+            "--runs",
+            str(folder),
+            "--run",
+            str(folder / "run"),
+            *evaluation_arguments("--resamples", "20", "--shuffles", "1"),
+        ]
+    )
 
 
 def prepare_study(folder: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 from refusal import refusal, tree
-from tiny_runs import SIZE, equal_weights, trained, training_arguments, write_set
+from tiny_runs import equal_weights, trained, training_arguments
 
 from bnood.errors import run_door
 from bnood.training.run_folder import load_run
@@ -93,21 +92,6 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert tree(tmp_path) == {}
 
 
-def test_a_file_where_the_runs_should_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs").write_text("mine")
-    line = refusal(train, training_arguments(tmp_path / "runs", "new"), capsys)
-    assert f"{tmp_path / 'runs' / 'new' / 'config.yaml'} can't be written" in line
-    assert tree(tmp_path) == {"runs": b"mine"}
-
-
-def test_a_truncated_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = tmp_path / "last.ckpt"
-    last.write_bytes((trained() / "checkpoints" / "last.ckpt").read_bytes()[:-100])
-    arguments = training_arguments(tmp_path / "runs", "new", "--ckpt_path", str(last), "--trainer.max_epochs", "3")
-    assert f"{last} is not a readable checkpoint (truncated" in refusal(train, arguments, capsys)
-    assert tree(tmp_path).keys() == {"last.ckpt"}
-
-
 class Signal(L.Callback):
     """Ctrl-C or SIGTERM in the second epoch."""
 
@@ -142,11 +126,3 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, capsys: pytes
     (line,) = [line for line in printed.out.splitlines() if line.startswith("to go on: ")]
     folder = train(shlex.split(line)[5:])  # after "to go on: python scripts/train.py"
     assert equal_weights(folder, trained())
-
-
-def test_data_that_lack_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_set(tmp_path / "plain.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
-    arguments = training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(file))
-    line = refusal(train, arguments, capsys)
-    assert f"{file}: training needs labels (in an .npz: int64 [N]), but the set has none" in line
-    assert tree(tmp_path).keys() == {"plain.npz"}
