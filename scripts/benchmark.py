@@ -91,9 +91,9 @@ class Result:
     @property
     def kept(self) -> bool | None:
         """Whether the limit is kept; None where there is none."""
-        if self.at_least is None and self.at_most is None:
-            return None
-        return self.value >= (self.at_least or 0.0) and self.value <= (self.at_most or float("inf"))
+        if self.at_least is None:
+            return None if self.at_most is None else self.value <= self.at_most
+        return self.value >= self.at_least
 
 
 def result(part: str, name: str, unit: str, rounds: list[float], **limit: float) -> Result:
@@ -127,10 +127,7 @@ def random_images(name: str, count: int, seed: int) -> "ImageSet":
 
 
 class Segments:
-    """Short segments of training in several ways, each ``warmup + steps`` steps of a fresh network.
-
-    Every method returns images per second, over the steps after the warm-up.
-    """
+    """``warmup + steps`` steps of a fresh network, in several ways; images per second after the warm-up."""
 
     def __init__(self, options: BenchmarkOptions, folder: Path) -> None:
         import numpy as np
@@ -204,7 +201,6 @@ class StepClock:
         self.options, self.meet, self.started, self.seconds = options, meet, 0.0, 0.0
 
     def batch_ended(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A callback's ``on_train_batch_end``."""
         if batch_idx + 1 == self.options.warmup:
             _wait(self.options.device)
             self.meet()
@@ -343,13 +339,11 @@ def results_table(results: Iterable[Result], title: str) -> "Table":
     from rich.table import Table
 
     table = Table(title=escape(title), title_justify="left", header_style="bold")
-    for name in ("part", "figure"):
+    for name in ("part", "figure", "median", "lowest", "highest", "required", "kept"):
         table.add_column(name, no_wrap=True)
-    for name in ("median", "lowest", "highest", "required", "kept"):
-        table.add_column(name, justify="right")
     for each in results:
         limit = "" if each.at_least is None else f">= {each.at_least:.3g}"
-        limit += "" if each.at_most is None else f"<= {each.at_most:.3g}"
+        limit = limit if each.at_most is None else f"<= {each.at_most:.3g}"
         kept = {None: "", True: "yes", False: "NO"}[each.kept]
         value = f"{_shown(each.value)} {each.unit}".rstrip()
         table.add_row(each.part, each.name, value, _shown(each.low), _shown(each.high), limit, kept)
@@ -357,21 +351,17 @@ def results_table(results: Iterable[Result], title: str) -> "Table":
 
 
 def _shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 @contextlib.contextmanager
 def _drawn_to_nowhere() -> Iterator[None]:
     """Let progress bars draw, which is part of what they cost, but out of sight; no advice either."""
     os.environ.update(FORCE_COLOR="1", TERM="xterm")
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        warnings.catch_warnings(),
-    ):
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
@@ -401,9 +391,8 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     stated = {"machine": machine(), "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
     console.print(results_table(results, f"{stated['machine']}; torch {torch.__version__}; commit {stated['commit']}"))
     if output is not None:
-        figures = [asdict(each) | {"kept": each.kept} for each in results]
-        text = json.dumps(stated | {"options": asdict(options), "results": figures}, indent=2)
-        write_beside(output, lambda path: path.write_text(text + "\n"))
+        figures = {"options": asdict(options), "results": [asdict(each) | {"kept": each.kept} for each in results]}
+        write_beside(output, lambda path: path.write_text(json.dumps(stated | figures, indent=2) + "\n"))
     return results
 
 

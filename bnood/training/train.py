@@ -175,6 +175,8 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     """Train as ``scripts/train.py`` does.
 
     Several devices are used only with the process's own command line, which their processes are started with again.
+    BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
+    are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
 
     Args:
         arguments: the command line after the program's name; None for the process's own.
