@@ -144,7 +144,7 @@ class Segments:
         from bnood.networks import build_model
 
         options, device = self.options, self.options.device
-        network = build_model("resnet", 18, options.width, "bn").to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = build_model("resnet", 18, options.width, "bn").to(device).to(memory_format=torch.channels_last)
         if compiled:
             network.compile(mode="reduce-overhead")
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
