@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import TORCHVISION, check_known, data_root, load_images
-from bnood.data.splits import stratified_split
-from bnood.data.synthetic import SYNTHETIC
+from bnood.data.sources import check_known
+from bnood.data.training_split import training_split
 from bnood.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -83,22 +82,6 @@ def channel_constants(images: np.ndarray) -> tuple[list[float], list[float]]:
     mean = counts @ values / total
     variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
     return mean.tolist(), np.sqrt(variance).tolist()
-
-
-def has_test_images(name: str, root: Path | None = None) -> bool:
-    """Whether a set's ``test`` images are others than its ``train`` images.
-
-    A path, and ``<root>/<name>/images/**``, have no splits (:func:`bnood.data.sources.load_images`): asked for test
-    images, they give the very images that a network was trained on.
-    """
-    if name in SYNTHETIC:
-        return True
-    if name.lower().endswith(".npz") or Path(name).name != name:
-        return False
-    folder = data_root(root) / name
-    if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
-        return True
-    return name in TORCHVISION and not (folder / "images").is_dir()
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -174,18 +157,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def split(self) -> tuple[ImageSet, ImageSet]:
         """The training images that are trained on, and those held out for validation."""
-        images = load_images(
-            self.in_distribution, "train", self.root, download=self.download, image_size=self.image_size
-        )
-        if images.labels is None:
-            raise UserError(
-                f"{self.in_distribution}: training needs labels (in an .npz: int64 [N]), but the set has none"
-            )
-        train, validation = stratified_split(images.labels, self.validation, self.split_seed, images.name)
-        if self.train_count is not None:
-            # An arbitrary but fixed subset that keeps no class order of the source.
-            train = np.sort(np.random.RandomState(self.split_seed).permutation(train)[: self.train_count])
-        return images.subset(train), images.subset(validation)
+        return training_split(vars(self))
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""

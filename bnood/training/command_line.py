@@ -39,7 +39,7 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     try:
         yield
     except argparse.ArgumentError as error:
-        raise UserError(explain(str(error), parser, configs)) from error
+        raise UserError(_explained(str(error), parser, configs)) from error
 
 
 def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
@@ -66,17 +66,8 @@ def _check_values(arguments: Sequence[str]) -> None:
                 pass
 
 
-def explain(
-    message: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]], prefix: str = ""
-) -> str:
-    """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right.
-
-    Args:
-        message: the parser's.
-        parser: knows the keys that are right.
-        configs: the files that were parsed, by path, each as dotted keys and their values.
-        prefix: of the keys in the files, where the parser was given a part of them (``grids[0].``).
-    """
+def _explained(message: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
+    """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
     text = " ".join(message.split())
     if found := re.match(r"unrecognized arguments: (\S+)", text):
         option = found[1].partition("=")[0]
@@ -84,21 +75,21 @@ def explain(
             return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
         return f"there is no option {option}{_nearest(option.lstrip('-'), _keys(parser), '--')} (see --help)"
     if found := re.search(r"Group '(?P<group>.*?)' does not accept option '(?P<key>.*?)'", text):
-        return _unknown_key(f"{found['group']}.{found['key']}", parser, configs, prefix)
+        return _unknown_key(f"{found['group']}.{found['key']}", parser, configs)
     if found := re.search(r"Option '(?P<key>.*?)' is not accepted", text):
-        return _unknown_key(found["key"], parser, configs, prefix)
+        return _unknown_key(found["key"], parser, configs)
     if found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text):
-        return _wrong_value(found["key"], found["reason"], configs, prefix)
+        return _wrong_value(found["key"], found["reason"], configs)
     return text
 
 
-def _unknown_key(key: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]], prefix: str) -> str:
+def _unknown_key(key: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
     where = [str(path) for path, content in configs.items() if key in content]
-    near = _nearest(key, _keys(parser), prefix)
-    return f"{where[0] if where else 'the config'}: there is no key {prefix}{key}{near} (see --help)"
+    near = _nearest(key, _keys(parser))
+    return f"{where[0] if where else 'the config'}: there is no key {key}{near} (see --help)"
 
 
-def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]], prefix: str) -> str:
+def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
     given = re.search(r"(?:Got|Given) value: (.*)$", reason)
     choices = [
         choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")
@@ -108,14 +99,14 @@ def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]], pre
         kinds = [kind for kind in kinds if kind != _PLAIN_TYPES["str"]]  # what is wrong was given as text
     expected = list(dict.fromkeys([*choices, *kinds]))
     if given is None or not expected:
-        return f"{prefix}{key}: {reason}"
+        return f"{key}: {reason}"
     value = given[1].strip()
     if {"list", "tuple"} & {*expected}:
         numbers = re.fullmatch(r"[-+.\d]+", value)
         expected = [f"a list such as {'[0, 1]' if numbers else f'[{value}]'}"]
     files = [str(path) for path, content in configs.items() if key in content and str(content[key]) == value]
     where = f"{files[0]}: " if files else ""
-    return f"{where}{prefix}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
+    return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
 
 
 def _keys(parser: argparse.ArgumentParser) -> list[str]:
@@ -126,8 +117,3 @@ def _keys(parser: argparse.ArgumentParser) -> list[str]:
 def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
-
-
-def in_short(message: str) -> str:
-    """A message about images as it reads where ``--root`` and ``--download`` are options of their own."""
-    return message.replace("--data.root", "--root").replace("--data.download", "--download")

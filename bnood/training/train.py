@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import warnings
@@ -24,20 +25,12 @@ from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import Begun, MetricsLog, ProgressBar, RunFiles, Stopwatch
+from bnood.training.checks import check_batches, check_config, default_name, take_one_device
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
 from bnood.training.resume import check_resumable, settings_that_decide
 from bnood.training.run_folder import CHECKPOINT, read_checkpoint
-
-# The least that each number of the section trainer may be: Lightning takes others, and trains nothing or fails late.
-_LEAST = {
-    "max_epochs": 1, "max_steps": 1, "min_epochs": 0, "min_steps": 0, "devices": 1, "num_nodes": 1,
-    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": 1e-9, "log_every_n_steps": 0,
-    "limit_train_batches": 1e-9, "limit_val_batches": 0, "num_sanity_val_steps": 0, "gradient_clip_val": 0,
-    "reload_dataloaders_every_n_epochs": 0,
-}  # fmt: skip
-_OFF = {"max_epochs": -1, "max_steps": -1, "devices": -1, "num_sanity_val_steps": -1}
 
 
 class TrainingCLI(LightningCLI):
@@ -178,72 +171,12 @@ class ParsingCLI(TrainingCLI):
         pass
 
 
-def check_config(config: Any) -> None:
-    """Raise :class:`UserError` for what the types of the config allow, but no training can do."""
-    seed, trainer = config.seed_everything, config.trainer
-    if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything is {str(seed).lower()}: it has to be a whole number from 0 to 4294967295")
-    for key in ("logger", "default_root_dir"):
-        if trainer[key] is not None:
-            raise UserError(f"trainer.{key} can't be set: runs are logged to --runs, and to W&B by the section wandb")
-    for key in ("fast_dev_run", "overfit_batches"):
-        if trainer[key]:
-            raise UserError(f"trainer.{key} can't be set: use --trainer.max_epochs 1 --data.train_count 256")
-    if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
-        raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
-    for key, least in _LEAST.items():
-        value = trainer[key]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            continue  # none, "auto", a list of devices
-        if not isinstance(value, bool) and number < least and number != _OFF.get(key):
-            expected = "above 0" if least == 1e-9 else f"at least {least}"
-            raise UserError(f"trainer.{key} is {value}; expected {expected}")
-
-
-def take_one_device(trainer: Any) -> None:
-    """A training that another program calls has one device: the others' processes would run that program again."""
-    if trainer.devices in ("auto", -1, "-1"):
-        trainer.devices = 1
-    several = isinstance(trainer.devices, list) and len(trainer.devices) > 1
-    if several or trainer.num_nodes > 1 or (str(trainer.devices).isdigit() and int(trainer.devices) > 1):
-        raise UserError(
-            f"trainer.devices is {trainer.devices}, trainer.num_nodes {trainer.num_nodes}: several devices need "
-            "scripts/train.py with a command line of its own"
-        )
-
-
-def check_batches(data: ImageDataModule, model: Classifier, devices: int) -> None:
-    """Raise :class:`UserError` unless every device gets an equal share of each batch, big enough for the norm."""
-    share, rest = divmod(data.batch_size, devices)
-    if rest:
-        raise UserError(
-            f"data.batch_size is {data.batch_size}, which {devices} devices can't share equally: choose a multiple"
-        )
-    if share == 1 and model.norm == "bn":
-        raise UserError(
-            f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics; expected "
-            f"at least {2 * devices}, or another --model.norm"
-        )
-    assert data.validation_set is not None
-    if len(data.validation_set) < devices:
-        raise UserError(
-            f"data.validation is {len(data.validation_set)}: expected an image for each of {devices} devices"
-        )
-
-
-def default_name(config: Any) -> str:
-    """``cifar10-resnet18x16-bn-s0``: set, network, norm and seed of a training config."""
-    model = config.model
-    images = Path(config.data.in_distribution).stem
-    return f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"
-
-
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
     """Train as ``scripts/train.py`` does.
 
     Several devices are used only with the process's own command line, which their processes are started with again.
+    BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
+    are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
 
     Args:
         arguments: the command line after the program's name; None for the process's own.
@@ -300,6 +233,9 @@ def _train(cli: TrainingCLI) -> Path:
             f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
             f"at {summary['images_per_second']:.0f} images/s"
         )
+        if tracked is not None:
+            numbers = ("seconds", "images_per_second", "parameters")
+            tracking.log_summary(tracked, {name: summary[name] for name in numbers})
         tracking.log_checkpoint(tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
     return cli.run_folder
 
@@ -307,14 +243,15 @@ def _train(cli: TrainingCLI) -> Path:
 @contextmanager
 def _opened(cli: TrainingCLI) -> Iterator[Any]:
     """The run's folder, locked, with its config, and its W&B run; a new folder goes again if nothing was trained."""
-    folder, new = cli.run_folder, not cli.run_folder.exists()
+    folder, config, new = cli.run_folder, cli.run_folder / "config.yaml", not cli.run_folder.exists()
     with ExitStack() as stack:
         try:
-            # A folder that cannot be made is the config's error, which names file and reason.
-            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text)) if new else None
+            if new:  # where there is no folder, its config makes it; the error names file and reason
+                write_beside(config, lambda path: path.write_text(cli.config_text))
             stack.enter_context(locked(folder, "another training writes to it"))
             cli.check_free()
-            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
+            if not new:
+                write_beside(config, lambda path: path.write_text(cli.config_text))
             tracked = _start_tracking(cli)
             try:
                 yield tracked
@@ -357,7 +294,8 @@ def _fit(cli: TrainingCLI) -> None:
             raise
         last = cli.run_folder / CHECKPOINT
         if last.is_file() and is_first_process():
-            print(f"to go on: python scripts/train.py --config {cli.run_folder / 'config.yaml'} --ckpt_path {last}")
+            again = ["--config", str(cli.run_folder / "config.yaml"), "--ckpt_path", str(last)]
+            print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         if checkpoint is None or cli.begun.training or isinstance(error, UserError | MisconfigurationException):
@@ -407,6 +345,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # What is logged is the same in all processes of a training.
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

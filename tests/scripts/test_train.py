@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 from refusal import refusal, tree
-from tiny_runs import SIZE, equal_weights, trained, training_arguments, write_set
+from tiny_runs import equal_weights, trained, training_arguments
 
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
 from bnood.training.run_folder import load_run
 from bnood.training.train import train
 
@@ -36,7 +35,7 @@ def test_the_script_trains_by_a_config_and_its_overrides(tmp_path: Path) -> None
     files = {name for name, content in tree(tmp_path / "runs" / "mine").items() if content is not None}
     assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv", "summary.json"}
     run = load_run(tmp_path / "runs" / "mine")
-    assert run.classifier.norm == "ln"
+    assert run.norm == "ln"
     assert (run.config["data"]["augmentation"], run.config["model"]["warmup"]) == ("flip", 0.25)  # the config's
     assert json.loads((run.folder / "summary.json").read_text())["epochs"] == 1
 
@@ -60,6 +59,8 @@ CONFIGS: list[tuple[str, str]] = [
     ("model: [1", "is not readable as YAML"),
     ("- model", "holds a list; expected a mapping"),
     ("", "holds nothing; expected a mapping"),
+    ("model: {norm: bn}\nmodel: {norm: gn}", "line 2: the key model is given a second time"),
+    ("trainer:", "line 1: the key trainer has no value"),
 ]
 
 
@@ -79,6 +80,7 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--modle.norm", "gn"], "there is no option --modle.norm (did you mean --model.norm?)"),
         (["--seed", "1"], "there is no option --seed"),
         (["--trainer.max_epoch", "1"], "there is no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
+        (["--model.width", "90000"], "not enough memory"),
         (["gn"], "'gn' is not expected here: every setting has the form --key value"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such config file"),
         (["--trainer.max_epochs", "two"], "trainer.max_epochs is 'two'; expected a whole number or null"),
@@ -90,43 +92,37 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert tree(tmp_path) == {}
 
 
-def test_a_file_where_the_runs_should_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs").write_text("mine")
-    line = refusal(train, training_arguments(tmp_path / "runs", "new"), capsys)
-    assert f"{tmp_path / 'runs' / 'new' / 'config.yaml'} can't be written" in line
-    assert tree(tmp_path) == {"runs": b"mine"}
+class Signal(L.Callback):
+    """Ctrl-C or SIGTERM in the second epoch."""
 
-
-def test_a_truncated_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = tmp_path / "last.ckpt"
-    last.write_bytes((trained() / "checkpoints" / "last.ckpt").read_bytes()[:-100])
-    arguments = training_arguments(tmp_path / "runs", "new", "--ckpt_path", str(last), "--trainer.max_epochs", "3")
-    assert f"{last} is not a readable checkpoint (truncated" in refusal(train, arguments, capsys)
-    assert tree(tmp_path).keys() == {"last.ckpt"}
-
-
-class Interrupt(L.Callback):
-    """Ctrl-C in the second epoch."""
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
+
+
+def test_sigterm_is_one_line_and_leaves_what_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = training_arguments(tmp_path, "[bold]new")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        run_door(lambda: train(arguments, callbacks=[Signal(signal.SIGTERM)]))
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143 and capsys.readouterr().err.splitlines()[-1] == "terminated"
+    files = {name for name, content in tree(tmp_path / "[bold]new").items() if content is not None}
+    assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv"}
+    folder = train([*arguments, "--ckpt_path", str(tmp_path / "[bold]new" / "checkpoints" / "last.ckpt")])
+    assert equal_weights(folder, trained())
+    assert capsys.readouterr().out.startswith(f"{folder}: validation accuracy")  # brackets and all
 
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, one_line_errors():
-        train(training_arguments(tmp_path / "runs", "new"), callbacks=[Interrupt()])
+    with pytest.raises(SystemExit) as ended:
+        run_door(lambda: train(training_arguments(tmp_path / "runs", "new"), callbacks=[Signal(signal.SIGINT)]))
     assert ended.value.code == 130
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "interrupted"
     (line,) = [line for line in printed.out.splitlines() if line.startswith("to go on: ")]
     folder = train(shlex.split(line)[5:])  # after "to go on: python scripts/train.py"
     assert equal_weights(folder, trained())
-
-
-def test_data_that_lack_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_set(tmp_path / "plain.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
-    arguments = training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(file))
-    line = refusal(train, arguments, capsys)
-    assert f"{file}: training needs labels (in an .npz: int64 [N]), but the set has none" in line
-    assert tree(tmp_path).keys() == {"plain.npz"}
