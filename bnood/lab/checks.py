@@ -22,7 +22,6 @@ from bnood.report.names import DASH, MINUS, display
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = "supported", "refuted", "undecided", "not tested here"
 Network = tuple[str, str, bool]  # activation, norm, high rate
-PerSeed = pd.Series  # a number per seed
 
 
 class NotTested(Exception):
@@ -51,14 +50,14 @@ class Records:
             raise NotTested(f"no {display(activation)} network with {display(norm)}{rate}")
         return rows
 
-    def gradient_ratio(self, activation: str, norm: str) -> PerSeed:
+    def gradient_ratio(self, activation: str, norm: str) -> pd.Series:
         """log10 of the first layer's gradient over the last one's, mean over the first epoch."""
         rows = self.quantity((activation, norm, False), "gradient_norm")
         layers = rows[rows["epoch"] <= 1].pivot_table("value", ["seed", "step"], "layer")
         ratio = np.log10(layers[layers.columns.min()]) - np.log10(layers[layers.columns.max()])
         return ratio.groupby("seed").mean()
 
-    def accuracy(self, network: Network, kind: str = "train_accuracy") -> PerSeed:
+    def accuracy(self, network: Network, kind: str = "train_accuracy") -> pd.Series:
         """Final accuracy."""
         return self._at_end(self.quantity(network, kind)).set_index("seed")["value"]
 
@@ -67,22 +66,22 @@ class Records:
         rows = self.table[(self.table["activation"] == activation) & (self.table["quantity"] == "train_accuracy")]
         return float(self._at_end(rows).groupby("norm")["value"].mean().max())
 
-    def dead(self, norm: str) -> PerSeed:
+    def dead(self, norm: str) -> pd.Series:
         """Share of dead ReLU units at the high rate, mean over layers, at the end."""
         return self._at_end(self.quantity(("relu", norm, True), "dead_share")).groupby("seed")["value"].mean()
 
-    def centring(self) -> PerSeed:
+    def centring(self) -> pd.Series:
         """Change of log10 of the last layer's distance from zero, trained against untrained, sigmoid and BatchNorm."""
         rows = self.quantity(("sigmoid", "bn", False), "offset")
         rows = rows[rows["layer"] == rows["layer"].max()]
         end, start = (part.set_index("seed")["value"] for part in (self._at_end(rows), rows[rows["step"] == 0]))
         return np.log10(end) - np.log10(start)
 
-    def gain(self, activation: str, norm: str, kind: str = "train_accuracy") -> PerSeed:
+    def gain(self, activation: str, norm: str, kind: str = "train_accuracy") -> pd.Series:
         """Accuracy with a norm minus accuracy without."""
         return self.accuracy((activation, norm, False), kind) - self.accuracy((activation, "none", False), kind)
 
-    def inside(self) -> PerSeed:
+    def inside(self) -> pd.Series:
         """How far GroupNorm's accuracy lies inside those of LayerNorm and BatchNorm (below 0: outside), sigmoid."""
         group, layer, batch = (self.accuracy(("sigmoid", norm, False)) for norm in ("gn", "ln", "bn"))
         low, high = (layer, batch) if layer.mean() <= batch.mean() else (batch, layer)
@@ -107,7 +106,7 @@ class Statement:
     """
 
     text: str
-    measure: Callable[[Records], PerSeed]
+    measure: Callable[[Records], pd.Series]
     threshold: str
     wanted: Literal["above", "below", "small", "inside"]
     printed: str
@@ -190,6 +189,11 @@ class Check:
     threshold: float
     note: str
 
+    @property
+    def row(self) -> list[str]:
+        """As the page shows it: statement, network, verdict, number, note."""
+        return [self.statement, self.architecture, self.verdict, self.number, self.note]
+
     def to_json(self) -> dict[str, Any]:
         """As ``checks.json`` holds it: None for what is not finite."""
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
@@ -224,7 +228,7 @@ def judge(statement: Statement, records: Records, architecture: str, thresholds:
     return Check(statement.text, display(architecture), verdict, number, effect, low, high, threshold, "; ".join(notes))
 
 
-def _interval(values: PerSeed) -> tuple[float, float, float]:
+def _interval(values: pd.Series) -> tuple[float, float, float]:
     """Mean and Student's 95 % interval over seeds; images are not resampled."""
     if len(values) < 2:
         return float(values.iloc[0]), math.nan, math.nan

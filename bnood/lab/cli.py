@@ -109,7 +109,7 @@ def run_lab(options: LabOptions, command: str) -> list[Check]:
     write_beside(options.folder / "checks.json", lambda path: path.write_text(content + "\n"))
     write_beside(options.folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))
     page = write_lab_report(
-        options.folder, table, checks, title=f"Normalisation lab: {options.name}", commands=[command], record=record,
+        options.folder, table, [check.row for check in checks], title=f"Normalisation lab: {options.name}", commands=[command], record=record,
         notes=diverged, config=asdict(options),
     )[0]  # fmt: skip
     console.print(printed(checks))

@@ -56,7 +56,7 @@ def write_norm_picture(path: Path) -> Path:
 
     with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
         figure = Figure(figsize=(10, 6.4), layout="constrained")
-        rows = figure.subfigures(len(NORMS), 1)
+        rows = list(figure.subfigures(len(NORMS), 1))  # type: ignore[arg-type]
         for part, (name, norm, groups, means), colour in zip(rows, NORMS, COLOURS, strict=False):
             part.suptitle(f"{name}: {means}", x=0.01, ha="left", color=INK, fontweight="bold", fontsize=11)
             shared = share_a_mean(norm, groups)

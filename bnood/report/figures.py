@@ -155,7 +155,7 @@ def detector_picture(table: pd.DataFrame) -> Picture | None:
         value, difference = (
             100 * part[column].unstack().reindex(index=names, columns=kinds) for column in ("value", "difference")
         )
-        texts = []
+        texts: list[list[str]] = []
         for name in names:
             texts.append([])
             for kind in kinds:

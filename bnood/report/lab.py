@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,23 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NORM_COLOURS = {"none": INK, "bn": COLOURS[1], "ln": COLOURS[0], "gn": COLOURS[2]}
+COLUMNS = ["Statement", "Network", "Verdict", "Number", "Note"]
 GRID = ["architecture", "activation", "high_rate"]
-
-
-class Judged(Protocol):
-    """What the page needs of a check (:class:`bnood.lab.checks.Check`)."""
-
-    statement: str
-    architecture: str
-    verdict: str
-    number: str
-    note: str
 
 
 def write_lab_report(
     folder: Path,
     table: pd.DataFrame,
-    checks: Sequence[Judged],
+    statements: Sequence[Sequence[str]],
     *,
     title: str,
     commands: Sequence[str],
@@ -47,7 +38,7 @@ def write_lab_report(
     Args:
         folder: the lab's.
         table: its long table (columns in :mod:`bnood.lab.train`).
-        checks: the judged statements.
+        statements: rows of :data:`COLUMNS`.
         title: the page's heading.
         commands: what to type to get the lab again.
         record: versions, commit, machine, seconds.
@@ -62,8 +53,7 @@ def write_lab_report(
     return write_page(
         folder, "lab", title=title, commands=commands, notes=notes, record=record,
         pictures=[picture for picture in pictures if picture is not None],
-        statements=[[one.statement, one.architecture, one.verdict, one.number, one.note] for one in checks],
-        statement_columns=["Statement", "Network", "Verdict", "Number", "Note"],
+        statements=statements, statement_columns=COLUMNS,
         config=config,
     )  # fmt: skip
 

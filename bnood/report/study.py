@@ -101,8 +101,8 @@ def _network(row: dict[str, Any]) -> str:
 def _effect(row: dict[str, Any]) -> str:
     unit = row.get("unit") or ""
     factor = 100.0 if unit in FRACTIONS else 1.0
-    ends = (math.nan if row.get(key) is None else row[key] for key in ("effect", "low", "high"))
-    return change(*ends, factor) + (f" {unit}" if unit and factor == 1 and row.get("effect") is not None else "")
+    effect, low, high = (math.nan if row.get(key) is None else row[key] for key in ("effect", "low", "high"))
+    return change(effect, low, high, factor) + (f" {unit}" if factor == 1 and math.isfinite(effect) else "").rstrip()
 
 
 def _answer(row: dict[str, Any]) -> list[str]:
