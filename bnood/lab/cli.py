@@ -29,7 +29,7 @@ from bnood.lab.train import is_done, read_records, train_network
 from bnood.report.lab import write_lab_report
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
-from bnood.training.run_folder import write_beside
+from bnood.training.atomic import write_beside
 
 WIDTH = 100  # columns of what is printed
 

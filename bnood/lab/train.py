@@ -23,7 +23,7 @@ from bnood.lab.options import LabNetwork, LabOptions
 from bnood.lab.recorder import measure
 from bnood.networks.mlp import MLP
 from bnood.networks.plain_convnet import PlainConvNet
-from bnood.training.run_folder import write_beside
+from bnood.training.atomic import write_beside
 
 Records = list[tuple[int, float, int, str, float]]
 

@@ -214,8 +214,8 @@ def heat(
     """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
-    colours = colours.with_extremes(bad="#E4E4E4")
+    ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
+    colours = ramp.with_extremes(bad="#E4E4E4")
     axes.pcolormesh(
         np.ma.masked_invalid(shades), cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5
     )

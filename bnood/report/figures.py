@@ -125,7 +125,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         other = here[here["dataset"] == dataset]
         for part, colour, line in ((other, colours(names)[dataset], ""), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
-            profile(axes, np.arange(len(order)), found["mean"], found["std"], colour, line, floor)
+            profile(axes, range(len(order)), found["mean"], found["std"], colour, line, floor)
         axes.set_ylim(floor, top)
         axes.set_xlabel("unit, sorted by its mean on ID images")
         axes.set_ylabel("activation")
