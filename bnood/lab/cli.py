@@ -62,10 +62,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = build_parser()
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
-        config = parser.parse_args(given)
-        if config.get("name") is None or config.get("grids") is None:
-            raise UserError("a lab needs a config: give --config, for example --config configs/lab/demo.yaml")
-        made = parser.instantiate_classes(config)
+        made = parser.instantiate_classes(parser.parse_args(given))
     options = LabOptions(**{key: made[key] for key in LabOptions.__dataclass_fields__})
     run_lab(options, shlex.join(["python", "scripts/lab.py", *given]))
     return options.folder

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "lab"
 def config(folder: Path, **changes: object) -> Path:
     draw = np.random.RandomState(0)
     labels = np.arange(80) % 2
-    images = draw.randint(0, 100, (80, 8, 8, 3)) + 100 * labels[:, None, None, None]
+    images = draw.randint(0, 100, (80, 32, 32, 3)) + 100 * labels[:, None, None, None]
     np.savez(folder / "bright.npz", images=images.astype(np.uint8), labels=labels.astype(np.int64))
     grid = {"architecture": "mlp", "depth": 2, "width": 8, "learning_rate": 0.1, "epochs": 2, "norms": ["none", "bn"],
             "activations": ["sigmoid"], "record_every": 2, "probe_images": 16}  # fmt: skip
@@ -80,7 +80,7 @@ def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("changes", "words"),
     [
         ({"seeds": [0, 0]}, "each once"),
-        ({"grids": []}, "at least one grid"),
+        ({"grids": []}, "grids is empty"),
         ({"name": "a/b"}, "without a path"),
         ({"grid": {"norms": []}}, "norms is empty"),
         ({"grid": {"norms": ["gn"], "width": 9}}, "multiple of 8"),
@@ -101,7 +101,7 @@ def test_mistakes_are_refused_in_one_line(
 
 
 def test_a_lab_without_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "give --config" in refusal(main, [], capsys)
+    assert "grids is empty; give a config" in refusal(main, [], capsys)
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "cifar10.yaml"])
