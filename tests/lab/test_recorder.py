@@ -52,13 +52,6 @@ def test_dead_units_are_off_for_all_images() -> None:
     assert shares[1] >= 4 / 16 and shares[0] < 4 / 16
 
 
-def test_saturated_values_of_a_sigmoid() -> None:
-    network, (x, y) = mlp(norm="none", activation="sigmoid"), batch()
-    with torch.no_grad():
-        hidden_layers(network)[2].linear.bias[:8] = 50.0  # type: ignore[index]
-    assert measure(network, x, y)[2]["saturated_share"] == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize("norm", ["none", "bn", "ln", "gn"])
 def test_training_does_not_notice_a_record(norm: Norm) -> None:
     network, (x, y) = PlainConvNet(depth=3, width=8, norm=norm), batch()
