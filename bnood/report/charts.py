@@ -97,11 +97,11 @@ class Picture:
             rows = math.ceil(len(self.panels) / columns)
             width, height = max(p.width for p in self.panels), max(p.height for p in self.panels)
             figure = Figure(figsize=(width * columns, height * rows + 0.3), layout="constrained")
-            grid = figure.subplots(rows, columns, squeeze=False).flat
+            grid = list(figure.subplots(rows, columns, squeeze=False).flat)
             for axes, panel in zip(grid, self.panels, strict=False):
                 axes.set_title(panel.title)
                 panel.draw(axes)
-            for axes in list(grid)[len(self.panels) :]:
+            for axes in grid[len(self.panels) :]:
                 axes.set_axis_off()
             if self.legend:
                 from matplotlib.patches import Patch
