@@ -117,11 +117,12 @@ def _compared(activation: str, *norms: str) -> tuple[Network, ...]:
     return tuple((activation, norm, False) for norm in norms)
 
 
+POWERS_OF_TEN = ("starved", "raised", "centred")  # thresholds of measures that are log10 of a factor
 POINTS = "{} points of training accuracy"
 STATEMENTS = (
     Statement(
         "Without a norm, the first layer of a sigmoid network gets far less gradient than the last.",
-        lambda lab: lab.gradient_ratio("sigmoid", "none"), "starved", "below", "{} times the last layer's gradient",
+        lambda lab: lab.gradient_ratio("sigmoid", "none"), "starved", "below", "{} of the last layer's gradient",
     ),
     *(
         Statement(
@@ -145,7 +146,7 @@ STATEMENTS = (
     ),
     Statement(
         "With BatchNorm, the last layer's inputs come to lie around zero while a sigmoid network trains.",
-        lambda lab: lab.centring(), "centred", "below", "{} times the distance before training",
+        lambda lab: lab.centring(), "centred", "below", "{} of the distance before training",
     ),
     Statement(
         "At a high learning rate, deep ReLU networks without a norm lose units.",
@@ -159,7 +160,7 @@ STATEMENTS = (
         for norm in ("bn", "ln")
     ),
     Statement(
-        "GroupNorm lets sigmoid networks learn more than LayerNorm and less than BatchNorm, or the reverse.",
+        "With GroupNorm, sigmoid networks learn between LayerNorm and BatchNorm, give or take a point.",
         lambda lab: lab.inside(), "between", "inside", "{} points inside the two",
         _compared("sigmoid", "bn", "ln", "gn"),
     ),
@@ -220,7 +221,7 @@ def judge(statement: Statement, records: Records, architecture: str, thresholds:
     except NotTested as reason:
         return Check(statement.text, display(architecture), NOT_TESTED, DASH, nan, nan, nan, threshold, str(reason))
     effect, low, high = _interval(values)
-    number = _printed(statement.printed, effect, low, high)
+    number = _printed(statement, effect, low, high)
     notes = [_learning_note(records, statement, thresholds)] if statement.learning else []
     if len(values) < 2:
         notes.append("one seed has no interval")
@@ -250,15 +251,15 @@ def _verdict(low: float, high: float, threshold: float, wanted: str) -> str:
     return SUPPORTED if met else REFUTED if missed else UNDECIDED
 
 
-def _printed(template: str, *numbers: float) -> str:
+def _printed(statement: Statement, *numbers: float) -> str:
     """Effect and interval: powers of ten as factors, fractions in points or per cent."""
-    if "times" in template:
+    if statement.threshold in POWERS_OF_TEN:
         texts = [_factor(10**number) for number in numbers]
     else:
-        sign = "+" if "training accuracy" in template else ""
-        texts = [f"{100 * number:{sign}.1f}" for number in numbers]
+        sign = "+" if statement.printed == POINTS else ""
+        texts = [f"{round(100 * number, 1) + 0.0:{sign}.1f}" for number in numbers]
     ends = f" [{texts[1]}, {texts[2]}]" if math.isfinite(numbers[1]) else ""
-    return template.replace("{}", f"{texts[0]}{ends}").replace("-", MINUS)
+    return statement.printed.replace("{}", f"{texts[0]}{ends}").replace("-", MINUS)
 
 
 def _factor(value: float) -> str:

@@ -183,6 +183,8 @@ def lines(
         axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     if names:
         axes.set_xticks(places, names)
+    else:
+        axes.locator_params(axis="x", integer=True)
     if log:
         axes.set_yscale("log")
     axes.set_xlabel(x_label)

@@ -155,6 +155,8 @@ def detector_picture(table: pd.DataFrame) -> Picture | None:
         value, difference = (
             100 * part[column].unstack().reindex(index=names, columns=kinds) for column in ("value", "difference")
         )
+        if "running" in kinds:
+            difference["running"] = 0.0
         texts: list[list[str]] = []
         for name in names:
             texts.append([])

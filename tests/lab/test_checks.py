@@ -28,7 +28,7 @@ def test_what_the_notes_say_is_supported() -> None:
 
 def test_starved_gradient_is_printed_as_a_plain_factor() -> None:
     number = about(checks(), "far less gradient").number
-    assert number.startswith("1/") and number.endswith("times the last layer's gradient")
+    assert number.startswith("1/") and number.endswith("of the last layer's gradient")
     factor = float(number.split(" ")[0].removeprefix("1/").replace(",", ""))
     assert factor == pytest.approx(10_000, rel=0.05)
 
