@@ -1,97 +1,153 @@
-"""Report pages as a program reads them, and as a browser shows them."""
+"""Tables in the evaluation's columns with invented numbers, for pictures and pages."""
 
-import json
-import re
-import subprocess
-import urllib.request
-from html.parser import HTMLParser
-from pathlib import Path
+from dataclasses import dataclass, field
 
-VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
-# What a name may hold that ends up in a page.
-HOSTILE = "</title><script>alert('x')</script>\"><img src=https://example.org/x.png onerror=alert(1)> & {{ 7*7 }}"
+import numpy as np
+import pandas as pd
 
-
-class Page(HTMLParser):
-    """Every element with its attributes and text; tables as lists of rows; fails on tags that do not nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.text: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.table = self.tables.setdefault(str(dict(attrs)["id"]), [])
-        elif tag == "tr":
-            self.table.append([])
-        elif tag in ("td", "th"):
-            self.table[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in self.open:
-            self.text[tag] = self.text.get(tag, "") + data
-        if "td" in self.open or "th" in self.open:
-            self.table[-1][-1] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+SETS = ("svhn", "dtd")
+STATISTICS = (
+    *("running", "batch:128", "batch:128@0.1", "batch:128@0.5", "recalibrated:id", "recalibrated:target"),
+    *(
+        "recalibrated:mixture@0.5",
+        *(f"recalibrated:target/{form}:{k}" for form in ("first", "last") for k in (1, 2, 3)),
+    ),
+)
+DETECTORS = ("msp", "energy", "react", "knn")
+RESAMPLES = 20
 
 
-class Browser:
-    """Chromium, driven through chromedriver's own HTTP interface (the W3C WebDriver protocol)."""
+@dataclass
+class Evaluated:
+    """The tables of an invented evaluation."""
 
-    def __init__(self, profile: Path, width: int) -> None:
-        command = ["chromedriver", "--port=0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        port = next(m[1] for line in self.process.stdout if (m := re.search(r"successfully on port (\d+)", line)))
-        self.address = f"http://127.0.0.1:{port}/session"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        flags += ["--disable-background-networking"]
-        options = {
-            "args": [*flags, f"--user-data-dir={profile}"],
-            "mobileEmulation": {"deviceMetrics": {"width": width, "height": 900, "pixelRatio": 1, "touch": False}},
-        }
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-        session = self("", capabilities={"alwaysMatch": wanted})["sessionId"]
-        self.address += f"/{session}"
+    table: pd.DataFrame
+    units: pd.DataFrame
+    layers: pd.DataFrame
+    replicates: pd.DataFrame
+    record: dict[str, object] = field(default_factory=lambda: {"commit": "abc", "versions": {"torch": "2.15"}})
+    notes: list[str] = field(default_factory=lambda: ["dtd: 40 images were used"])
 
-    def __call__(self, path: str, method: str = "POST", **body: object):
-        data = json.dumps(body).encode() if method == "POST" else None
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=120) as answer:
-            return json.load(answer)["value"]
 
-    def run(self, script: str):
-        return self("/execute/sync", script=script, args=[])
+def replicates_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True) -> pd.DataFrame:
+    """The rows of `draws.parquet` of one network."""
+    draw = np.random.RandomState(seed + len(network))
+    found: list[dict[str, object]] = []
 
-    def press(self, selector: str, keys: str) -> None:
-        found = self("/element", using="css selector", value=selector)
-        self(f"/element/{next(iter(found.values()))}/value", text=keys)
+    def add(statistics: str, dataset: str, role: str, detector: str, metric: str, value: float, **keys: object) -> None:
+        row = {
+            "run": f"{network}-s{seed}", "network": network, "norm": network[:2], "seed": seed,
+            "statistics": statistics, "estimator": "one_pass", "n_calibration": 1000, "fitted_under": "condition",
+            "dataset": dataset, "role": role, "companion": "",
+            "comparison": "ood" if role == "ood" and metric in ("auroc", "fpr95") else "",
+            "detector": detector, "metric": metric, "value": value, "n_id": 500, "n_ood": 400,
+        }  # fmt: skip
+        row["replicates"] = value + 0.005 * draw.randn(RESAMPLES)
+        found.append(row | keys)
 
-    def column(self, number: int) -> list[str]:
-        """The visible cells of a column of the metric table, from top to bottom."""
-        visible = "[...document.querySelectorAll('#all tbody tr')].filter((row) => !row.hidden)"
-        return self.run(f"return {visible}.map((row) => row.cells[{number}].textContent)")
+    for place, statistics in enumerate(STATISTICS if has_batchnorm else ("running",)):
+        add(statistics, "cifar10", "id", "", "accuracy", 0.95 - 0.01 * place)
+        add(statistics, "cifar10", "id", "msp", "mean", 0.93 - 0.01 * place)
+        add(statistics, "cifar10", "id", "energy", "mean", 8 - 0.1 * place)
+        for shift, dataset in enumerate(SETS):
+            add(statistics, dataset, "ood", "msp", "mean", 0.7 - 0.02 * place + 0.05 * shift + 0.01 * draw.randn())
+            add(statistics, dataset, "ood", "energy", "mean", 5 - 0.1 * place)
+            add(statistics, dataset, "ood", "units", "unit_mean_max_ratio", 1.6 - 0.05 * place)
+            for detector in DETECTORS:
+                value = 0.9 - 0.02 * place + 0.03 * shift + 0.01 * draw.randn()
+                add(statistics, dataset, "ood", detector, "auroc", value)
+                add(statistics, dataset, "ood", detector, "fpr95", 1.1 - value)
+        if statistics in ("running", "recalibrated:target"):
+            for companion in SETS if statistics == "recalibrated:target" else ("",):
+                add(statistics, "noise-3", "id", "", "accuracy", 0.6 + 0.02 * place, companion=companion)
+            add(statistics, "svhn", "ood", "energy", "auroc", 0.7 + 0.01 * place, companion="noise-3")
+        if statistics != "running":
+            for detector in DETECTORS:
+                value = 0.6 if detector == "knn" else 0.5
+                add(statistics, "svhn", "ood", detector, "auroc", value, comparison="placebo")
+    return pd.DataFrame(found)
 
-    def quit(self) -> None:
-        try:
-            self("", method="DELETE")
-        finally:
-            self.process.terminate()
-            self.process.wait(timeout=30)
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+
+def table_of(draws: pd.DataFrame) -> pd.DataFrame:
+    """`table.csv` from `draws.parquet`: intervals and the paired difference to running statistics."""
+    keys = ["network", "seed", "dataset", "role", "companion", "comparison", "detector", "metric"]
+    running = draws[draws["statistics"] == "running"].set_index(keys)["replicates"].to_dict()
+    values = draws[draws["statistics"] == "running"].set_index(keys)["value"].to_dict()
+    found = []
+    for row in draws.to_dict("records"):
+        key = tuple(row[name] for name in keys)
+        low, high = np.percentile(row["replicates"], [2.5, 97.5])
+        difference = row["replicates"] - running.get(key, np.nan)
+        ends = np.percentile(difference, [2.5, 97.5]) if key in running else (np.nan, np.nan)
+        change = row["value"] - values.get(key, np.nan)
+        found.append(
+            {
+                **row,
+                "low": low,
+                "high": high,
+                "difference": change,
+                "difference_low": ends[0],
+                "difference_high": ends[1],
+            }
+        )
+    return pd.DataFrame(found).drop(columns="replicates")
+
+
+def units_of(has_batchnorm: bool = True) -> pd.DataFrame:
+    """`units.parquet`: 32 units, three of which peak on OOD images under running statistics."""
+    draw, parts = np.random.RandomState(0), []
+    calm = np.sort(0.3 + 0.2 * draw.rand(32))
+    peaks = np.where(np.isin(np.arange(32), [3, 17, 29]), 1.2, 0.0)
+    for statistics in ("running", "recalibrated:target") if has_batchnorm else ("running",):
+        for dataset, role in (("cifar10", "id"), *((name, "ood") for name in SETS)):
+            mean = calm + 0.05 * draw.rand(32) + (peaks if role == "ood" and statistics == "running" else 0)
+            parts.append(
+                pd.DataFrame(
+                    {"statistics": statistics, "dataset": dataset, "role": role, "unit": np.arange(32), "mean": mean,
+                     "std": 0.3, "max": mean + 1, "share_above_id_p99": 0.01}
+                )
+            )  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def layers_of() -> pd.DataFrame:
+    """The distance of each layer's statistics from the running ones."""
+    return pd.DataFrame(
+        [
+            {"dataset": name, "role": role, "layer": f"norm{k}", "position": k, "symmetric_kl": size * (k + 1)}
+            for name, role, size in (("cifar10", "id", 0.01), ("svhn", "ood", 0.4), ("dtd", "ood", 0.2))
+            for k in range(3)
+        ]
+    )
+
+
+def evaluated(has_batchnorm: bool = True) -> Evaluated:
+    """One network's evaluation."""
+    draws = replicates_of("bn" if has_batchnorm else "gn", 0, has_batchnorm)
+    layers = layers_of() if has_batchnorm else pd.DataFrame()
+    return Evaluated(table_of(draws), units_of(has_batchnorm), layers, draws)
+
+
+def _row(
+    hypothesis: str, statement: str, verdict: str, effect: float | None, unit: str, **more: object
+) -> dict[str, object]:
+    ends = {"effect": effect, "low": effect and effect - 0.02, "high": effect and effect + 0.02, "unit": unit}
+    names = {"hypothesis": hypothesis, "statement": statement, "network": "bn", "seed": None, "verdict": verdict}
+    return {**names, **ends, "reason": "", "note": "", "quantity": "running minus target", "estimates": [], **more}
+
+
+class Verdict:
+    """An invented verdict."""
+
+    rows = (
+        _row("H1", "Some units are abnormally high on OOD images.", "supported", 0.65, "times ID"),
+        _row("H2", "Outputs are higher accordingly.", "refuted", -0.034, "probability"),
+        _row("H4", "It is BatchNorm's doing.", "not tested", None, "", reason="no partners"),
+    )
+
+    def to_json(self) -> dict[str, object]:
+        """As the study's verdict gives it."""
+        return {
+            "rows": self.rows, "made": {"commit": "abc"}, "thresholds": {"minimum_msp": 0.01},
+            "reasons": {"minimum_msp": "one point of confidence"},
+        }  # fmt: skip
