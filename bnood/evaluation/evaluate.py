@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.data.image_set import Images
+from bnood.data.labels import folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.activations import layer_distances
@@ -80,6 +81,7 @@ def evaluate(
     options: EvaluationOptions | None = None,
     statistics: Sequence[str] | None = None,
     detectors: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     augment: Augment | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -95,6 +97,7 @@ def evaluate(
         shifted_sets: labelled ID images from elsewhere, by name; see ``options.shifts`` for those made here.
         options: how; see :class:`EvaluationOptions`.
         statistics, detectors, settings: take the place of those options.
+        classes: names of the network's classes, in the order of its logits, for labels that come from folders.
         augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
         progress: is called with the name of each step that begins.
 
@@ -108,15 +111,21 @@ def evaluate(
     notes: list[str] = []
     if not has_batchnorm(network.model):
         conditions = _running_alone(conditions, network, options, notes)
-    sets = arranged(id_set, train_set, held_out, ood_sets, shifted_sets or {}, options)
-    first = next(iter(sets.scored.values()))
-    network.probe(next(read_batches([first], [np.array([[0, k] for k in range(min(8, len(first)))])], network.transform)))
-    for images in sets.scored.values():
-        if sets.roles[images.name] == "id" and images.labels is not None and images.labels.max() >= network.num_classes:
-            raise UserError(
-                f"{images.name} has labels up to {images.labels.max()}, but the network {network.name} has "
-                f"{network.num_classes} classes"
-            )
+    first = next(iter(ood_sets.values()), id_set)
+    if first is not None and len(first):
+        probe = np.array([[0, k] for k in range(min(8, len(first)))])
+        network.probe(next(read_batches([first], [probe], network.transform)))
+
+    def labelled(images: Images | None) -> Images | None:
+        if images is None:
+            return None
+        found, note = folder_labels(images, classes, network.num_classes)
+        notes.extend([note] if note else [])
+        return found
+
+    shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
+    known = labelled(id_set), labelled(train_set), labelled(held_out)
+    sets = arranged(*known, ood_sets, shifted, options)  # type: ignore[arg-type]
     engine = _Engine(network, sets, options, notes, augment, progress or (lambda step: None))
     return engine.evaluation(conditions)
 
