@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bnood.data.image_set import ImageSet, check_labels
+from bnood.data.image_set import ImageSet, as_labels
 from bnood.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -56,12 +56,8 @@ def why_no_file(path: Path) -> str | None:
 def read_npz(path: Path, image_size: int | None, name: str | None = None) -> ImageSet:
     """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels`` int64 ``[N]``.
 
-    Labels of another integer type are converted where int64 holds them. Pickles are never loaded.
-
-    Args:
-        path: of the archive.
-        image_size: the H and W, in pixels, that the images must have; None for any.
-        name: of the set; the file's stem by default.
+    Labels of another integer type are converted where int64 holds them. Pickles are never loaded. The images must be
+    ``image_size`` pixels high and wide; None allows any size.
 
     Raises:
         UserError: if the file is missing, unreadable or empty, lacks ``images``, holds Python objects, or an array
@@ -70,9 +66,8 @@ def read_npz(path: Path, image_size: int | None, name: str | None = None) -> Ima
     arrays = _read_arrays(path)
     if "images" not in arrays:
         raise UserError(f"{path}: it has no array 'images'; expected {_ARRAYS}")
-    images = np.ascontiguousarray(arrays["images"])
-    checked = ImageSet(str(path), images, None)  # its shape and type
-    if len(checked) == 0:
+    images = ImageSet(str(path), np.ascontiguousarray(arrays["images"])).images  # refused if of another shape or type
+    if len(images) == 0:
         raise UserError(f"{path}: it holds no images; expected at least one")
     height, width = images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
@@ -80,7 +75,7 @@ def read_npz(path: Path, image_size: int | None, name: str | None = None) -> Ima
             f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
             "resized here, because a resize leaves traces; resize them yourself and state how)"
         )
-    labels = _as_int64(arrays["labels"], len(images), path) if "labels" in arrays else None
+    labels = as_labels(arrays["labels"], len(images), str(path)) if "labels" in arrays else None
     return ImageSet(name or path.stem, images, labels)
 
 
@@ -104,21 +99,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); expected {_ARRAYS}") from error
 
 
-def _as_int64(labels: np.ndarray, count: int, path: Path) -> np.ndarray:
-    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{path}: labels reach {labels.max()}; expected int64, at most {np.iinfo(np.int64).max}")
-    if labels.dtype.kind in "iu":
-        labels = np.ascontiguousarray(labels, dtype=np.int64)
-    check_labels(labels, count, str(path))
-    return labels
-
-
 def image_files(folder: Path) -> list[Path]:
-    """All image files in and below a folder, sorted by their paths relative to it.
+    """All image files in and below a folder, by suffix (``SUFFIXES``, in either case), sorted by path.
 
-    Files count as images by their suffix (``SUFFIXES``, in either case); hidden files and folders are left out. Links
-    are followed, except to folders above, and each file on the disk is listed once, however many links and hard links
-    lead to it: by its own path rather than by a link. Copies of a file are files of their own and count as such.
+    Hidden files and folders are left out. Links are followed, except to folders above, and each file on the disk is
+    listed once, however many links and hard links lead to it: by its own path rather than by a link. A copy under
+    another name is a file of its own and counts as an image of its own: remove copies before splitting a set.
 
     Raises:
         UserError: if the folder is missing, unreadable or without images, or something with an image's name is no
@@ -179,10 +165,7 @@ def decode(files: Sequence[Path], image_size: int) -> np.ndarray:
     images = np.empty((len(files), image_size, image_size, 3), np.uint8)
 
     def fill(index: int) -> None:
-        try:
-            images[index] = np.asarray(fit(open_image(files[index]), image_size))
-        except MemoryError as error:
-            raise UserError(f"{files[index]}: too little memory to resize it to {image_size} pixels") from error
+        images[index] = np.asarray(fit(open_image(files[index]), image_size))
 
     with ThreadPoolExecutor(_THREADS) as pool:  # Pillow decodes and resizes outside the interpreter's lock.
         for _ in pool.map(fill, range(len(files))):

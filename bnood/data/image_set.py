@@ -12,8 +12,6 @@ from bnood.errors import UserError
 class _Selectable:
     """What both kinds of image set can do."""
 
-    name: str
-
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -58,7 +56,7 @@ class ImageSet(_Selectable):
                 f"{self.name}: images are {self.images.dtype} {list(self.images.shape)}; "
                 f"expected uint8 [N, H, W, 3] (RGB, 0 to 255)"
             )
-        check_labels(self.labels, len(self.images), self.name)
+        _check_labels(self.labels, len(self), self.name)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,45 +78,36 @@ class StreamedSet(_Selectable):
         name: as in configs, tables and plots.
         dataset: has ``__len__`` and ``__getitem__``; it must give the same item whenever it is asked.
         labels: int64 ``[N]``, one per entry of ``index``, or None.
-        index: int64 ``[N]``, which items of the dataset belong to the set; None for all.
+        index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
         folders: as in :class:`ImageSet`.
-        transforms_checked: transforms under which :mod:`bnood.data.reading` found the items repeatable.
+        checked: the transforms under which items were found to be the same when read twice.
 
     Raises:
-        UserError: if the dataset is not map-style, an index lies outside it, or labels do not fit.
+        UserError: if the dataset is not map-style, or labels do not fit.
     """
 
     name: str
     dataset: Any
     labels: np.ndarray | None = None
-    index: np.ndarray | None = None
+    index: np.ndarray = None  # type: ignore[assignment]  # filled in below
     folders: tuple[str, ...] | None = None
-    transforms_checked: list[Any] = field(default_factory=list, repr=False)
+    checked: list[Any] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
             raise UserError(
-                f"{self.name}: the dataset is a {type(self.dataset).__name__} without __len__ and __getitem__; "
-                "expected a map-style dataset (iterable datasets cannot be read by index)"
+                f"{self.name}: it is a {type(self.dataset).__name__}; expected the name or path of a set, or a "
+                "map-style dataset (with __len__ and __getitem__)"
             )
-        count = len(self.dataset)
-        index = np.arange(count) if self.index is None else np.asarray(self.index)
-        if (
-            index.ndim != 1
-            or index.dtype.kind not in "iu"
-            or (len(index) and not 0 <= index.min() <= index.max() < count)
-        ):
-            raise UserError(f"{self.name}: the index must be integers [N] from 0 to {count - 1}")
-        object.__setattr__(self, "index", index.astype(np.int64))
-        check_labels(self.labels, len(index), self.name)
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self.dataset)))
+        _check_labels(self.labels, len(self), self.name)
 
     def __len__(self) -> int:
-        assert self.index is not None
         return len(self.index)
 
     def subset(self, index: np.ndarray) -> "StreamedSet":
         """The images at ``index`` (integers), in that order."""
-        assert self.index is not None
         labels = None if self.labels is None else self.labels[index]
         return replace(self, index=self.index[index], labels=labels)
 
@@ -127,13 +116,23 @@ Images = ImageSet | StreamedSet
 """Either kind of set: both have ``name``, ``labels``, ``len``, ``subset``, ``at_most`` and ``renamed``."""
 
 
-def check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
-    """Refuse labels that are not int64 ``[count]`` from 0 up; None passes."""
-    if labels is None:
-        return
-    if labels.dtype != np.int64 or labels.shape != (count,):
+def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
+    """Integer labels as int64 ``[count]``.
+
+    Raises:
+        UserError: if they are no integers from 0 up that int64 holds, or not one per image.
+    """
+    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{where}: labels reach {labels.max()}; expected int64, at most {np.iinfo(np.int64).max}")
+    labels = np.ascontiguousarray(labels, np.int64) if labels.dtype.kind in "iu" and labels.ndim else labels
+    _check_labels(labels, count, where)
+    return labels
+
+
+def _check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != (count,)):
         raise UserError(
             f"{where}: labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}], one per image"
         )
-    if count and labels.min() < 0:
+    if labels is not None and count and labels.min() < 0:
         raise UserError(f"{where}: a label is {labels.min()}; expected class indices from 0 up")

@@ -9,17 +9,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bnood.data.files import as_rgb
+from bnood.data.files import as_rgb, one_line
 from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
-# Images that a worker decodes at a time. Small, because every worker holds two such parts ready (19 MB each at 224
-# pixels), whatever the size of the batches.
-_PART = 32
-# Items that are read twice before a set is used: a random flip passes once in 256 times.
-_READ_TWICE = 8
+_PART = 32  # images that a worker decodes at a time: every worker holds two parts ready (19 MB each at 224 pixels)
+_READ_TWICE = 8  # items that are read twice before a set is used: a random flip passes once in 256 times
 
 
 def read_batches(
@@ -42,50 +39,42 @@ def read_batches(
             or differs when it is read twice, or the transform gives no float tensor ``[3, h, w]``.
     """
     used = sorted({int(number) for batch in batches for number in np.unique(batch[:, 0])})
-    if transform is None and all(isinstance(sets[number], ImageSet) for number in used):
-        yield from _indexed([each if isinstance(each, ImageSet) else None for each in sets], used, batches)
+    arrays = {number: each.images for number, each in enumerate(sets) if isinstance(each, ImageSet)}
+    if transform is None and all(number in arrays for number in used):
+        for number in used:
+            _same_size(sets[number].name, arrays[used[0]].shape[1:], arrays[number].shape[1:])
+        yield from (_indexed(arrays, batch) for batch in batches)
         return
     for number in used:
         _check_repeatable(sets[number], transform)
-    parts = _Parts(
-        sets, [batch[start : start + _PART] for batch in batches for start in range(0, len(batch), _PART)], transform
-    )
+    parts = [batch[start : start + _PART] for batch in batches for start in range(0, len(batch), _PART)]
     loader = DataLoader(
-        parts,
+        _Parts(sets, parts, transform),
         batch_size=None,
         num_workers=workers if len(parts) > workers else 0,
         generator=torch.Generator(),  # the loader would otherwise draw from the global one
     )
-    decoded, size = iter(loader), None
+    decoded = iter(loader)
+    first: Tensor | None = None
     for batch in batches:
-        images = []
-        for _ in range(0, len(batch), _PART):
-            part = next(decoded)
+        images = [next(decoded) for _ in range(0, len(batch), _PART)]
+        for part in images:
             if isinstance(part, UserError):
                 raise part
-            if size is not None and (part.dtype, part.shape[1:]) != size:
-                raise UserError(_unequal(sets[int(batch[0, 0])].name, size[1], part.shape[1:]))
-            size = (part.dtype, part.shape[1:])
-            images.append(part)
+            first = part[:1].clone() if first is None else first
+            _same_size(sets[int(batch[0, 0])].name, first.shape[1:], part.shape[1:])
         yield torch.cat(images)
 
 
-def _indexed(sets: Sequence[ImageSet | None], used: Sequence[int], batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-    """Batches of arrays."""
-    arrays = {number: sets[number].images for number in used}  # type: ignore[union-attr]
-    for number, array in arrays.items():
-        if array.shape[1:] != arrays[used[0]].shape[1:]:
-            raise UserError(_unequal(sets[number].name, arrays[used[0]].shape[1:], array.shape[1:]))  # type: ignore[union-attr]
-    for batch in batches:
-        numbers = np.unique(batch[:, 0])
-        if len(numbers) == 1:
-            yield torch.from_numpy(arrays[int(numbers[0])][batch[:, 1]])
-            continue
-        images = np.empty((len(batch), *arrays[used[0]].shape[1:]), np.uint8)
-        for number in numbers:
-            rows = batch[:, 0] == number
-            images[rows] = arrays[int(number)][batch[rows, 1]]
-        yield torch.from_numpy(images)
+def _indexed(arrays: dict[int, np.ndarray], batch: np.ndarray) -> Tensor:
+    numbers = np.unique(batch[:, 0])
+    if len(numbers) == 1:
+        return torch.from_numpy(arrays[int(numbers[0])][batch[:, 1]])
+    images = np.empty((len(batch), *arrays[int(numbers[0])].shape[1:]), np.uint8)
+    for number in numbers:
+        rows = batch[:, 0] == number
+        images[rows] = arrays[int(number)][batch[rows, 1]]
+    return torch.from_numpy(images)
 
 
 class _Parts(Dataset[Any]):
@@ -105,27 +94,23 @@ class _Parts(Dataset[Any]):
             images: list[Tensor] = []
             for position, index in self.parts[number]:
                 images.append(_read(self.sets[position], int(index), self.transform))
-                if (images[0].shape, images[0].dtype) != (images[-1].shape, images[-1].dtype):
-                    return UserError(_unequal(self.sets[position].name, images[0].shape, images[-1].shape))
+                _same_size(self.sets[position].name, images[0].shape, images[-1].shape)
             return torch.stack(images)
         except UserError as error:
             return error
 
 
 def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
-    """One image: float32 ``[3, h, w]`` if transformed, else uint8 ``[H, W, 3]``."""
-    image = _item(images, index)
+    """One image: float32 ``[3, h, w]``, or uint8 ``[H, W, 3]`` where nothing transforms it."""
+    image = Image.fromarray(images.images[index]) if isinstance(images, ImageSet) else _item(images, index)
     if isinstance(image, Tensor):
         return image
     if transform is None:
         return torch.from_numpy(np.array(image))
     try:
         transformed = transform(image)
-    except Exception as error:
-        raise UserError(
-            f"{images.name}: the transform fails on image {index} ({type(error).__name__}: {error}); expected one that "
-            "takes a PIL image"
-        ) from error
+    except Exception as error:  # whatever the user's transform raises
+        raise UserError(f"{images.name}: the transform fails on image {index} ({one_line(error)})") from error
     if not isinstance(transformed, Tensor) or not transformed.is_floating_point() or transformed.ndim != 3:
         raise UserError(
             f"{images.name}: the transform gives {_described(transformed)}; expected a float tensor [3, h, w]"
@@ -133,25 +118,22 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     return transformed.float()
 
 
-def _item(images: Images, index: int) -> Image.Image | Tensor:
+def _item(images: StreamedSet, index: int) -> Image.Image | Tensor:
     """An image before the transform: PIL in mode RGB, or a float32 tensor ``[3, h, w]``."""
-    if isinstance(images, ImageSet):
-        return Image.fromarray(images.images[index])
-    assert images.index is not None
     where = f"{images.name}: item {images.index[index]}"
     try:
         item = images.dataset[int(images.index[index])]
     except UserError:
         raise
     except Exception as error:  # whatever the user's dataset raises
-        raise UserError(f"{where} cannot be read ({' '.join(f'{type(error).__name__}: {error}'.split())})") from error
+        raise UserError(f"{where} cannot be read ({one_line(error)})") from error
     image = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(image, Image.Image):
         return as_rgb(image, where)
-    if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point():
+    if isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3:
         return image.detach().float()
-    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3:
+        image = image.permute(1, 2, 0).contiguous().numpy()
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return Image.fromarray(np.ascontiguousarray(image))
     raise UserError(
@@ -162,7 +144,7 @@ def _item(images: Images, index: int) -> Image.Image | Tensor:
 
 def _check_repeatable(images: Images, transform: Transform | None) -> None:
     """Read some items twice, once for each set and transform."""
-    if isinstance(images, StreamedSet) and any(each is transform for each in images.transforms_checked):
+    if isinstance(images, StreamedSet) and any(each is transform for each in images.checked):
         return
     for index in np.unique(np.linspace(0, len(images) - 1, _READ_TWICE).astype(int)):
         first, second = (_read(images, int(index), transform) for _ in range(2))
@@ -174,14 +156,15 @@ def _check_repeatable(images: Images, transform: Transform | None) -> None:
                 "without random augmentation"
             )
     if isinstance(images, StreamedSet):
-        images.transforms_checked.append(transform)
+        images.checked.append(transform)
 
 
-def _unequal(name: str, first: Sequence[int], other: Sequence[int]) -> str:
-    return (
-        f"{name}: images have unequal sizes, {list(first)} and {list(other)}; expected one size, by a transform that "
-        "resizes and crops or by image_size"
-    )
+def _same_size(name: str, first: Sequence[int], other: Sequence[int]) -> None:
+    if first != other:
+        raise UserError(
+            f"{name}: images have unequal sizes, {list(first)} and {list(other)}; expected one size, by a transform "
+            "that resizes and crops or by image_size"
+        )
 
 
 def _described(value: Any) -> str:

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
-from torchvision import datasets
-from torchvision.datasets.utils import calculate_md5
 
 from bnood.data.files import Photographs, decode, fit, image_files, one_line, read_npz, why_no_file
-from bnood.data.image_set import Images, ImageSet, StreamedSet, check_labels
+from bnood.data.image_set import Images, ImageSet, StreamedSet, as_labels
 from bnood.data.labels import dataset_labels, numbered
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
@@ -29,27 +25,21 @@ SPLITS = ("train", "val", "test", "extra")
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A set that torchvision reads and can download.
+    """A set that torchvision reads: its class there, our splits, and where its files lie below the data root."""
 
-    Attributes:
-        reader: torchvision's class.
-        splits: the splits that it is asked for.
-        place: where its files are, below the data root; ``{split}`` stands for the split.
-    """
-
-    reader: type[datasets.VisionDataset]
+    reader: str
     splits: tuple[str, ...]
     place: str
 
 
 TORCHVISION = {
-    "cifar10": TorchvisionSet(datasets.CIFAR10, ("train", "test"), "cifar-10-batches-py"),
-    "cifar100": TorchvisionSet(datasets.CIFAR100, ("train", "test"), "cifar-100-python"),
-    "svhn": TorchvisionSet(datasets.SVHN, ("train", "test", "extra"), "{split}_32x32.mat"),
+    "cifar10": TorchvisionSet("CIFAR10", ("train", "test"), "cifar-10-batches-py"),
+    "cifar100": TorchvisionSet("CIFAR100", ("train", "test"), "cifar-100-python"),
+    "svhn": TorchvisionSet("SVHN", ("train", "test", "extra"), "{split}_32x32.mat"),
     # torchvision's splits of DTD are thirds of its 5,640 images; they are joined, as the set of all is what is scored.
-    "dtd": TorchvisionSet(datasets.DTD, ("test",), "dtd/dtd"),
-    "mnist": TorchvisionSet(datasets.MNIST, ("train", "test"), "MNIST/raw"),
-    "fashion_mnist": TorchvisionSet(datasets.FashionMNIST, ("train", "test"), "FashionMNIST/raw"),
+    "dtd": TorchvisionSet("DTD", ("test",), "dtd/dtd"),
+    "mnist": TorchvisionSet("MNIST", ("train", "test"), "MNIST/raw"),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", ("train", "test"), "FashionMNIST/raw"),
 }
 """The sets known to torchvision, by the name that a config uses."""
 
@@ -68,7 +58,7 @@ def data_root(root: Path | None) -> Path:
 
 
 def images(
-    source: str | Path | Dataset[Any] | Images,
+    source: str | Path | Images | Any,
     *,
     name: str | None = None,
     split: str = "test",
@@ -86,16 +76,11 @@ def images(
     1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
     2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
     3. the sets of torchvision (:data:`TORCHVISION`), with its download if asked for, and its checksums;
-    4. a folder of that name where the program runs. So the plain name of a known set always means that set; write
-       ``./svhn`` for a local folder that happens to have the name.
+    4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
-    Paths, datasets and ``images/**`` have no splits: every split is all of their images. DTD by torchvision is taken
-    whole (train, val and test joined) as ``test``.
-
-    Photographs become a :class:`StreamedSet`, decoded when they are read and transformed by the network's own
-    transform. With ``image_size`` they become an :class:`ImageSet`, as do torchvision's sets of another size, resized
-    by one fixed filter (:func:`bnood.data.files.fit`). That leaves traces which native images don't have: state it
-    beside a result. Arrays of an .npz, and built-in images, are never resized.
+    Paths, datasets and ``images/**`` have no splits: every split is all of their images. Photographs are decoded when
+    they are read (:class:`StreamedSet`); with ``image_size`` they are resized now (:func:`bnood.data.files.fit`), as
+    are torchvision's arrays of another size. Arrays of an .npz, and built-in images, are never resized.
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
@@ -104,11 +89,11 @@ def images(
         split: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of the source. A folder's classes are its top
-            folders (:func:`bnood.data.labels.numbered`), unless images lie beside them. A dataset's are its
-            ``targets``, ``labels`` or ``samples``, as torchvision's have them.
+            folders (:func:`bnood.data.labels.numbered`), if every image lies in one. A dataset's are its ``targets``,
+            ``labels`` or ``samples``, as torchvision's have them.
         image_size: side of the square images, in pixels; None for images as they are.
         download: let torchvision download what is missing.
-        seed: of a built-in set's pixels; other sets have no use for it.
+        seed: of a built-in set's pixels.
         count: number of images of a built-in set; None for the split's own number.
 
     Raises:
@@ -117,76 +102,28 @@ def images(
     """
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
-    if isinstance(source, Path):
-        source = str(source) if _is_path(str(source)) else f"./{source}"
-    if isinstance(source, str):
-        found = _named(source, split, data_root(root), download, image_size, seed, count)
+    if isinstance(source, str | Path):
+        path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
+        found = _named(path, split, data_root(root), download, image_size, seed, count)
     elif isinstance(source, ImageSet | StreamedSet):
         found = source
     else:
         found = StreamedSet(type(source).__name__, source, dataset_labels(source))
-    if not isinstance(source, str) and image_size is not None:
+    if image_size is not None and isinstance(found, StreamedSet):
         raise UserError(f"{found.name}: image_size resizes files only; expected a dataset that gives the right size")
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
     if not isinstance(labels, str):
-        found = replace(found, labels=None if labels is None else _given_labels(labels, found), folders=None)
+        given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
+        found = replace(found, labels=given, folders=None)
     return found if name is None else found.renamed(name)
 
 
-def load_images(
-    name: str,
-    split: str,
-    root: Path | None = None,
-    *,
-    download: bool = False,
-    image_size: int = 32,
-    seed: int = 0,
-    count: int | None = None,
-) -> ImageSet:
+def load_images(name: str, split: str, root: Path | None = None, *, image_size: int = 32, **options: Any) -> ImageSet:
     """The images of a set as one array; arguments and errors as for :func:`images`."""
-    options = {"image_size": image_size, "download": download, "seed": seed, "count": count}
-    found = images(name, split=split, root=root, **options)  # type: ignore[arg-type]
+    found = images(name, split=split, root=root, image_size=image_size, **options)
     assert isinstance(found, ImageSet)  # as image_size is given
     return found
-
-
-def _given_labels(labels: Sequence[int] | np.ndarray, images: Images) -> np.ndarray:
-    array = np.asarray(labels)
-    array = array.astype(np.int64) if array.dtype.kind in "iu" else array
-    check_labels(array, len(images), images.name)
-    return array
-
-
-def _named(
-    name: str, split: str, root: Path, download: bool, image_size: int | None, seed: int, count: int | None
-) -> Images:
-    """The set that a name or a path means."""
-    if split not in SPLITS:
-        raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
-    if name in SYNTHETIC:
-        if image_size not in (None, IMAGE_SIZE):
-            raise UserError(
-                f"{name}: its images are drawn at {IMAGE_SIZE} pixels; expected that image_size, not {image_size}"
-            )
-        return synthetic_images(name, split, seed=seed, count=count)
-    if count is not None:
-        raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
-    if _is_path(name):
-        return _from_path(_expanded(name), image_size)
-    folder = root / name
-    if name and (folder / f"{split}.npz").exists():
-        return read_npz(folder / f"{split}.npz", image_size, name)
-    if name and (folder / "images").is_dir():
-        return _from_folder(folder / "images", image_size, name)
-    if name in TORCHVISION:
-        return _from_torchvision(name, split, root, download, image_size)
-    stored = sorted(file.stem for file in folder.glob("*.npz")) if name else []
-    if stored:
-        raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
-    if name and Path(name).is_dir():
-        return _from_folder(Path(name), image_size)
-    raise UserError(_unknown(name, root))
 
 
 def check_known(name: str, root: Path | None = None) -> None:
@@ -200,9 +137,38 @@ def check_known(name: str, root: Path | None = None) -> None:
         raise UserError(_unknown(name, data_root(root)))
 
 
+def _named(
+    name: str, split: str, root: Path, download: bool, image_size: int | None, seed: int, count: int | None
+) -> Images:
+    """The set that a name or a path means."""
+    if split not in SPLITS:
+        raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
+    if name in SYNTHETIC:
+        if image_size not in (None, IMAGE_SIZE):
+            raise UserError(
+                f"{name}: drawn at 32 x 32 pixels; expected an image size of {IMAGE_SIZE}, not {image_size}"
+            )
+        return synthetic_images(name, split, seed=seed, count=count)
+    if count is not None:
+        raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
+    if _is_path(name):
+        return _from_path(_expanded(name), image_size)
+    folder = root / name
+    if name and (folder / f"{split}.npz").exists():
+        return read_npz(folder / f"{split}.npz", image_size, name)
+    if name and (folder / "images").is_dir():
+        return _from_folder(folder / "images", image_size, name)
+    if name in TORCHVISION:
+        return _from_torchvision(name, split, root, download, image_size)
+    if name and (stored := sorted(file.stem for file in folder.glob("*.npz"))):
+        raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
+    if name and Path(name).is_dir():
+        return _from_folder(Path(name), image_size)
+    raise UserError(_unknown(name, root))
+
+
 def _is_path(name: str) -> bool:
-    separators = {"/", os.sep, os.altsep or os.sep}
-    return name.lower().endswith(".npz") or name in (".", "..") or any(each in name for each in separators)
+    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
 
 
 def _expanded(path: str | Path) -> Path:
@@ -215,29 +181,25 @@ def _expanded(path: str | Path) -> Path:
 def _from_path(path: Path, image_size: int | None) -> Images:
     if path.is_dir():
         return _from_folder(path, image_size)
-    expected = "expected an .npz archive or a folder of images"
     if path.suffix.lower() == ".npz":
-        archive_of_split = path.stem in SPLITS and path.resolve().parent.name
-        return read_npz(path, image_size, archive_of_split or path.stem)
-    reason = why_no_file(path) or "it is a file of another kind"
-    raise UserError(f"{path}: {reason.replace('such file', 'such file or folder')}; {expected}")
+        folder = path.resolve().parent.name if path.stem in SPLITS else ""
+        return read_npz(path, image_size, folder or path.stem)
+    problem = (why_no_file(path) or "it is a file of another kind").replace("such file", "such file or folder")
+    raise UserError(f"{path}: {problem}; expected an .npz archive or a folder of images")
 
 
 def _from_folder(path: Path, image_size: int | None, name: str | None = None) -> Images:
-    """All images in and below a folder; the class is the top folder, if every image lies in one."""
     files = image_files(path)
-    tops = [file.relative_to(path).parts for file in files]
-    classified = all(len(parts) > 1 for parts in tops)
-    labels, folders = numbered([parts[0] for parts in tops]) if classified else (None, None)
-    return _photographs(name or path.resolve().name or str(path), files, labels, folders, image_size)
+    parts = [file.relative_to(path).parts for file in files]
+    tops = [each[0] for each in parts] if all(len(each) > 1 for each in parts) else None
+    return _photographs(name or path.resolve().name or str(path), files, tops, image_size)
 
 
-def _photographs(
-    name: str, files: list[Path], labels: np.ndarray | None, folders: tuple[str, ...] | None, image_size: int | None
-) -> Images:
+def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
+    labels, names = (None, None) if folders is None else numbered(folders)
     if image_size is None:
-        return StreamedSet(name, Photographs(files), labels, folders=folders)
-    return ImageSet(name, decode(files, image_size), labels, folders)
+        return StreamedSet(name, Photographs(files), labels, folders=names)
+    return ImageSet(name, decode(files, image_size), labels, names)
 
 
 def _unknown(name: str, root: Path) -> str:
@@ -254,78 +216,50 @@ def _unknown(name: str, root: Path) -> str:
 
 
 def _from_torchvision(name: str, split: str, root: Path, download: bool, image_size: int | None) -> Images:
-    known = TORCHVISION[name]
-    if split not in known.splits:
+    from torchvision import datasets  # slow to import, and needed here alone
+
+    reader, splits = getattr(datasets, TORCHVISION[name].reader), TORCHVISION[name].splits
+    if split not in splits:
         joined = " (train, val and test joined)" if name == "dtd" else ""
-        raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(known.splits)}{joined}")
+        raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
     try:
         if name == "dtd":
-            files = _dtd_files(root, download)
-        elif name == "svhn":
-            svhn = datasets.SVHN(root, split, download=download)
-            images, labels = svhn.data.transpose(0, 2, 3, 1), svhn.labels
-        else:
-            dataset = known.reader(root, train=split == "train", download=download)
-            images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
+            parts = [reader(root, part, download=download, loader=Path) for part in _DTD_PARTS]
+            files = sorted(part[index][0] for part in parts for index in range(len(part)))
+            return _photographs(name, files, [file.parent.name for file in files], image_size)
+        dataset = reader(
+            root, **({"split": split} if name == "svhn" else {"train": split == "train"}), download=download
+        )
+        pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
+        labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
+    except UserError:
+        raise
     except _READING_ERRORS as error:
         raise UserError(_fault(name, split, root, download, error)) from error
-    if name == "dtd":
-        return _photographs(name, files, *numbered([file.parent.name for file in files]), image_size)
-    return ImageSet(name, _as_rgb_of_size(images, image_size), labels.astype(np.int64, copy=False).reshape(-1))
-
-
-def _dtd_files(root: Path, download: bool) -> list[Path]:
-    """DTD's photographs, all three of torchvision's splits, sorted."""
-    parts = [datasets.DTD(root, part, download=download, loader=Path) for part in _DTD_PARTS]
-    return sorted(part[index][0] for part in parts for index in range(len(part)))
-
-
-def _as_rgb_of_size(images: np.ndarray, image_size: int | None) -> np.ndarray:
-    """uint8 ``[N, H, W]`` or ``[N, H, W, 3]`` -> uint8 ``[N, image_size, image_size, 3]``, contiguous."""
-    if image_size is not None and images.shape[1:3] != (image_size, image_size):
-        resized = np.empty((len(images), image_size, image_size, *images.shape[3:]), np.uint8)
-        for index, image in enumerate(images):
-            resized[index] = fit(Image.fromarray(np.ascontiguousarray(image)), image_size)
-        images = resized
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
-    return np.ascontiguousarray(images)
-
-
-def _torchvision_files(name: str, split: str, root: Path) -> list[tuple[Path, str | None]]:
-    """The files that torchvision reads, and their MD5 checksums where it keeps any."""
-    reader, place = TORCHVISION[name].reader, root / TORCHVISION[name].place.format(split=split)
-    if issubclass(reader, datasets.SVHN):
-        return [(place, reader.split_list[split][2])]
-    if issubclass(reader, datasets.CIFAR10):
-        meta = [reader.meta["filename"], reader.meta["md5"]]
-        return [(place / file, md5) for file, md5 in [*reader.train_list, *reader.test_list, meta]]
-    if issubclass(reader, datasets.MNIST):
-        return [(place / Path(file).stem, None) for file, _ in reader.resources]
-    return [(place / "labels" / f"{part}1.txt", None) for part in _DTD_PARTS]
+    if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
+        resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
+        pixels = np.stack([np.asarray(image) for image in resized])
+    if pixels.ndim == 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=3)
+    return ImageSet(name, np.ascontiguousarray(pixels), labels.astype(np.int64).reshape(-1))
 
 
 def _fault(name: str, split: str, root: Path, download: bool, error: Exception) -> str:
-    """What is wrong with the files of a set that torchvision could not read, and what would be right."""
+    """Why torchvision could not read a set, and what would be right."""
     place = root / TORCHVISION[name].place.format(split=split)
-    again = f"expected the original files; remove {place} and get them anew with --data.download true"
-    files = _torchvision_files(name, split, root)
-    missing = [file for file, _ in files if not file.is_file()]
-    if download and (missing or isinstance(error, URLError)):
+    if download:
         # torchvision takes some folders for complete because they exist, and then downloads nothing.
         return (
-            f"{name}: the download to {root} failed ({one_line(error)}); expected {(missing or [place])[0]} from a "
-            f"server that can be reached, and no incomplete {place} from an earlier attempt"
+            f"{name}: the download to {root} failed ({one_line(error)}); expected a server that can be reached, and no "
+            f"incomplete {place} from an earlier attempt"
         )
-    if len(missing) == len(files) and not place.exists():
+    if not place.exists():
         return (
             f"{name}: the images of split {split!r} aren't there; looked for {root / name / f'{split}.npz'}, "
             f"{root / name / 'images'} and {place}; download them with --data.download true, or say with --data.root "
             "or BNOOD_DATA where they are"
         )
-    if missing:
-        return f"{missing[0]}: the file is missing, so {name} is incomplete; {again}"
-    for file, md5 in files:
-        if md5 is not None and (found := calculate_md5(file)) != md5:
-            return f"{file}: the file is cut short or damaged (its MD5 is {found}, expected {md5}); {again}"
-    return f"{place}: the files of {name} can't be read ({one_line(error)}); {again}"
+    return (
+        f"{place}: files of {name} are missing, cut short or damaged ({one_line(error)}); expected the original files, "
+        "unchanged; remove these and get them anew with --data.download true"
+    )
