@@ -159,8 +159,9 @@ def recorded(network: Network, sets: dict[str, Any], **settings: Any) -> Recorde
             return scored
 
         def add(self, where: Where, shuffles: Any) -> None:
+            new = where not in self._alone
             super().add(where, shuffles)
-            for shuffle, each in enumerate(shuffles):
+            for shuffle, each in enumerate(shuffles if new else ()):
                 found = outputs_of[id(each.prediction)]
                 ran.cells.append(Cell(where, shuffle, each.index, found.logits, found.features))
 
