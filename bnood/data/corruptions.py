@@ -1,24 +1,20 @@
 """Shifted in-distribution images: Gaussian noise, Gaussian blur and lower contrast at five strengths, made on the fly.
 
-The corruptions are those of Hendrycks & Dietterich (Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations, ICLR 2019), with the constants that their code has for CIFAR-10-C (``make_cifar_c.py`` in the authors'
-repository ``hendrycks/robustness``): they are meant for 32 x 32 pixels and are smaller than those of ImageNet-C. Images
-of other sizes are given the same constants. With pixels x between 0 and 1:
+The corruptions are those of Hendrycks & Dietterich (ICLR 2019), with the constants that ``make_cifar_c.py`` in the
+authors' repository has for CIFAR-10-C, which are meant for 32 x 32 pixels. With pixels x between 0 and 1:
 
 - ``noise``: x + sigma z, with z standard normal for every pixel and channel on its own;
 - ``blur``: each channel convolved with a Gaussian of standard deviation sigma pixels, cut off at 4 sigma; pixels beyond
-  the border are those of the border repeated (scipy's mode ``nearest``, scikit-image's default);
+  the border are those of the border repeated;
 - ``contrast``: c (x - m) + m, with m the mean of the image's channel.
 
-Results are clipped to 0 .. 1 and rounded to the nearest of the 256 grey levels, halves to even. (CIFAR-10-C cuts the
-fraction off instead, which darkens every image by half a level besides.)
-
-Noise is drawn from ``numpy.random.RandomState``, whose stream is frozen (NEP 19), image after image: image i of a set
-is given the same noise whatever comes after it, and the strengths scale one and the same draw, so that they are paired.
+Results are clipped to 0 .. 1 and rounded to the nearest grey level (CIFAR-10-C cuts the fraction off instead). Noise
+is drawn image after image from ``numpy.random.RandomState``, whose stream is frozen (NEP 19): image i is given the same
+noise whatever comes after it, and the strengths scale one and the same draw, so that they are paired.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,12 +95,7 @@ def _towards_mean(pixels: np.ndarray, factor: float) -> np.ndarray:
 def _chunk_by_chunk(images: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """uint8 ``[N, H, W, 3]`` -> uint8: ``change`` maps float64 between 0 and 1, some images at a time, in order."""
     changed = np.empty_like(images)
-    for rows in _rows(len(images)):
-        grey_levels = 255 * change(images[rows] / 255.0)
-        changed[rows] = np.rint(np.clip(grey_levels, 0, 255))
+    for start in range(0, len(images), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        changed[rows] = np.rint(np.clip(255 * change(images[rows] / 255.0), 0, 255))
     return changed
-
-
-def _rows(count: int) -> Iterator[slice]:
-    for start in range(0, count, _CHUNK):
-        yield slice(start, min(start + _CHUNK, count))

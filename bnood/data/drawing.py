@@ -1,178 +1,172 @@
-"""Drawing with arithmetic that gives the same bits everywhere.
+"""What the built-in sets show: outlines, numerals and textures, each as a *field* ``[n, 32, 32]`` in 0 to 1."""
 
-The synthetic sets are held by checksums, so their pixels may depend neither on a library's version nor on the
-processor. Two rules make that so:
-
-- Random numbers come from ``numpy.random.RandomState.random_sample`` alone, whose stream NumPy has frozen (NEP 19).
-- Numbers are only added, subtracted, multiplied, divided, compared, floored and square-rooted, in float64 and
-  element by element: operations that IEEE 754 rounds exactly. ``numpy.sin``, ``exp``, matrix products and sums over
-  an axis are avoided, because their last bit varies with the version, the vector unit and the order of adding.
-
-A *field* is a float64 array ``[n, 32, 32]``, one value per pixel of n images. Distances are negative inside.
-"""
-
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 IMAGE_SIZE = 32
-Point = tuple[float, float]
-
+_FINE = 4  # masks are drawn so many times larger and averaged, which smooths their edges
+_AREA = 1.9  # of every outline, so that the share of coloured pixels does not tell the class
 _PIXELS = np.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
 PIXEL_X, PIXEL_Y = np.meshgrid(_PIXELS, _PIXELS)
-"""Pixel centres, ``[32, 32]`` each, from -15.5 to 15.5; x grows to the right and y downwards."""
 
-
-def _sine_coefficients() -> list[float]:
-    """Taylor's coefficients of sin(2 pi t) in t, (2 pi)^k / k! with alternating signs, for k = 1, 3, .., 13."""
-    turn = 6.283185307179586  # 2 pi
-    coefficients = [turn]
-    for k in (3, 5, 7, 9, 11, 13):
-        coefficients.append(-coefficients[-1] * turn * turn / (k * (k - 1)))
-    return coefficients
-
-
-_SINE = _sine_coefficients()
+Outline = list[tuple[np.ndarray, bool]]
+"""Polygons ``[corners, 2]`` drawn one over the other, filled (True) or cut out (False); y points downwards."""
 
 
 class Draws:
-    """Uniform random numbers for n images, dealt out column by column.
-
-    Row i belongs to image i, so what an image draws depends neither on how many images there are nor on how they
-    are cut into chunks.
-
-    Args:
-        table: ``[n, columns]`` in [0, 1).
-    """
+    """Uniform random numbers for n images, dealt out column by column: row i belongs to image i."""
 
     def __init__(self, table: np.ndarray) -> None:
-        self.table = table
-        self.used = 0
+        self.table, self.used = table, 0
 
     def block(self, *shape: int) -> np.ndarray:
-        """The next unused numbers as ``[n, *shape]``."""
-        size = int(np.prod(shape))
-        start, self.used = self.used, self.used + size
-        return self.table[:, start : self.used].reshape(len(self.table), *shape)
+        """The next numbers in [0, 1), as ``[n, *shape]``."""
+        start, self.used = self.used, self.used + int(np.prod(shape))
+        return self.table[:, start : self.used].reshape(-1, *shape)
 
     def between(self, low: float, high: float) -> np.ndarray:
-        """One number per image in [low, high), ``[n, 1, 1]``: ready to meet a field."""
+        """One number per image, ``[n, 1, 1]``."""
         return low + (high - low) * self.block(1, 1)
 
-    def chance(self, probability: float) -> np.ndarray:
-        """1.0 with this probability, else 0.0, ``[n, 1, 1]``."""
-        return (self.block(1, 1) < probability).astype(np.float64)
 
-    def choice(self, count: int) -> np.ndarray:
-        """One of 0 .. count - 1 per image, int64 ``[n]``."""
-        return np.floor(self.block() * count).astype(np.int64)
-
-    def grid(self, size: int) -> np.ndarray:
-        """``[n, size, size]`` in [0, 1), to be smoothed by :func:`value_noise`."""
-        return self.block(size, size)
-
-    def colour(self) -> np.ndarray:
-        """A colour per image, ``[n, 3, 1, 1]``."""
-        return self.block(3, 1, 1)
-
-    def colour_unlike(self, colour: np.ndarray, distance: float) -> np.ndarray:
-        """A colour that differs by at least ``distance`` in every channel, and is as uniform as the one given."""
-        moved = colour + distance + (1 - 2 * distance) * self.block(3, 1, 1)
-        return moved - np.floor(moved)
-
-    def colour_near(self, colour: np.ndarray, distance: float) -> np.ndarray:
-        """A colour that differs by at most ``distance`` in every channel."""
-        return np.clip(colour + distance * (2 * self.block(3, 1, 1) - 1), 0, 1)
+Figure = Callable[[np.ndarray, Draws], np.ndarray]
+"""(labels [n], per-image numbers) -> field [n, 32, 32]."""
 
 
-def sine(turns: np.ndarray) -> np.ndarray:
-    """sin(2 pi * turns) by a polynomial of exactly rounded operations; the error stays below 1e-9."""
-    t = turns - np.floor(turns + 0.5)
-    t = np.minimum(np.maximum(t, -0.5 - t), 0.5 - t)  # folded to a quarter turn on either side
-    square = t * t
-    total = np.full_like(t, _SINE[-1])
-    for coefficient in _SINE[-2::-1]:
-        total = total * square + coefficient
-    return total * t
+def rotated(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates in frames turned by ``turn`` (1 is a full turn)."""
+    c, s = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    return c * PIXEL_X + s * PIXEL_Y, c * PIXEL_Y - s * PIXEL_X
 
 
-def cosine(turns: np.ndarray) -> np.ndarray:
-    """cos(2 pi * turns)."""
-    return sine(turns + 0.25)
-
-
-def arc(centre: Point, radii: Point, start: float, stop: float, pieces: int) -> list[Point]:
-    """Points on an ellipse from ``start`` to ``stop``, in turns: 0 is right, 0.25 is down, 0.5 is left."""
-    turns = start + (stop - start) * np.arange(pieces + 1) / pieces
-    xs, ys = centre[0] + radii[0] * cosine(turns), centre[1] + radii[1] * sine(turns)
-    return [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
-
-
-def rotated(turn: np.ndarray, x: np.ndarray = PIXEL_X, y: np.ndarray = PIXEL_Y) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates in a frame turned by ``turn`` (``[n, 1, 1]``)."""
-    c, s = cosine(turn), sine(turn)
-    return c * x + s * y, c * y - s * x
-
-
-def _squared_distance(x: np.ndarray, y: np.ndarray, start: Point, stop: Point) -> np.ndarray:
-    """Squared distance to a straight piece."""
-    ex, ey = stop[0] - start[0], stop[1] - start[1]
-    wx, wy = x - start[0], y - start[1]
-    along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
-    rx, ry = wx - ex * along, wy - ey * along
-    return rx * rx + ry * ry
-
-
-def polyline(x: np.ndarray, y: np.ndarray, points: Sequence[Point]) -> np.ndarray:
-    """Distance to a chain of straight pieces."""
-    nearest = np.full(x.shape, np.inf)
-    for start, stop in pairwise(points):
-        nearest = np.minimum(nearest, _squared_distance(x, y, start, stop))
-    return np.sqrt(nearest)
-
-
-def polygon(x: np.ndarray, y: np.ndarray, corners: Sequence[Point]) -> np.ndarray:
-    """Signed distance to any simple polygon: a pixel is inside if a ray to its right crosses an odd number of edges."""
-    inside = np.zeros(x.shape, bool)
-    for start, stop in zip(corners, [*corners[1:], corners[0]], strict=True):
-        if start[1] != stop[1]:
-            straddles = (y >= start[1]) != (y >= stop[1])
-            slope = (stop[0] - start[0]) / (stop[1] - start[1])
-            inside ^= straddles & (x - start[0] < (y - start[1]) * slope)
-    distance = polyline(x, y, [*corners, corners[0]])
-    return np.where(inside, -distance, distance)
-
-
-def disc(x: np.ndarray, y: np.ndarray, centre: Point, radius: float) -> np.ndarray:
-    """Signed distance to a disc."""
-    dx, dy = x - centre[0], y - centre[1]
-    return np.sqrt(dx * dx + dy * dy) - radius
-
-
-def coverage(distance: np.ndarray, softness: float | np.ndarray = 1.0) -> np.ndarray:
-    """How much of each pixel is covered, 0 to 1, by what lies at this signed distance (in pixels).
-
-    ``softness`` is the width of the edge in pixels: 1 is antialiased, more is blurred.
-    """
-    return np.clip(0.5 - distance / softness, 0, 1)
-
-
-def value_noise(grid: np.ndarray) -> np.ndarray:
-    """Random values on a coarse grid ``[n, g, g]``, interpolated smoothly to a field (Perlin's fade 3t^2 - 2t^3)."""
-    position = (np.arange(IMAGE_SIZE) + 0.5) * ((grid.shape[-1] - 1) / IMAGE_SIZE)
-    low = np.floor(position).astype(np.int64)
+def smooth_noise(draws: Draws, size: int) -> np.ndarray:
+    """Random values on a grid of ``size`` x ``size`` points, interpolated to a field."""
+    grid = draws.block(size, size)
+    position = (np.arange(IMAGE_SIZE) + 0.5) * ((size - 1) / IMAGE_SIZE)
+    low = position.astype(int)
     t = position - low
-    t = t * t * (3 - 2 * t)
-    rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * t[:, None]
-    return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * t
+    rows = grid[:, low] * (1 - t)[:, None] + grid[:, low + 1] * t[:, None]
+    return rows[:, :, low] * (1 - t) + rows[:, :, low + 1] * t
 
 
-def between_colours(amount: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Mix two colours (or images) ``[n, 3, ..]`` by a field: 0 gives the first. Returns ``[n, 3, 32, 32]``."""
-    return first + amount[:, None] * (second - first)
+def _arc(x: float, y: float, radius: float, start: float = 0, stop: float = 1, flatten: float = 1) -> np.ndarray:
+    """Points on a circle, in turns: 0 is right, 0.25 is down."""
+    angle = 2 * np.pi * np.linspace(start, stop, 41)
+    return np.stack([x + radius * np.cos(angle), y + flatten * radius * np.sin(angle)], axis=1)
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """``[n, 3, 32, 32]`` in 0 to 1 (clipped) -> uint8 ``[n, 32, 32, 3]``, rounded half up."""
-    return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
+def _box(x: float, y: float) -> list[tuple[float, float]]:
+    return [(-x, -y), (x, -y), (x, y), (-x, y)]
+
+
+def _star(corners: int, inner: float) -> np.ndarray:
+    """A star that points up, its notches at the radius ``inner``."""
+    angle = 2 * np.pi * (np.arange(2 * corners) / (2 * corners) - 0.25)
+    radius = np.tile([1, inner], corners)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _filled(*polygons: np.ndarray | Sequence[tuple[float, float]], cut: np.ndarray | None = None) -> Outline:
+    """An outline of the given polygons, scaled to the common area."""
+    outline = [(np.asarray(polygon, float), True) for polygon in polygons]
+    outline += [] if cut is None else [(cut, False)]
+    area = _mask(outline, 10 * np.eye(2), np.zeros(2)).sum() / 10**2
+    return [(polygon * np.sqrt(_AREA / area), fill) for polygon, fill in outline]
+
+
+def _mask(outline: Outline, matrix: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """An outline under a linear map to pixels, around ``centre`` (from the middle of the image): ``[32, 32]``."""
+    picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
+    pen = ImageDraw.Draw(picture)
+    for polygon, fill in outline:
+        corners = (polygon @ matrix.T + centre + IMAGE_SIZE / 2) * _FINE
+        pen.polygon(corners.ravel().tolist(), 255 if fill else 0)
+    return np.asarray(picture.reduce(_FINE)) / 255
+
+
+def outlines(kinds: Mapping[str, Outline]) -> Figure:
+    """Each image's own outline, by the label's position in ``kinds``: moved, scaled, turned and a little stretched."""
+    by_label = list(kinds.values())
+
+    def masks(labels: np.ndarray, draws: Draws) -> np.ndarray:
+        size, turn, stretch = draws.between(9, 12), draws.between(-0.5, 0.5), draws.between(0.9, 1.1)
+        along, across, centres = size * stretch, size / stretch, 7 * draws.block(2) - 3.5
+        entries = [np.cos(turn) * along, -np.sin(turn) * across, np.sin(turn) * along, np.cos(turn) * across]
+        matrices = np.concatenate(entries, axis=1).reshape(-1, 2, 2)
+        each = zip(labels, matrices, centres, strict=True)
+        return np.stack([_mask(by_label[label], matrix, centre) for label, matrix, centre in each])
+
+    return masks
+
+
+def numerals(labels: np.ndarray, draws: Draws) -> np.ndarray:
+    """A numeral in Pillow's own font, often with neighbours that the edge cuts off."""
+    fonts = [ImageFont.load_default(_FINE * points) for points in range(18, 34, 2)]
+    masks = []
+    for digit, (left, right, size, turn, x, y) in zip(labels, draws.block(6), strict=True):
+        before, after = ("0123456789      "[int(16 * neighbour)] for neighbour in (left, right))
+        picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
+        middle = (_FINE * (14 + 4 * x), _FINE * (14 + 4 * y))
+        ImageDraw.Draw(picture).text(middle, f"{before}{digit}{after}", 255, fonts[int(8 * size)], anchor="mm")
+        picture = picture.rotate(16 * turn - 8, Image.Resampling.BILINEAR)
+        masks.append(np.asarray(picture.reduce(_FINE)) / 255)
+    return np.stack(masks)
+
+
+def textures(labels: np.ndarray, draws: Draws) -> np.ndarray:
+    """Each image's texture, by the label's position in :data:`TEXTURES`."""
+    x, y = rotated(draws.between(0, 1))
+    bend, period = draws.between(0, 6), draws.between(3.5, 8)
+    x, y = (axis + bend * (smooth_noise(draws, 4) - 0.5) for axis in (x, y))
+    cloud = 0.6 * smooth_noise(draws, 6) + 0.4 * smooth_noise(draws, 12)
+    field = np.empty(x.shape)
+    for label, draw in enumerate(TEXTURES.values()):
+        at = labels == label
+        field[at] = draw(x[at] / period[at], y[at] / period[at], cloud[at])
+    return field
+
+
+def wave(turns: np.ndarray) -> np.ndarray:
+    """A sine from 0 to 1."""
+    return 0.5 + 0.5 * np.sin(2 * np.pi * turns)
+
+
+def _dots(x: np.ndarray, y: np.ndarray, cloud: np.ndarray) -> np.ndarray:
+    return np.clip(2.5 - 5 * np.hypot((x + 0.5 * (np.floor(y) % 2)) % 1 - 0.5, y % 1 - 0.5), 0, 1)
+
+
+TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "stripes": lambda x, y, cloud: wave(x),
+    "checks": lambda x, y, cloud: np.where((np.floor(x) + np.floor(y)) % 2 == 0, 0.1, 0.9),
+    "dots": _dots,
+    "clouds": lambda x, y, cloud: np.clip(2 * cloud - 0.5, 0, 1),
+    "marble": lambda x, y, cloud: 1 - np.abs(np.sin(np.pi * (x / 4 + 2 * cloud))),
+    "wood": lambda x, y, cloud: (np.hypot(x + 2, y / 2) + 0.5 * cloud) % 1,
+    "zigzag": lambda x, y, cloud: wave(x + np.abs(y % 2 - 1)),
+}
+
+_circle = _arc(0, 0, 1)
+CLASSES: dict[str, Outline] = {
+    "circle": _filled(_circle),
+    "square": _filled(_box(1, 1)),
+    "triangle": _filled([(0, -1), (0.87, 0.5), (-0.87, 0.5)]),
+    "star": _filled(_star(5, 0.42)),
+    "cross": _filled(_box(1, 0.32), _box(0.32, 1)),
+    "ring": _filled(_circle, cut=_arc(0, 0, 0.56)),
+    "crescent": _filled(_circle, cut=_arc(0.55, 0, 0.8)),
+    "heart": _filled(_arc(-0.5, -0.35, 0.55), _arc(0.5, -0.35, 0.55), [(-1, -0.1), (0, -0.5), (1, -0.1), (0, 1)]),
+    "diamond": _filled([(0, -1.2), (0.7, 0), (0, 1.2), (-0.7, 0)]),
+    "arrow": _filled([(1, 0), (0, -0.9), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 0.9)]),
+}
+UNSEEN: dict[str, Outline] = {
+    "ellipse": _filled(_arc(0, 0, 1, flatten=0.45)),
+    "half_disc": _filled(_arc(0, 0.4, 1, 0.5, 1)),
+    "trefoil": _filled(_arc(0, -0.55, 0.5), _arc(-0.5, 0.3, 0.5), _arc(0.5, 0.3, 0.5)),
+    "drop": _filled(_arc(0, 0.35, 0.65), [(-0.6, 0.12), (0, -1.2), (0.6, 0.12)]),
+    "four_pointed_star": _filled(_star(4, 0.4)),
+    "bow_tie": _filled([(-1, -0.8), (0, -0.15), (1, -0.8), (1, 0.8), (0, 0.15), (-1, 0.8)]),
+    "chevron": _filled([(-0.9, -0.9), (-0.1, -0.9), (0.9, 0), (-0.1, 0.9), (-0.9, 0.9), (0.1, 0)]),
+    "bolt": _filled([(0.2, -1.2), (-0.75, 0.2), (-0.05, 0.2), (-0.3, 1.2), (0.75, -0.3), (0.05, -0.3)]),
+}

@@ -1,41 +1,62 @@
-"""A set of images as one array: the form in which every image of the project travels."""
+"""Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from bnood.errors import UserError
 
 
+class _Selectable:
+    """What both kinds of image set can do."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def subset(self, index: np.ndarray) -> Self:
+        """The images at ``index`` (integers), in that order."""
+        raise NotImplementedError
+
+    def at_most(self, count: int | None, seed: int) -> Self:
+        """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
+
+    def renamed(self, name: str) -> Self:
+        """The same images under another name."""
+        return replace(self, name=name)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class ImageSet:
-    """Images of one set, and their labels if it has any.
+class ImageSet(_Selectable):
+    """Images in memory, all of one size.
 
     Attributes:
         name: as in configs, tables and plots (``svhn``).
-        images: uint8 ``[N, H, W, 3]``, RGB.
-        labels: int64 ``[N]``, or None.
+        images: uint8 ``[N, H, W, 3]``, RGB; for reading only.
+        labels: int64 ``[N]``, class indices from 0, or None.
+        folders: the sorted folder names, if the labels only number these folders
+            (:func:`bnood.data.labels.folder_labels` decides whether they fit a network's classes).
 
     Raises:
-        UserError: if an array has another shape or type, or their lengths differ.
+        UserError: if an array has another shape or type, their lengths differ, or a label is negative.
     """
 
     name: str
     images: np.ndarray
     labels: np.ndarray | None = None
+    folders: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
             raise UserError(
-                f"{self.name}: images are {images.dtype} {list(images.shape)}; "
+                f"{self.name}: images are {self.images.dtype} {list(self.images.shape)}; "
                 f"expected uint8 [N, H, W, 3] (RGB, 0 to 255)"
             )
-        if labels is not None and (labels.dtype != np.int64 or labels.shape != (len(images),)):
-            raise UserError(
-                f"{self.name}: labels are {labels.dtype} {list(labels.shape)}; "
-                f"expected int64 [{len(images)}], one per image"
-            )
+        _check_labels(self.labels, len(self), self.name)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,8 +66,73 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[index]
         return replace(self, images=self.images[index], labels=labels)
 
-    def at_most(self, count: int | None, seed: int) -> "ImageSet":
-        """``count`` images chosen by ``seed``, in the order they had; all of them if ``count`` is None or no less."""
-        if count is None or count >= len(self):
-            return self
-        return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
+
+@dataclass(frozen=True, eq=False)
+class StreamedSet(_Selectable):
+    """Images of a map-style dataset, read item by item whenever they are needed and never kept.
+
+    An item is an image, or a tuple or list that starts with one. An image is a PIL image, a uint8 array ``[H, W, 3]``,
+    a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
+
+    Attributes:
+        name: as in configs, tables and plots.
+        dataset: has ``__len__`` and ``__getitem__``; it must give the same item whenever it is asked.
+        labels: int64 ``[N]``, one per entry of ``index``, or None.
+        index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
+        folders: as in :class:`ImageSet`.
+        checked: the transforms under which items were found to be the same when read twice.
+
+    Raises:
+        UserError: if the dataset is not map-style, or labels do not fit.
+    """
+
+    name: str
+    dataset: Any
+    labels: np.ndarray | None = None
+    index: np.ndarray = None  # type: ignore[assignment]  # filled in below
+    folders: tuple[str, ...] | None = None
+    checked: list[Any] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
+            raise UserError(
+                f"{self.name}: it is a {type(self.dataset).__name__}; expected the name or path of a set, or a "
+                "map-style dataset (with __len__ and __getitem__)"
+            )
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self.dataset)))
+        _check_labels(self.labels, len(self), self.name)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def subset(self, index: np.ndarray) -> "StreamedSet":
+        """The images at ``index`` (integers), in that order."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, index=self.index[index], labels=labels)
+
+
+Images = ImageSet | StreamedSet
+"""Either kind of set: both have ``name``, ``labels``, ``len``, ``subset``, ``at_most`` and ``renamed``."""
+
+
+def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
+    """Integer labels as int64 ``[count]``.
+
+    Raises:
+        UserError: if they are no integers from 0 up that int64 holds, or not one per image.
+    """
+    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{where}: labels reach {labels.max()}; expected int64, at most {np.iinfo(np.int64).max}")
+    labels = np.ascontiguousarray(labels, np.int64) if labels.dtype.kind in "iu" and labels.ndim else labels
+    _check_labels(labels, count, where)
+    return labels
+
+
+def _check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != (count,)):
+        raise UserError(
+            f"{where}: labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}], one per image"
+        )
+    if labels is not None and count and labels.min() < 0:
+        raise UserError(f"{where}: a label is {labels.min()}; expected class indices from 0 up")

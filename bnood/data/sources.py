@@ -1,4 +1,4 @@
-"""From the name of a set, as it stands in a config, to its images."""
+"""From what a user names (a set, a file, a folder, a dataset) to its images."""
 
 import difflib
 import os
@@ -6,18 +6,18 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.error import URLError
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from torchvision import datasets
-from torchvision.datasets.utils import calculate_md5
 
-from bnood.data.files import decode, fit, labels_of_parents, one_line, read_folder, read_npz
-from bnood.data.image_set import ImageSet
-from bnood.data.synthetic import SYNTHETIC, synthetic_images
+from bnood.data.files import Photographs, decode, fit, image_files, one_line, read_npz, why_no_file
+from bnood.data.image_set import Images, ImageSet, StreamedSet, as_labels
+from bnood.data.labels import dataset_labels, numbered
+from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
 SPLITS = ("train", "val", "test", "extra")
@@ -25,27 +25,21 @@ SPLITS = ("train", "val", "test", "extra")
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A set that torchvision reads and can download.
+    """A set that torchvision reads: its class there, our splits, and where its files lie below the data root."""
 
-    Attributes:
-        reader: torchvision's class.
-        splits: the splits that it is asked for.
-        place: where its files are, below the data root; ``{split}`` stands for the split.
-    """
-
-    reader: type[datasets.VisionDataset]
+    reader: str
     splits: tuple[str, ...]
     place: str
 
 
 TORCHVISION = {
-    "cifar10": TorchvisionSet(datasets.CIFAR10, ("train", "test"), "cifar-10-batches-py"),
-    "cifar100": TorchvisionSet(datasets.CIFAR100, ("train", "test"), "cifar-100-python"),
-    "svhn": TorchvisionSet(datasets.SVHN, ("train", "test", "extra"), "{split}_32x32.mat"),
+    "cifar10": TorchvisionSet("CIFAR10", ("train", "test"), "cifar-10-batches-py"),
+    "cifar100": TorchvisionSet("CIFAR100", ("train", "test"), "cifar-100-python"),
+    "svhn": TorchvisionSet("SVHN", ("train", "test", "extra"), "{split}_32x32.mat"),
     # torchvision's splits of DTD are thirds of its 5,640 images; they are joined, as the set of all is what is scored.
-    "dtd": TorchvisionSet(datasets.DTD, ("test",), "dtd/dtd"),
-    "mnist": TorchvisionSet(datasets.MNIST, ("train", "test"), "MNIST/raw"),
-    "fashion_mnist": TorchvisionSet(datasets.FashionMNIST, ("train", "test"), "FashionMNIST/raw"),
+    "dtd": TorchvisionSet("DTD", ("test",), "dtd/dtd"),
+    "mnist": TorchvisionSet("MNIST", ("train", "test"), "MNIST/raw"),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", ("train", "test"), "FashionMNIST/raw"),
 }
 """The sets known to torchvision, by the name that a config uses."""
 
@@ -60,79 +54,80 @@ _READING_ERRORS = (
 
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, else the environment's ``BNOOD_DATA``, else ``./data``."""
-    return Path(root or os.environ.get("BNOOD_DATA") or "data").expanduser()
+    return _expanded(root or os.environ.get("BNOOD_DATA") or "data")
 
 
-def load_images(
-    name: str,
-    split: str,
-    root: Path | None = None,
+def images(
+    source: str | Path | Images | Any,
     *,
+    name: str | None = None,
+    split: str = "test",
+    root: Path | None = None,
+    labels: Sequence[int] | np.ndarray | Literal["auto"] | None = "auto",
+    image_size: int | None = None,
     download: bool = False,
-    image_size: int = 32,
     seed: int = 0,
     count: int | None = None,
-) -> ImageSet:
-    """The images of a set, as one array that is meant for reading only.
+) -> Images:
+    """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
 
-    A name is a path if it ends in ``.npz`` or has a path separator. Any other name is looked up, in this order:
+    A string is a path if it ends in ``.npz`` or has a path separator. Any other string is looked up, in this order:
 
-    1. the synthetic sets, which are built in (:data:`bnood.data.synthetic.SYNTHETIC`);
+    1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
     2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
     3. the sets of torchvision (:data:`TORCHVISION`), with its download if asked for, and its checksums;
-    4. a folder of that name where the program runs. So the plain name of a known set always means that set; write
-       ``./svhn`` for a local folder that happens to have the name.
+    4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
-    Paths and ``images/**`` have no splits: every split is all of their images. DTD by torchvision is taken whole
-    (train, val and test joined) as ``test``. SVHN's digit 0 has label 0, as torchvision gives it (10 in the original
-    files).
-
-    Photographs, and torchvision's sets that aren't ``image_size`` pixels high and wide, are resized by one fixed
-    filter (:func:`bnood.data.files.fit`). That leaves traces which native 32-pixel images don't have: state it beside
-    a result. Arrays of an .npz, and synthetic images, are never resized.
+    Paths, datasets and ``images/**`` have no splits: every split is all of their images. Photographs are decoded when
+    they are read (:class:`StreamedSet`); with ``image_size`` they are resized now (:func:`bnood.data.files.fit`), as
+    are torchvision's arrays of another size. Arrays of an .npz, and built-in images, are never resized.
 
     Args:
-        name: of the set, or path of an .npz archive or of a folder of images.
+        source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
+        name: of the set; by default the name given, the folder, the stem of the archive (``svhn`` for
+            ``svhn/test.npz``), or the class of the dataset.
         split: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
+        labels: class indices ``[N]``; None for none; ``auto`` for those of the source. A folder's classes are its top
+            folders (:func:`bnood.data.labels.numbered`), if every image lies in one. A dataset's are its ``targets``,
+            ``labels`` or ``samples``, as torchvision's have them.
+        image_size: side of the square images, in pixels; None for images as they are.
         download: let torchvision download what is missing.
-        image_size: side of the square images, in pixels.
-        seed: of a synthetic set's pixels; other sets have no use for it.
-        count: number of images of a synthetic set; None for the split's own number.
-
-    Returns:
-        Images uint8 ``[N, image_size, image_size, 3]``, contiguous; labels int64 ``[N]`` or None. Its name is the set's
-        name, or the stem of a path.
+        seed: of a built-in set's pixels.
+        count: number of images of a built-in set; None for the split's own number.
 
     Raises:
         UserError: if the set or the split isn't known or isn't there, a file is missing, damaged, or holds something
-            else than images of this size, or ``count`` is given for a set that isn't synthetic.
+            else than images of this size, or ``count`` is given for a set that isn't built in.
     """
-    if split not in SPLITS:
-        raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
-    if name in SYNTHETIC:
-        return _of_size(synthetic_images(name, split, seed=seed, count=count), image_size)
-    if count is not None:
-        raise UserError(f"{name}: count is {count}, but only synthetic sets are drawn in any number; leave count out")
-    if _is_path(name):
-        return _from_path(Path(name).expanduser(), image_size)
-    folder = data_root(root) / name
-    if name and (folder / f"{split}.npz").exists():
-        return read_npz(folder / f"{split}.npz", image_size, name)
-    if name and (folder / "images").is_dir():
-        return read_folder(folder / "images", image_size, name)
-    if name in TORCHVISION:
-        return _from_torchvision(name, split, data_root(root), download, image_size)
-    stored = sorted(file.stem for file in folder.glob("*.npz")) if name else []
-    if stored:
-        raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
-    if name and Path(name).is_dir():
-        return read_folder(Path(name), image_size)
-    raise UserError(_unknown(name, data_root(root)))
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
+    if isinstance(source, str | Path):
+        path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
+        found = _named(path, split, data_root(root), download, image_size, seed, count)
+    elif isinstance(source, ImageSet | StreamedSet):
+        found = source
+    else:
+        found = StreamedSet(type(source).__name__, source, dataset_labels(source))
+    if image_size is not None and isinstance(found, StreamedSet):
+        raise UserError(f"{found.name}: image_size resizes files only; expected a dataset that gives the right size")
+    if not len(found):
+        raise UserError(f"{found.name}: there are no images in it; expected at least one")
+    if not isinstance(labels, str):
+        given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
+        found = replace(found, labels=given, folders=None)
+    return found if name is None else found.renamed(name)
+
+
+def load_images(name: str, split: str, root: Path | None = None, *, image_size: int = 32, **options: Any) -> ImageSet:
+    """The images of a set as one array; arguments and errors as for :func:`images`."""
+    found = images(name, split=split, root=root, image_size=image_size, **options)
+    assert isinstance(found, ImageSet)  # as image_size is given
+    return found
 
 
 def check_known(name: str, root: Path | None = None) -> None:
-    """Refuse a name that :func:`load_images` would find nowhere; whether its images are there is not looked at.
+    """Refuse a name that :func:`images` would find nowhere; whether its images are there is not looked at.
 
     Raises:
         UserError: with the nearest known name. Paths pass: what lies there may come later.
@@ -142,36 +137,69 @@ def check_known(name: str, root: Path | None = None) -> None:
         raise UserError(_unknown(name, data_root(root)))
 
 
-def set_name(given: str, images: ImageSet) -> str:
-    """The name of a set that was asked for as ``given``: its own, but for ``svhn/test.npz`` the folder's, ``svhn``."""
-    path = Path(given).expanduser()
-    if path.suffix.lower() == ".npz" and path.stem in ("train", "val", "test"):
-        return path.resolve().parent.name or images.name
-    return images.name
+def _named(
+    name: str, split: str, root: Path, download: bool, image_size: int | None, seed: int, count: int | None
+) -> Images:
+    """The set that a name or a path means."""
+    if split not in SPLITS:
+        raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
+    if name in SYNTHETIC:
+        if image_size not in (None, IMAGE_SIZE):
+            raise UserError(
+                f"{name}: drawn at 32 x 32 pixels; expected an image size of {IMAGE_SIZE}, not {image_size}"
+            )
+        return synthetic_images(name, split, seed=seed, count=count)
+    if count is not None:
+        raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
+    if _is_path(name):
+        return _from_path(_expanded(name), image_size)
+    folder = root / name
+    if name and (folder / f"{split}.npz").exists():
+        return read_npz(folder / f"{split}.npz", image_size, name)
+    if name and (folder / "images").is_dir():
+        return _from_folder(folder / "images", image_size, name)
+    if name in TORCHVISION:
+        return _from_torchvision(name, split, root, download, image_size)
+    if name and (stored := sorted(file.stem for file in folder.glob("*.npz"))):
+        raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
+    if name and Path(name).is_dir():
+        return _from_folder(Path(name), image_size)
+    raise UserError(_unknown(name, root))
 
 
 def _is_path(name: str) -> bool:
-    separators = {"/", os.sep, os.altsep or os.sep}
-    return name.lower().endswith(".npz") or name in (".", "..") or any(each in name for each in separators)
+    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
 
 
-def _from_path(path: Path, image_size: int) -> ImageSet:
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; expected a path without ~") from error
+
+
+def _from_path(path: Path, image_size: int | None) -> Images:
     if path.is_dir():
-        return read_folder(path, image_size)
+        return _from_folder(path, image_size)
     if path.suffix.lower() == ".npz":
-        return read_npz(path, image_size)
-    found = "it is a file of another kind" if path.exists() else "there is no such file or folder"
-    raise UserError(f"{path}: {found}; expected an .npz archive or a folder of images")
+        folder = path.resolve().parent.name if path.stem in SPLITS else ""
+        return read_npz(path, image_size, folder or path.stem)
+    problem = (why_no_file(path) or "it is a file of another kind").replace("such file", "such file or folder")
+    raise UserError(f"{path}: {problem}; expected an .npz archive or a folder of images")
 
 
-def _of_size(images: ImageSet, image_size: int) -> ImageSet:
-    height, width = images.images.shape[1:3]
-    if (height, width) != (image_size, image_size):
-        raise UserError(
-            f"{images.name}: synthetic images are drawn at {height} x {width} pixels; "
-            f"expected an image size of {height}, not {image_size}"
-        )
-    return images
+def _from_folder(path: Path, image_size: int | None, name: str | None = None) -> Images:
+    files = image_files(path)
+    parts = [file.relative_to(path).parts for file in files]
+    tops = [each[0] for each in parts] if all(len(each) > 1 for each in parts) else None
+    return _photographs(name or path.resolve().name or str(path), files, tops, image_size)
+
+
+def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
+    labels, names = (None, None) if folders is None else numbered(folders)
+    if image_size is None:
+        return StreamedSet(name, Photographs(files), labels, folders=names)
+    return ImageSet(name, decode(files, image_size), labels, names)
 
 
 def _unknown(name: str, root: Path) -> str:
@@ -187,79 +215,51 @@ def _unknown(name: str, root: Path) -> str:
     )
 
 
-def _from_torchvision(name: str, split: str, root: Path, download: bool, image_size: int) -> ImageSet:
-    known = TORCHVISION[name]
-    if split not in known.splits:
+def _from_torchvision(name: str, split: str, root: Path, download: bool, image_size: int | None) -> Images:
+    from torchvision import datasets  # slow to import, and needed here alone
+
+    reader, splits = getattr(datasets, TORCHVISION[name].reader), TORCHVISION[name].splits
+    if split not in splits:
         joined = " (train, val and test joined)" if name == "dtd" else ""
-        raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(known.splits)}{joined}")
+        raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
     try:
         if name == "dtd":
-            files = _dtd_files(root, download)
-        elif name == "svhn":
-            svhn = datasets.SVHN(root, split, download=download)
-            images, labels = svhn.data.transpose(0, 2, 3, 1), svhn.labels
-        else:
-            dataset = known.reader(root, train=split == "train", download=download)
-            images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
+            parts = [reader(root, part, download=download, loader=Path) for part in _DTD_PARTS]
+            files = sorted(part[index][0] for part in parts for index in range(len(part)))
+            return _photographs(name, files, [file.parent.name for file in files], image_size)
+        dataset = reader(
+            root, **({"split": split} if name == "svhn" else {"train": split == "train"}), download=download
+        )
+        pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
+        labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
+    except UserError:
+        raise
     except _READING_ERRORS as error:
         raise UserError(_fault(name, split, root, download, error)) from error
-    if name == "dtd":
-        return ImageSet(name, decode(files, image_size), labels_of_parents(files))
-    return ImageSet(name, _as_rgb_of_size(images, image_size), labels.astype(np.int64, copy=False).reshape(-1))
-
-
-def _dtd_files(root: Path, download: bool) -> list[Path]:
-    """DTD's photographs, all three of torchvision's splits, sorted."""
-    parts = [datasets.DTD(root, part, download=download, loader=Path) for part in _DTD_PARTS]
-    return sorted(part[index][0] for part in parts for index in range(len(part)))
-
-
-def _as_rgb_of_size(images: np.ndarray, image_size: int) -> np.ndarray:
-    """uint8 ``[N, H, W]`` or ``[N, H, W, 3]`` -> uint8 ``[N, image_size, image_size, 3]``, contiguous."""
-    if images.shape[1:3] != (image_size, image_size):
-        resized = np.empty((len(images), image_size, image_size, *images.shape[3:]), np.uint8)
-        for index, image in enumerate(images):
-            resized[index] = fit(Image.fromarray(np.ascontiguousarray(image)), image_size)
-        images = resized
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
-    return np.ascontiguousarray(images)
-
-
-def _torchvision_files(name: str, split: str, root: Path) -> list[tuple[Path, str | None]]:
-    """The files that torchvision reads, and their MD5 checksums where it keeps any."""
-    reader, place = TORCHVISION[name].reader, root / TORCHVISION[name].place.format(split=split)
-    if issubclass(reader, datasets.SVHN):
-        return [(place, reader.split_list[split][2])]
-    if issubclass(reader, datasets.CIFAR10):
-        meta = [reader.meta["filename"], reader.meta["md5"]]
-        return [(place / file, md5) for file, md5 in [*reader.train_list, *reader.test_list, meta]]
-    if issubclass(reader, datasets.MNIST):
-        return [(place / Path(file).stem, None) for file, _ in reader.resources]
-    return [(place / "labels" / f"{part}1.txt", None) for part in _DTD_PARTS]
+    if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
+        resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
+        pixels = np.stack([np.asarray(image) for image in resized])
+    if pixels.ndim == 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=3)
+    return ImageSet(name, np.ascontiguousarray(pixels), labels.astype(np.int64).reshape(-1))
 
 
 def _fault(name: str, split: str, root: Path, download: bool, error: Exception) -> str:
-    """What is wrong with the files of a set that torchvision could not read, and what would be right."""
+    """Why torchvision could not read a set, and what would be right."""
     place = root / TORCHVISION[name].place.format(split=split)
-    again = f"expected the original files; remove {place} and get them anew with --data.download true"
-    files = _torchvision_files(name, split, root)
-    missing = [file for file, _ in files if not file.is_file()]
-    if download and (missing or isinstance(error, URLError)):
+    if download:
         # torchvision takes some folders for complete because they exist, and then downloads nothing.
         return (
-            f"{name}: the download to {root} failed ({one_line(error)}); expected {(missing or [place])[0]} from a "
-            f"server that can be reached, and no incomplete {place} from an earlier attempt"
+            f"{name}: the download to {root} failed ({one_line(error)}); expected a server that can be reached, and no "
+            f"incomplete {place} from an earlier attempt"
         )
-    if len(missing) == len(files) and not place.exists():
+    if not place.exists():
         return (
             f"{name}: the images of split {split!r} aren't there; looked for {root / name / f'{split}.npz'}, "
             f"{root / name / 'images'} and {place}; download them with --data.download true, or say with --data.root "
             "or BNOOD_DATA where they are"
         )
-    if missing:
-        return f"{missing[0]}: the file is missing, so {name} is incomplete; {again}"
-    for file, md5 in files:
-        if md5 is not None and (found := calculate_md5(file)) != md5:
-            return f"{file}: the file is cut short or damaged (its MD5 is {found}, expected {md5}); {again}"
-    return f"{place}: the files of {name} can't be read ({one_line(error)}); {again}"
+    return (
+        f"{place}: files of {name} are missing, cut short or damaged ({one_line(error)}); expected the original files, "
+        "unchanged; remove these and get them anew with --data.download true"
+    )

@@ -1,7 +1,6 @@
-"""Which images are held out: validation images from train, and the two halves of an OOD set.
+"""Which images are held out: validation images from train, and the adaptation split of an OOD set.
 
-Both follow from the seed alone. They draw from ``numpy.random.RandomState``, whose streams are frozen (NEP 19), so a
-split is the same in every version of numpy.
+Both follow from the seed alone, in every version of numpy: the streams of ``RandomState`` are frozen (NEP 19).
 """
 
 import numpy as np
@@ -19,8 +18,7 @@ def stratified_split(
 
     Args:
         labels: integers ``[N]``.
-        validation: how many images (int, 1 to N - 1), or which share of them (float, between 0 and 1; the number is
-            rounded).
+        validation: how many images (int, 1 to N - 1), or which share of them (float, rounded to a number).
         seed: 0 to 2**32 - 1.
         name: of the set, for messages.
 
@@ -28,8 +26,7 @@ def stratified_split(
         The indices of the training and of the validation images, int64, both sorted; disjoint, together all N.
 
     Raises:
-        UserError: if ``validation`` doesn't leave images on both sides, a class would be left without a training
-            image, or an argument is not as stated above.
+        UserError: if either side or a class would be left without training images, or an argument is wrong.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -53,15 +50,14 @@ def stratified_split(
 
 def _validation_count(count: int, validation: int | float, name: str) -> int:
     """How many of ``count`` images are to be held out."""
-    expected = f"expected a number of images from 1 to {count - 1}, or a share between 0 and 1"
-    if isinstance(validation, bool | np.bool_) or not isinstance(validation, int | float | np.integer | np.floating):
-        raise UserError(f"{name}: validation is {validation!r}; {expected}")
-    whole = isinstance(validation, int | np.integer)
-    if not whole and not 0 < validation < 1:
-        raise UserError(f"{name}: validation is {validation!r}; {expected}")
-    total = int(validation) if whole else round(float(validation) * count)
+    number = isinstance(validation, int | float | np.number) and not isinstance(validation, bool)
+    whole = number and isinstance(validation, int | np.integer)
+    total = int(validation) if whole else round(validation * count) if number and 0 < validation < 1 else 0
     if not 1 <= total < count:
-        raise UserError(f"{name}: validation is {validation!r}, {total} of {count} images; {expected}")
+        raise UserError(
+            f"{name}: validation is {validation!r}; "
+            f"expected a number of images from 1 to {count - 1}, or a share between 0 and 1"
+        )
     return total
 
 
@@ -75,9 +71,7 @@ def _largest_remainders(sizes: np.ndarray, total: int) -> np.ndarray:
 
 
 def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
-    """Divides an OOD set into the images that calibrate and the images that are scored.
-
-    Statistics are estimated on the first half only, so never on an image that they score.
+    """Divides a set into an adaptation split and a scoring split, so that no image is scored under its own statistics.
 
     Args:
         n: number of images, at least 2.
@@ -85,16 +79,13 @@ def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.nda
         name: of the set, for messages.
 
     Returns:
-        The indices of the calibration half and of the scoring half, int64, both sorted; disjoint, together all n. The
-        scoring half has the odd one.
+        The indices of either split, int64, sorted; disjoint, together all n. The scoring split has the odd one.
 
     Raises:
         UserError: if there are fewer than 2 images, or the seed is out of range.
     """
     if n < 2:
-        raise UserError(
-            f"{name}: it has {n} image(s); expected at least 2, because one part calibrates and the other is scored"
-        )
+        raise UserError(f"{name}: it has {n} image(s); expected at least 2, one to adapt to and one to score")
     order = _permutation(n, seed, name)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 

@@ -31,17 +31,43 @@ class LayerStatistics:
     var: Tensor
     count: int
 
+    def check(self, name: str) -> None:
+        """Raise ``UserError``, naming the layer, unless these can be normalised with."""
+        if self.mean.ndim != 1 or self.mean.shape != self.var.shape:
+            raise UserError(
+                f"layer {name!r}: mean and variance need one value per channel each, but have the shapes "
+                f"{list(self.mean.shape)} and {list(self.var.shape)}"
+            )
+        for what, values in (("mean", self.mean), ("variance", self.var)):
+            if not torch.isfinite(values).all():
+                raise UserError(f"layer {name!r}: the {what} is NaN or infinite in some channel")
+        if (self.var < 0).any():
+            raise UserError(f"layer {name!r}: the variance is negative in some channel ({float(self.var.min()):.4g})")
+        if self.count < 0:
+            raise UserError(f"layer {name!r}: the count is {self.count}; it cannot be negative")
+
 
 class BatchNormStatistics(Mapping[str, LayerStatistics]):
-    """Statistics of all BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
+    """Statistics of BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
+
+    What is given is copied and checked.
 
     Attributes:
         passes: forward passes over the data that estimating took; 0 if nothing was estimated.
         converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
+
+    Raises:
+        UserError: if a mean or variance is NaN or infinite, a variance or count is negative, or the two shapes are
+            not ``[C]``.
     """
 
     def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:
-        self._layers, self.passes, self.converged = dict(layers), passes, converged
+        self.passes, self.converged = passes, converged
+        self._layers: dict[str, LayerStatistics] = {}
+        for name, given in layers.items():
+            mean, var = (part.detach().to("cpu", torch.float64, copy=True) for part in (given.mean, given.var))
+            self._layers[name] = LayerStatistics(mean, var, given.count)
+            self._layers[name].check(name)
 
     def __getitem__(self, name: str) -> LayerStatistics:
         return self._layers[name]
@@ -124,7 +150,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: if the file is missing, damaged, or of another kind.
+            UserError: if the file is missing, damaged, of another kind, or holds values that are no statistics.
         """
         path = Path(path)
         if not path.is_file():
@@ -137,9 +163,9 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
                     name: LayerStatistics(get(f"{name}.mean"), get(f"{name}.var"), int(get(f"{name}.count")))
                     for name in names
                 }
+            return cls(layers)
         except Exception as error:  # safetensors raises its own class, which it does not export
             raise UserError(f"{path} does not hold BatchNorm statistics saved by bnood ({error})") from error
-        return cls(layers)
 
     def _require_same_layers(self, other: "BatchNormStatistics") -> None:
         if self._layers.keys() != other._layers.keys():

@@ -139,7 +139,7 @@ def test_halves_of_a_sorted_set_are_drawn_from_all_of_it() -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_set_that_is_too_small_for_halves_is_refused(n: int) -> None:
-    with pytest.raises(UserError, match=rf"^svhn: it has {n} image\(s\); expected at least 2, because one part calibr"):
+    with pytest.raises(UserError, match=rf"^svhn: it has {n} image\(s\); expected at least 2, one to adapt to"):
         halves(n, 0, "svhn")
 
 

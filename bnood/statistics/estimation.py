@@ -1,0 +1,266 @@
+"""Estimating BatchNorm statistics on data.
+
+**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set
+of images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over
+*all* elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and
+b, means m and sums of squared deviations S, ::
+
+    delta = m_b - m_a
+    m     = m_a + delta * b / (a + b)
+    S     = S_a + S_b + delta**2 * a * b / (a + b)
+
+in float64, so the result depends neither on how the images were cut into batches nor on their order as far as the
+layer's input does not. (``torch.optim.swa_utils.update_bn`` averages per-batch variances instead, with equal weights;
+on batches sorted by class it misses the variance between the classes altogether.)
+
+**Which input.** The input of a layer depends on how the layers before it normalise. ``one_pass`` normalises every layer
+with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
+nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
+layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
+network that uses them. The layers nearest the input are exact after one pass, those behind them after two, and so on,
+so a feed-forward network of L layers is settled after L passes at most. It may well take most of them: a change in the
+first layers grows on its way through the network before it dies out, so a small step is no sign of being close. The
+one-pass estimate costs a single pass and is usually near: :meth:`BatchNormStatistics.distance` says how near.
+
+**Which layers.** Those that evaluation mode runs. A layer that it does not run (an auxiliary head, the norm of another
+domain) is left out, with a warning; under the estimate it keeps its running statistics. A layer that runs several times
+per pass has one pair of buffers for all its uses, so its inputs are pooled.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset, IterableDataset
+
+from bnood.errors import UserError
+from bnood.statistics.layers import batchnorm_layers, fixed_layers, listed, unwrapped
+from bnood.statistics.moments import PooledMoments
+from bnood.statistics.use import Mode, before_layers, floating_tensors, put, tracks, use_statistics
+from bnood.statistics.values import BatchNormStatistics, LayerStatistics
+
+Method = Literal["one_pass", "sequential"]
+# How one batch is handed to the model.
+Call = Callable[[nn.Module, Any], Any]
+
+
+def estimate_statistics(
+    model: nn.Module,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    *,
+    method: Method = "one_pass",
+    start: BatchNormStatistics | None = None,
+    max_passes: int | None = None,
+    tolerance: float = 1e-4,
+    call: Call | None = None,
+) -> BatchNormStatistics:
+    """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
+
+    Args:
+        model: the network; called without gradients, in evaluation mode but for its BatchNorm. A wrapped or compiled
+            model is measured on the bare model inside.
+        batches: the data: an iterable of ``x`` or of tuples that begin with ``x``, each batch as large as memory
+            allows; ragged and sorted batches do no harm. ``sequential`` goes through it several times, so there
+            it has to be a list, a DataLoader or a function that returns an iterator, not an iterator.
+        method: ``one_pass`` or ``sequential``.
+        start: where ``sequential`` begins; by default at what one pass finds.
+        max_passes: how many passes ``sequential`` may take, the first included; by default enough for any
+            feed-forward network: two more than it has layers.
+        tolerance: ``sequential`` ends when no layer's :meth:`~BatchNormStatistics.distance` to the pass before
+            exceeds this.
+        call: how one batch is handed to the model, ``call(bare_model, batch)``, for batches of other kinds:
+            ``lambda model, batch: model(batch["image"].cuda())``. By default ``model(x)``, with ``x`` moved to the
+            model's device.
+
+    Raises:
+        UserError: if the model has no BatchNorm layer or runs none, if there are no batches, if they are of a kind
+            that needs ``call``, if a layer saw NaN or infinite values or, in one pass, a batch with a single value
+            per channel (which has no variance), or if an iterator was given where several passes are needed.
+
+    Warns:
+        UserWarning: naming the layers that were not run, and those that keep fixed statistics (FrozenBatchNorm2d).
+            A ``sequential`` estimate that does not settle in time comes with one and ``converged=False``.
+    """
+    layers = batchnorm_layers(model)
+    _check_batches(batches)
+    if method not in ("one_pass", "sequential"):
+        raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
+    if method == "one_pass" and not (start is None and max_passes is None):
+        raise UserError(
+            "start and max_passes belong to method='sequential': one pass neither starts nor stops anywhere"
+        )
+    if max_passes is not None and max_passes < 1:
+        raise UserError(f"max_passes is {max_passes}: an estimate takes one pass at least")
+    if not tolerance >= 0:
+        raise UserError(f"tolerance is {tolerance}: give 0 or more")
+    if method == "sequential" and isinstance(batches, Iterator):
+        raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
+    once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
+    # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
+    max_passes = len(layers) + 2 if max_passes is None else max_passes
+    current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call)
+    _warn_of_others(model, layers, current)
+    if method == "one_pass":
+        return BatchNormStatistics(current, passes=1)
+    passes, moved = 1, float("inf") if start is None else _movement(start, current)
+    while moved > tolerance and passes < max_passes:
+        found = _measure(model, once(), _complete(layers, current), call)
+        passes, moved, current = passes + 1, _movement(current, found), found
+    if moved > tolerance:
+        warnings.warn(
+            f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used "
+            "anyway",
+            stacklevel=2,
+        )
+    return BatchNormStatistics(current, passes=passes, converged=moved <= tolerance)
+
+
+def measure_statistics(
+    model: nn.Module,
+    batches: Iterable[Any],
+    upstream: BatchNormStatistics | Mode = "running",
+    *,
+    call: Call | None = None,
+) -> BatchNormStatistics:
+    """The statistics of each layer's input as it arrives while all layers normalise with ``upstream``; one pass.
+
+    Under ``"running"`` these are what each layer's running statistics stand in for; under ``"batch"`` what
+    :func:`estimate_statistics` finds in one pass. ``batches`` and ``call`` as there; the model is left untouched.
+
+    Raises:
+        UserError: as :func:`use_statistics` and :func:`estimate_statistics` do.
+    """
+    _check_batches(batches)
+    found = _measure(model, batches, upstream, call)
+    _warn_of_others(model, batchnorm_layers(model), found)
+    return BatchNormStatistics(found, passes=1)
+
+
+@torch.no_grad()
+def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> list[str]:
+    """The names of the BatchNorm layers that evaluation mode runs on a batch, in the order of their first run.
+
+    Raises:
+        UserError: as :func:`estimate_statistics` does for the model and the batch.
+    """
+    layers = batchnorm_layers(model)
+    names: dict[str, None] = {}
+
+    def note(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
+        names[name] = None
+
+    running = _complete(layers, BatchNormStatistics({}))
+    with use_statistics(model, running), before_layers(layers, note):
+        _run(unwrapped(model), batch, 1, call)
+    return list(names)
+
+
+def _measure(
+    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode, call: Call | None
+) -> dict[str, LayerStatistics]:
+    """One pass: pooled statistics of the input of each layer that ran, behind layers that use ``upstream``."""
+    layers, bare = batchnorm_layers(model), unwrapped(model)
+    moments: dict[str, PooledMoments] = {}
+    number = 0
+
+    def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
+        if upstream == "batch" and count == 1:
+            raise UserError(
+                f"layer {name!r} received a single value per channel in batch {number}, which has no variance: give "
+                "two images or more per batch, or leave out the last one"
+            )
+        moments.setdefault(name, PooledMoments()).merge(count, mean, deviations)
+        if upstream == "batch":
+            # The layer then normalises with what was measured: its own computation of the same moments is
+            # saved, and in channels_last it would lose the variance to cancellation where means are large.
+            put(layer, bare, mean, deviations / count)
+
+    # Under "batch", the context's buffers are replaced before each layer, batch by batch.
+    context = use_statistics(model, _neutral(layers, layers) if upstream == "batch" else upstream)
+    seen = False
+    with context, before_layers(layers, measure):
+        for number, batch in enumerate(batches, start=1):
+            seen = _run(bare, batch, number, call) or seen
+    if not seen:
+        raise UserError("no batches were given, so there is nothing to estimate BatchNorm statistics from")
+    if not moments:
+        raise UserError(f"the forward pass ran none of the model's BatchNorm layers ({listed(list(layers))})")
+    for name, pooled in moments.items():
+        if pooled.count == 1:
+            raise UserError(
+                f"layer {name!r} received a single value per channel, which has no variance: give two images or more"
+            )
+        if not torch.isfinite(pooled.deviations).all():
+            raise UserError(f"layer {name!r} received NaN or infinite values: no statistics can be estimated from them")
+    in_order = ((name, moments[name]) for name in layers if name in moments)
+    return {name: LayerStatistics(p.mean, p.deviations / p.count, p.count) for name, p in in_order}
+
+
+def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
+    """Hand a batch to the model; False if it is empty."""
+    if call is not None:
+        call(bare, batch)
+        return True
+    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(x, Tensor):
+        what = f"begins with a {type(x).__name__}" if x is not batch else f"is a {type(x).__name__}"
+        raise UserError(
+            f"batch {number} {what}, not a tensor: convert it, or say with call= how a batch is handed to the model"
+        )
+    if x.ndim < 2:
+        raise UserError(
+            f"batch {number} has the shape {list(x.shape)}, and images are [N, ...]: give a list of batches, each a "
+            "tensor of images or a tuple that begins with one"
+        )
+    if not len(x):
+        return False
+    device = next((tensor.device for tensor in floating_tensors(bare)), x.device)
+    bare(x.to(device))
+    return True
+
+
+def _check_batches(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
+    if isinstance(batches, Tensor):
+        raise UserError("the batches are one tensor, which would be taken image by image: give [images], or a split")
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise UserError("the batches are a Dataset, which gives single images: put a DataLoader around it")
+    if not callable(batches) and not isinstance(batches, Iterable):
+        raise UserError(f"the batches are a {type(batches).__name__}: give a list, a DataLoader or a function")
+
+
+def _neutral(layers: dict[str, _BatchNorm], names: Iterable[str]) -> BatchNormStatistics:
+    """Means of zero and variances of one."""
+    widths = {name: layers[name].num_features for name in names}
+    return BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in widths.items()})
+
+
+def _complete(layers: dict[str, _BatchNorm], statistics: dict[str, LayerStatistics] | BatchNormStatistics):
+    """These statistics, and something to normalise with for layers that have none: such as did not run."""
+    return BatchNormStatistics({**_neutral(layers, (n for n in layers if not tracks(layers[n]))), **statistics})
+
+
+def _movement(before: dict[str, LayerStatistics] | BatchNormStatistics, found: dict[str, LayerStatistics]) -> float:
+    """The largest distance over the layers that ran, infinite if one was unknown before."""
+    if not found.keys() <= before.keys():
+        return float("inf")
+    known = BatchNormStatistics({name: before[name] for name in found})
+    return max(max(pair) for pair in known.distance(BatchNormStatistics(found)).values())
+
+
+def _warn_of_others(model: nn.Module, layers: dict[str, _BatchNorm], found: dict[str, LayerStatistics]) -> None:
+    missed = [name for name in layers if name not in found]
+    if missed:
+        warnings.warn(
+            f"evaluation did not run {listed(missed)}: no statistics were estimated for "
+            f"{'it' if len(missed) == 1 else 'them'}",
+            stacklevel=3,
+        )
+    fixed = fixed_layers(model)
+    if fixed:
+        kinds = ", ".join(sorted(set(fixed.values())))
+        warnings.warn(
+            f"{listed(list(fixed))} ({kinds}) keep fixed statistics, which no estimate replaces", stacklevel=3
+        )

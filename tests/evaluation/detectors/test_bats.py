@@ -1,0 +1,142 @@
+"""BATS against networks whose forward pass is written out with the clipping in it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm.layers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnood.errors import UserError
+from bnood.evaluation.detectors import NotApplicable, make_detector
+from bnood.evaluation.detectors.bats import BATS, BATSFeatures
+from bnood.evaluation.scores import energy
+from bnood.networks.outputs import Head
+from bnood.statistics import estimate_statistics, read_statistics, use_statistics
+
+LAM = 0.7
+
+
+class Net(nn.Module):
+    """The layer that is defined first runs last, as in networks whose layers are not listed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm2d(5)
+        self.first = nn.BatchNorm2d(4)
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)])
+        self.fc = nn.Linear(5, 3)
+        for layer in (self.first, self.last):
+            nn.init.normal_(layer.weight)  # negative weights too
+            nn.init.normal_(layer.bias)
+            layer.running_mean.normal_()  # type: ignore[union-attr, operator]
+            layer.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.convs[0](x)).relu()
+        return self.fc(self.last(self.convs[1](x)).relu().mean((2, 3)))
+
+    def written_out(self, x: Tensor, clipped: tuple[str, ...], batch: bool = False) -> Tensor:
+        for conv, name in zip(self.convs, ("first", "last"), strict=True):
+            x, layer = conv(x), getattr(self, name)
+            mean, var = (
+                (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
+                if batch
+                else (layer.running_mean, layer.running_var)
+            )
+            x = (x - mean.view(1, -1, 1, 1)) / (var + layer.eps).sqrt().view(1, -1, 1, 1)
+            x = x.clamp(-LAM, LAM) if name in clipped else x
+            x = (x * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def network() -> SimpleNamespace:
+    return SimpleNamespace(model=Net().eval())
+
+
+IMAGES = torch.randn(6, 3, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("layers", "clipped"), [(1, ("last",)), (2, ("first", "last")), (["first"], ("first",)), (9, ("first", "last"))]
+)
+@torch.no_grad()
+def test_the_chosen_layers_are_clipped_in_the_order_in_which_they_run(network, layers, clipped) -> None:  # type: ignore[no-untyped-def]
+    detector = BATS(LAM, layers)
+    with detector.context(network, "running"):
+        found = [network.model(IMAGES) for _ in range(2)]
+    wanted = network.model.written_out(IMAGES, clipped)
+    for each in found:
+        torch.testing.assert_close(each, wanted)
+    assert not torch.allclose(wanted, network.model.written_out(IMAGES, ()))
+    np.testing.assert_allclose(detector.score(torch.zeros(6, 0), found[0]), energy(wanted), rtol=1e-6)
+
+
+@torch.no_grad()
+def test_the_statistics_in_force_decide_where_it_clips(network: SimpleNamespace) -> None:
+    with BATS(LAM, 2).context(network, "batch"):
+        torch.testing.assert_close(
+            network.model(IMAGES), network.model.written_out(IMAGES, ("first", "last"), batch=True)
+        )
+    target = estimate_statistics(network.model, [IMAGES])
+    with BATS(LAM, 2).context(network, target):
+        given = network.model(IMAGES)
+    with use_statistics(network.model, target), BATS(LAM, 2).context(network):
+        torch.testing.assert_close(network.model(IMAGES), given)
+
+
+@torch.no_grad()
+def test_an_infinite_lambda_is_the_energy_score_and_the_model_is_left_as_it_was(network: SimpleNamespace) -> None:
+    before, statistics = network.model(IMAGES), read_statistics(network.model)
+    with BATS(float("inf")).context(network, "running"):
+        torch.testing.assert_close(network.model(IMAGES), before, rtol=0, atol=0)
+    with pytest.raises(ZeroDivisionError), BATS(LAM, 2).context(network):
+        network.model(IMAGES)
+        raise ZeroDivisionError
+    torch.testing.assert_close(network.model(IMAGES), before, rtol=0, atol=0)
+    assert read_statistics(network.model).distance(statistics).keys() == statistics.keys()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.model.modules())
+
+
+@torch.no_grad()
+def test_an_activation_behind_the_norm_in_the_same_layer_follows_the_clipping() -> None:
+    layer = timm.layers.BatchNormAct2d(3, act_layer=nn.SiLU).eval()
+    nn.init.normal_(layer.weight)
+    bound = LAM * layer.weight.abs().view(1, -1, 1, 1)
+    normed = F.batch_norm(IMAGES, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
+    model = nn.Sequential(layer)
+    with BATS(LAM).context(SimpleNamespace(model=model), "running"):
+        torch.testing.assert_close(model(IMAGES), F.silu(normed.clamp(-bound, bound)))
+
+
+def test_what_cannot_be_clipped_is_refused(network: SimpleNamespace) -> None:
+    class OwnNorm(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return input - self.running_mean.view(1, -1, 1, 1)  # type: ignore[union-attr, operator]
+
+    model = nn.Sequential(OwnNorm(3))
+    with pytest.raises(UserError, match="cannot clip a OwnNorm"), BATS().context(SimpleNamespace(model=model)):
+        model(IMAGES)
+    with pytest.raises(UserError, match="not called as a whole"), BATS().context(network):
+        network.model.forward(IMAGES)
+    with pytest.raises(NotApplicable, match="no BatchNorm"), BATS().context(SimpleNamespace(model=nn.Flatten())):
+        pass
+    with pytest.raises(UserError, match="no BatchNorm layer 'bn9'"), BATS(layers=["bn9"]).context(network):
+        pass
+    for arguments in ((0.0,), (float("nan"),), (1.0, 0)):
+        with pytest.raises(UserError, match="BATS needs"):
+            BATS(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_form_on_features_is_its_formula() -> None:
+    train, new = torch.rand(50, 4), 3 * torch.rand(9, 4) - 1
+    head = Head(torch.randn(3, 4), torch.randn(3))
+    mean, std = train.double().numpy().mean(0), train.double().numpy().std(0)
+    clipped = np.clip(new.double().numpy(), mean - LAM * std, mean + LAM * std)
+    logits = clipped @ head.weight.double().numpy().T + head.bias.double().numpy()
+    found = BATSFeatures(LAM).fit(train, torch.zeros(50, 3), None, head).score(new, torch.zeros(9, 3))
+    np.testing.assert_allclose(found, np.log(np.exp(logits).sum(1)), rtol=1e-12)
+    assert make_detector("bats_features").needs_head and make_detector("bats").needs == "own_pass"
