@@ -1,17 +1,45 @@
-"""The one kind of error that the user can mend: shown as a single line, without a traceback."""
+"""The one kind of error that the user can fix, and how every script ends: with one line instead of a traceback."""
 
+import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what, where, and what would be right."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM: everything that is open is closed on the way out, and the exit status is 143."""
+
+
+def run_door(main: Callable[[], object]) -> None:
+    """Run a script: what every file in ``scripts/`` calls.
+
+    Bad input, a full disk and too little memory are one line on standard error and exit status 2. SIGTERM (status
+    143) and Ctrl-C (130) raise inside ``main``, so that partial files are removed and W&B runs closed, and are one
+    line too. No child process is left behind.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+    with one_line_errors():
+        main()
+
+
+def terminate(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: raise :class:`Terminated`, once; later signals do not disturb the cleaning up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated(143)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on standard error and exit status 2 (interrupted: 130).
+    """Turn what a user can fix into one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
 
     Bad input is a :class:`UserError`; a full disk, a missing permission and the like are an :class:`OSError` that
     names its file. Anything else is a defect of the program and keeps its traceback.
@@ -19,17 +47,38 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _exit(" ".join(str(error).split()))
+        _exit(str(error))
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         _exit(f"{where}{error.strerror}")
+    except MemoryError as error:
+        _exit(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except RuntimeError as error:
+        # torch has a class for a full accelerator, but none for a full main memory.
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+            raise
+        _exit("not enough memory: choose a smaller network, batch or image size")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        _stopped("interrupted", 130)
+    except Terminated:
+        _stopped("terminated", 143)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a training, or the one with rank 0: the others write and print nothing."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _exit(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _stopped(message: str, status: int) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
+    if is_first_process():
+        print(message, file=sys.stderr)
+    raise SystemExit(status) from None

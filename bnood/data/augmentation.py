@@ -1,34 +1,43 @@
-"""Batched augmentation: each image gets its own crop and flip, in two indexing operations for the whole batch."""
+"""Batched augmentation: each image gets its own crop and flip, in one indexing operation for the whole batch."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PADDING = 4  # pixels of zeros on every side, from which crops of the image's size are taken
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, crop: bool = True) -> Tensor:
-    """Random crops of the zero-padded images, each mirrored with probability one half.
+
+def padded(images: Tensor, padding: int = PADDING) -> Tensor:
+    """uint8 ``[N, H, W, 3]`` with a margin of zeros: ``[N, H + 2 padding, W + 2 padding, 3]``."""
+    return F.pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
+
+
+def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
+    """Draws for ``count`` images: row offsets, column offsets, mirrored or not; int64 ``[3, count]`` on the CPU.
 
     torchvision's transforms draw once per call and so would cut a whole batch alike; here every image draws for
-    itself. The draws are made on the CPU, so that they are the same on every device.
+    itself. The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
+    """
+    columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return torch.stack([rows, columns, mirrored.long()])
+
+
+def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
+    """Crops of some images, each mirrored or not; everything is on one device, and nothing waits for it.
 
     Args:
-        images: uint8 ``[N, H, W, 3]``.
-        generator: CPU generator of the draws.
-        padding: pixels added on every side before cropping back to H x W; 0 disables the crop.
-        crop: whether to crop at all; without, images are only flipped.
+        images: what :func:`padded` gives.
+        index: int64 ``[N]``, which images.
+        draws: int64 ``[3, N]``, from :func:`draw_crops` with the same padding.
+        padding: of the images.
 
     Returns:
         uint8 ``[N, H, W, 3]``, a new tensor.
     """
-    count, height, width, _ = images.shape
-    padding = padding if crop else 0
-    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5
-    columns = torch.arange(width).expand(count, width)
-    columns = torch.where(mirrored, width - 1 - columns, columns) + offsets[0]
-    rows = torch.arange(height) + offsets[1]
-    if padding:
-        images = F.pad(images, (0, 0, padding, padding, padding, padding))
-    image = torch.arange(count)[:, None, None]
-    index = [i.to(images.device, non_blocking=True) for i in (image, rows[:, :, None], columns[:, None, :])]
-    return images[index[0], index[1], index[2]]
+    height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
+    first_row, first_column, mirrored = draws[:, :, None]
+    across = torch.arange(width, device=images.device)
+    columns = torch.where(mirrored > 0, width - 1 - across, across) + first_column
+    rows = torch.arange(height, device=images.device) + first_row
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]

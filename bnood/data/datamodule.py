@@ -1,16 +1,15 @@
-"""The LightningDataModule: one uint8 array in memory, batches cut by indexing, augmentation by the batch."""
+"""The LightningDataModule: one uint8 array, on the device where it fits; batches are cut and augmented there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bnood.data.augmentation import crop_and_flip
+from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import TORCHVISION, check_known, data_root, load_images
 from bnood.data.splits import stratified_split
@@ -18,42 +17,62 @@ from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+Augmentation = Literal["crop_flip", "flip", "none"]
+
+DEVICE_SHARE = 0.25  # of an accelerator's free memory: images that need more stay in main memory
 
 
-class Images(Dataset[Batch]):
-    """Images and labels that are fetched a whole batch at a time (no per-image Python, nothing to collate)."""
+class Batches:
+    """What Lightning takes for a DataLoader: a number of batches, and how to make them for an epoch.
 
-    def __init__(self, images: ImageSet) -> None:
-        if images.labels is None:
-            raise UserError(f"{images.name}: training and validation need labels, but the set has none")
-        self.images, self.labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    No workers and no per-image Python: the images are in memory, and a batch is one indexing operation.
+    """
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.tensor(indices)
-        return self.images[index], self.labels[index]
-
-
-class EpochShuffle(Sampler[int]):
-    """A shuffle that depends on the seed and the epoch alone, so that a resumed run sees the same batches."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
+    def __init__(self, count: int, make: Callable[[], Iterator[Batch]]) -> None:
+        self.count, self.make = count, make
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.RandomState([self.seed, self.epoch]).permutation(self.count).tolist())
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+
+def epoch_plan(
+    images: int, batch_size: int, seed: int, epoch: int, first_step: int, augmentation: Augmentation
+) -> Tensor:
+    """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
+
+    Only full batches: the last short one would have other BatchNorm statistics.
+
+    Args:
+        images: number of training images.
+        batch_size: images of a step, over all devices.
+        seed: of the run.
+        epoch: decides the order of the images.
+        first_step: the number of the epoch's first step; the augmentation of each step is seeded by its number.
+        augmentation: see :class:`ImageDataModule`.
+
+    Returns:
+        int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices and, with augmentation, :func:`draw_crops`.
+    """
+    steps = images // batch_size
+    order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
+    index = order.view(steps, 1, batch_size)
+    if augmentation == "none":
+        return index
+    generator, padding = torch.Generator(), padding_of(augmentation)
+    draws = [
+        # Version 0.1 numbered a run's first step -1; its runs are to be repeated bit for bit.
+        draw_crops(batch_size, generator.manual_seed(seed * 1_000_003 + first_step + step - 1), padding)
+        for step in range(steps)
+    ]
+    return torch.cat([index, torch.stack(draws)], dim=1) if draws else index
+
+
+def padding_of(augmentation: Augmentation) -> int:
+    """The margin of zeros that crops are taken from, in pixels."""
+    return PADDING if augmentation == "crop_flip" else 0
 
 
 def channel_constants(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -92,7 +111,7 @@ class ImageDataModule(L.LightningDataModule):
         ood: the out-of-distribution sets that ``eval_ood.py`` scores by default. Training never opens them.
         validation: how many training images are held out for validation, stratified by class.
         split_seed: decides which ones; kept apart from the run's seed, so that all seeds share one split.
-        batch_size: training images per step.
+        batch_size: training images per step, over all devices together.
         evaluation_batch_size: images per forward pass in validation.
         augmentation: ``crop_flip`` (zero-pad by 4, crop, mirror), ``flip`` (mirror only) or ``none``.
         download: let torchvision download what is missing.
@@ -110,7 +129,7 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: int = 0,
         batch_size: int = 128,
         evaluation_batch_size: int = 500,
-        augmentation: Literal["crop_flip", "flip", "none"] = "crop_flip",
+        augmentation: Augmentation = "crop_flip",
         download: bool = False,
         image_size: int = 32,
         train_count: int | None = None,
@@ -132,6 +151,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train_count, self.seed = train_count, seed
         self.train_set: ImageSet | None = None
         self.validation_set: ImageSet | None = None
+        self._training_tensors: Batch | None = None
+        self._validation_tensors: Batch | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load the training images and split the validation images off (once)."""
@@ -166,30 +187,57 @@ class ImageDataModule(L.LightningDataModule):
             train = np.sort(np.random.RandomState(self.split_seed).permutation(train)[: self.train_count])
         return images.subset(train), images.subset(validation)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled full batches; the last short one is left out (it would have other BatchNorm statistics)."""
+    def train_dataloader(self) -> Batches:
+        """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
         assert self.train_set is not None
-        images = Images(self.train_set)
-        sampler = EpochShuffle(len(images), self.seed)
-        return DataLoader(images, self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_is)
+        return Batches(len(self.train_set) // self.batch_size, self._training_batches)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation images in order."""
+    def _training_batches(self) -> Iterator[Batch]:
+        assert self.train_set is not None and self.trainer is not None
+        trainer = self.trainer
+        rank, share = trainer.global_rank, self.batch_size // trainer.world_size
+        padding = padding_of(self.augmentation)
+        if self._training_tensors is None:
+            self._training_tensors = self._on_device(self.train_set, lambda images: padded(images, padding))
+        images, labels = self._training_tensors
+        plan = epoch_plan(
+            len(images), self.batch_size, self.seed, trainer.current_epoch,
+            trainer.fit_loop.total_batch_idx + 1, self.augmentation,
+        )[:, :, rank * share : (rank + 1) * share]  # fmt: skip
+        in_place = images.device == trainer.strategy.root_device or trainer.strategy.root_device.type != "cuda"
+        for index, draws in ((step[0], step[1:]) for step in _copied(plan, images.device)):
+            batch = crop_and_flip(images, index, draws, padding) if len(draws) else images[index]
+            yield batch if in_place else batch.pin_memory(), labels[index]
+
+    def val_dataloader(self) -> Batches:
+        """The validation images in order; each of several devices gets as many batches, none twice."""
+        assert self.validation_set is not None and self.trainer is not None
+        count, devices = len(self.validation_set), self.trainer.world_size
+        own = np.array_split(np.arange(count), devices)
+        batches = -(-len(own[0]) // self.evaluation_batch_size)
+        return Batches(batches, lambda: self._validation_batches(own[self.trainer.global_rank], batches))  # type: ignore[union-attr]
+
+    def _validation_batches(self, own: np.ndarray, count: int) -> Iterator[Batch]:
         assert self.validation_set is not None
-        return DataLoader(Images(self.validation_set), self.evaluation_batch_size, collate_fn=_as_is)
+        if self._validation_tensors is None:
+            self._validation_tensors = self._on_device(self.validation_set.subset(own), lambda images: images)
+        images, labels = self._validation_tensors
+        size = self.evaluation_batch_size if len(images) > (count - 1) * self.evaluation_batch_size else None
+        parts = (each.split(size) if size else each.tensor_split(count) for each in (images, labels))
+        yield from zip(*parts, strict=True)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches, on whatever device they are now."""
-        assert self.trainer is not None
-        images, labels = batch
-        if self.trainer.training and self.augmentation != "none":
-            # Seeded by the step: a resumed run draws what the uninterrupted one would have drawn.
-            step = self.trainer.fit_loop.total_batch_idx
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            images = crop_and_flip(images, generator, crop=self.augmentation == "crop_flip")
-        return images, labels
+    def _on_device(self, images: ImageSet, prepare: Callable[[Tensor], Tensor]) -> Batch:
+        """Images and labels where batches are to be cut: on the device of this process, if they fit there."""
+        assert self.trainer is not None and images.labels is not None
+        pixels, labels = prepare(torch.from_numpy(images.images)), torch.from_numpy(images.labels)
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda" and pixels.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return pixels, labels
+        return (pixels.to(device), labels.to(device)) if device.type in ("cuda", "mps") else (pixels, labels)
 
 
-def _as_is(batch: Any) -> Any:
-    """Collate function: a batch comes ready from :class:`Images`."""
-    return batch
+def _copied(plan: Tensor, device: torch.device) -> Tensor:
+    """The plan of an epoch on a device, by one copy that nothing waits for."""
+    if device.type != "cuda":
+        return plan.to(device)
+    return plan.contiguous().pin_memory().to(device, non_blocking=True)

@@ -5,28 +5,27 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from bnood.data.datamodule import Batch, ImageDataModule, channel_constants
 from bnood.errors import UserError
-from bnood.networks import Activation, Architecture, NormPosition, build_model
+from bnood.networks import Activation, Architecture, NormPosition
+from bnood.networks.image_classifier import ImageClassifier, MemoryFormat, build_network
 from bnood.networks.norm import Norm
 
-MemoryFormat = Literal["auto", "channels_last", "contiguous"]
+ECE_BINS = 15
 
 
 class NonFiniteLoss(UserError):
     """Training was stopped because its loss was NaN or infinite."""
 
 
-class Classifier(L.LightningModule):
-    """An image classifier: uint8 images in, logits (and penultimate features) out.
+class Classifier(ImageClassifier, L.LightningModule):
+    """An :class:`ImageClassifier` and how it is trained.
 
-    The constants that normalise the images are those of the in-distribution training images. They travel in the
-    checkpoint, so that every other set is normalised by the same ones.
+    No step waits for the device: what is counted stays there until the epoch ends, and the loss is read at the first
+    step and every ``log_every_n_steps``.
 
     Args:
         architecture: ``resnet`` (with a CIFAR stem), ``wide_resnet``, ``mlp`` or ``plain`` (no shortcuts).
@@ -47,16 +46,13 @@ class Classifier(L.LightningModule):
         warmup: share of all steps in which the learning rate rises to its peak.
         final_learning_rate: where the cosine ends.
         clip_gradient_norm: upper bound of the gradient's norm, or 0 for none.
-        compile: whether to compile the network with ``torch.compile``.
-        memory_format: ``auto`` takes what was measured to be fastest: contiguous for ``gn`` on a CPU, where
-            GroupNorm is slow in channels_last, and channels_last everywhere else.
+        compile: whether training steps run a network compiled by ``torch.compile``; ``reduce-overhead`` replays CUDA
+            graphs, which takes one CUDA device. Validation runs the network as it is.
+        memory_format: see :class:`ImageClassifier`.
         activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; residual networks have ``relu`` only.
         norm_position: whether the norm stands ``before`` or ``after`` the activation; residual networks: ``before``.
         image_size: side of the square images, which ``mlp`` has to know; set from ``data.image_size``.
     """
-
-    image_mean: Tensor
-    image_std: Tensor
 
     def __init__(
         self,
@@ -75,18 +71,14 @@ class Classifier(L.LightningModule):
         warmup: float = 0.1,
         final_learning_rate: float = 1e-6,
         clip_gradient_norm: float = 0.0,
-        compile: bool = False,
+        compile: bool | Literal["reduce-overhead"] = False,
         memory_format: MemoryFormat = "auto",
         activation: Activation = "relu",
         norm_position: NormPosition = "before",
         image_size: int = 32,
     ) -> None:
-        super().__init__()
+        super().__init__(build_network(locals()), norm, memory_format)
         for name, value, right, expected in (
-            ("depth", depth, depth >= 1, "a number of layers from 1 up"),
-            ("width", width, width >= 1, "a number of channels from 1 up"),
-            ("groups", groups, groups >= 1, "a number of groups from 1 up"),
-            ("num_classes", num_classes, num_classes >= 2, "at least 2"),
             ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
             ("momentum", momentum, 0 <= momentum < 1, "from 0 up to but not including 1"),
             ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or above"),
@@ -98,39 +90,7 @@ class Classifier(L.LightningModule):
             if not right:
                 raise UserError(f"model.{name} is {value}; expected {expected}")
         self.save_hyperparameters()
-        try:
-            self.network = build_model(
-                architecture, depth, width, norm, groups, num_classes, activation, norm_position, image_size
-            )
-        except ValueError as error:
-            raise UserError(f"model: {error}") from error
-        self.register_buffer("image_mean", torch.full((3,), 127.5))
-        self.register_buffer("image_std", torch.full((3,), 63.75))
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.validation_ece = MulticlassCalibrationError(num_classes, n_bins=15)
-        self.validation_nll = MeanMetric()
-
-    @property
-    def norm(self) -> Norm:
-        """The norm of the network, by name."""
-        return self.hparams["norm"]
-
-    def forward(self, images: Tensor, return_features: bool = False) -> Any:
-        """uint8 ``[N, H, W, 3]`` -> logits ``[N, K]``; with ``return_features`` also the penultimate ``[N, D]``."""
-        return self.network(self.normalise(images), return_features=return_features)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``[N, H, W, 3]`` -> what the network takes, ``[N, 3, H, W]`` by the training images' constants."""
-        scaled = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        return scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format())
-
-    def torch_memory_format(self) -> torch.memory_format:
-        """The layout that the network's activations have on the device where it is now."""
-        choice = self.hparams["memory_format"]
-        if choice == "auto":
-            choice = "contiguous" if self.norm == "gn" and self.image_mean.device.type == "cpu" else "channels_last"
-        return torch.channels_last if choice == "channels_last" else torch.contiguous_format
+        self.shown: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
         """Take the constants of the training images, check the labels, and choose the memory format."""
@@ -139,7 +99,15 @@ class Classifier(L.LightningModule):
             if isinstance(data, ImageDataModule) and data.train_set is not None:
                 self.take_constants(data)
         self.network.to(memory_format=self.torch_memory_format())
-        if self.hparams["compile"]:
+        if self.hparams["compile"] == "reduce-overhead":
+            device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
+            if device != "cuda" or count > 1:
+                raise UserError(
+                    f"model.compile is reduce-overhead, which takes one CUDA device, not {count} of type {device}: "
+                    "set --model.compile true or false"
+                )
+            self.network.compile(mode="reduce-overhead")
+        elif self.hparams["compile"]:
             self.network.compile()
 
     def check_labels(self, data: ImageDataModule) -> None:
@@ -157,48 +125,78 @@ class Classifier(L.LightningModule):
 
     def take_constants(self, data: ImageDataModule) -> None:
         """Set the normalisation constants to those of the training images."""
-        assert data.train_set is not None
         self.check_labels(data)
-        mean, std = channel_constants(data.train_set.images)
-        self.image_mean.copy_(torch.tensor(mean))
-        self.image_std.copy_(torch.tensor(std).clamp_min(1e-3))
+        for constant, values in zip((self.image_mean, self.image_std), image_constants(data), strict=True):
+            constant.copy_(values)
+
+    def on_train_epoch_start(self) -> None:
+        self.loss_and_correct = torch.zeros(2, device=self.device)
+        self.images_seen = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
+        if self.hparams["compile"] == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        # On an accelerator, looking at the loss waits for the device: look only at the steps that log it anyway.
-        logged = (batch_idx + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if (loss.device.type == "cpu" or logged) and not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss became {loss.item()} in epoch {self.current_epoch}, step {self.global_step}: training "
-                f"stopped (learning rate {self.optimizers().param_groups[0]['lr']:.3g}; a lower "  # type: ignore[union-attr]
-                f"--model.learning_rate or --model.clip_gradient_norm 1 may help)"
-            )
-        if logged:
-            self.log("train/loss", loss)
-            self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.train_accuracy.update(logits, labels)
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (step == 0 or (step + 1) % every == 0):
+            shown = float(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
+            self._check_finite(shown)
+            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            self._record({"train/loss": shown, "learning_rate": rate}, step)
+        self.loss_and_correct += torch.stack([loss.detach().float(), (logits.argmax(dim=1) == labels).sum().float()])
+        self.images_seen += len(labels)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/accuracy", self.train_accuracy.compute(), prog_bar=True)
-        self.train_accuracy.reset()
+        sums = self.trainer.strategy.reduce(self.loss_and_correct, reduce_op="mean")
+        assert isinstance(sums, Tensor)
+        loss, correct = sums.tolist()
+        self._check_finite(loss)
+        self._record({"train/accuracy": correct / max(self.images_seen, 1)}, self.trainer.global_step - 1)
+
+    def _check_finite(self, loss: float) -> None:
+        """Of the mean over all devices, so that all of them stop."""
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss became {loss} in epoch {self.current_epoch}, by step {self.global_step}: training "
+                f"stopped (learning rate {self.optimizers().param_groups[0]['lr']:.3g}; a lower "  # type: ignore[union-attr]
+                f"--model.learning_rate or --model.clip_gradient_norm 1 may help)"
+            )
+
+    def _record(self, values: dict[str, float], step: int) -> None:
+        """Log at once: Lightning would log the values of an epoch after the epoch's checkpoint is written."""
+        self.shown |= values
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **values}, step)
+
+    def on_validation_epoch_start(self) -> None:
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.validation_sums = torch.zeros(ECE_BINS, 4, dtype=exact, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accuracy, negative log-likelihood and calibration error of held-out in-distribution images."""
+        """Sums for accuracy, negative log-likelihood and calibration error of held-out in-distribution images."""
         images, labels = batch
-        logits = self(images).float()
-        self.validation_accuracy.update(logits, labels)
-        self.validation_ece.update(logits.softmax(dim=1), labels)
-        self.validation_nll.update(F.cross_entropy(logits, labels), weight=len(labels))
+        with torch.compiler.set_stance("force_eager"):
+            logits = self(images).float()
+        self.validation_sums += calibration_sums(logits, labels).to(self.validation_sums.dtype)
 
     def on_validation_epoch_end(self) -> None:
-        for name in ("accuracy", "nll", "ece"):
-            metric = getattr(self, f"validation_{name}")
-            self.log(f"validation/{name}", metric.compute(), prog_bar=name == "accuracy")
-            metric.reset()
+        sums = self.trainer.strategy.reduce(self.validation_sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        if self.trainer.sanity_checking:
+            return
+        count, confidence, right, nll = sums.cpu().double().unbind(dim=1)
+        total = float(count.sum())
+        values = {
+            "validation/accuracy": float(right.sum()) / total,
+            "validation/nll": float(nll.sum()) / total,
+            "validation/ece": float((confidence - right).abs().sum()) / total,
+        }
+        self._record(values, max(0, self.trainer.global_step - 1))
+        self.log_dict(values, logger=False)  # for callbacks such as EarlyStopping
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and a schedule that moves at every step."""
@@ -226,7 +224,25 @@ class Classifier(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.hparams["clip_gradient_norm"] > 0:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams["clip_gradient_norm"])
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams["clip_gradient_norm"])
+
+
+def image_constants(data: ImageDataModule) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation ``[3]`` of the training images' channels, by which all images are normalised."""
+    assert data.train_set is not None
+    mean, std = channel_constants(data.train_set.images)
+    return torch.tensor(mean), torch.tensor(std).clamp_min(1e-3)
+
+
+def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits ``[N, K]``, labels ``[N]`` -> per confidence bin: count, confidence, right answers, NLL: ``[15, 4]``."""
+    log_probabilities = logits.log_softmax(dim=1)
+    confidence, answer = log_probabilities.exp().max(dim=1)
+    nll = F.nll_loss(log_probabilities, labels, reduction="none")
+    edges = torch.linspace(0, 1, ECE_BINS + 1, device=logits.device)[1:-1]
+    bins = torch.bucketize(confidence, edges, right=True)
+    in_bin = (bins == torch.arange(ECE_BINS, device=logits.device)[:, None]).float()
+    return in_bin @ torch.stack([torch.ones_like(nll), confidence, (answer == labels).float(), nll], dim=1)
 
 
 def cosine_with_warmup(step: int, total: int, warmup: float, final: float) -> float:

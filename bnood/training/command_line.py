@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from bnood.errors import UserError
+from bnood.training.yaml_files import check_yaml, dotted, read_yaml
 
 _PLAIN_TYPES = {
     "int": "a whole number",
@@ -32,7 +33,9 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
         arguments: what it parses; None for the process's own. The config files among them are opened first, because
             the parser's own messages do not say which file they are about.
     """
-    configs = read_configs(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    configs = read_configs(given)
+    _check_values(given)
     try:
         yield
     except argparse.ArgumentError as error:
@@ -43,32 +46,24 @@ def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
     """The config files of a command line, by path, each as dotted keys and their values.
 
     Raises:
-        UserError: if one is missing, not readable as YAML, or no mapping.
+        UserError: for what :func:`bnood.training.yaml_files.read_yaml` refuses.
     """
     paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
     paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
-    return {Path(path): dict(dotted(_read_mapping(Path(path)))) for path in paths}
+    return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
-    return content
-
-
-def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"model": {"norm": "bn"}}`` -> ``("model", {"norm": "bn"})``, ``("model.norm", "bn")``."""
-    for key, value in content.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
+def _check_values(arguments: Sequence[str]) -> None:
+    """Mappings and lists on the command line are YAML too; what is none at all is left to the parser."""
+    parts = [part for each in arguments for part in (each.split("=", 1) if each.startswith("--") else [each])]
+    for option, value in pairwise(["", *parts]):
+        if value[:1] in ("{", "["):
+            try:
+                check_yaml(value)
+            except UserError as error:
+                raise UserError(f"{option}: {error}") from error
+            except yaml.YAMLError:
+                pass
 
 
 def explain(

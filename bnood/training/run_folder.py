@@ -1,19 +1,23 @@
-"""A run's folder: where its files lie, how its files are written and how its network is read back."""
+"""A run's folder: where its files lie, and how its network is read back (without Lightning)."""
 
 import json
-import os
 import pickle
-from collections.abc import Callable
-from contextlib import suppress
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
+from torch import Tensor
 
 from bnood.errors import UserError
-from bnood.training.classifier import Classifier
+from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
+from bnood.training.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from bnood.networks.network import Network
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
@@ -26,13 +30,13 @@ class Run:
         folder: ``runs/<name>``.
         config: the complete configuration, as parsed from ``config.yaml``.
         summary: ``summary.json``; empty if training was interrupted.
-        classifier: the network at its last checkpoint, in evaluation mode, on the CPU.
+        classifier: the network at its last checkpoint, float32, in evaluation mode, on the CPU.
     """
 
     folder: Path
     config: dict[str, Any]
     summary: dict[str, Any]
-    classifier: Classifier
+    classifier: ImageClassifier
 
     @property
     def name(self) -> str:
@@ -43,8 +47,19 @@ class Run:
         return int(self.config["seed_everything"])
 
     @property
+    def norm(self) -> str:
+        return self.classifier.norm
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
+
+    @cached_property
+    def network(self) -> "Network":
+        """The classifier as logits and features."""
+        from bnood.networks.network import Network
+
+        return Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
 
 
 def newest_run(runs: Path) -> Path:
@@ -67,54 +82,62 @@ def load_run(folder: Path) -> Run:
     config_file, checkpoint = folder / "config.yaml", folder / CHECKPOINT
     if not config_file.exists():
         raise UserError(f"{config_file} is missing: {folder} is not a run of scripts/train.py")
-    try:
-        config = yaml.safe_load(config_file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config_file} is not readable as YAML: {' '.join(str(error).split())}") from error
-    sections = ("data", "model", "seed_everything")
-    if not isinstance(config, dict) or any(config.get(key) is None for key in sections):
-        raise UserError(f"{config_file}: expected the sections seed_everything, data and model of a training config")
-    data, right = config["data"], {"in_distribution": str, "ood": list}
-    if not isinstance(config["model"], dict) or not isinstance(config["seed_everything"], int):
-        raise UserError(f"{config_file}: expected a mapping under model and a whole number under seed_everything")
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), kind) for key, kind in right.items()):
+    config = read_yaml(config_file)
+    right = {"seed_everything": int, "data": dict, "model": dict}
+    if not all(isinstance(config.get(key), kind) for key, kind in right.items()):
+        raise UserError(f"{config_file}: expected a number (seed_everything) and the sections data and model")
+    data = config["data"]
+    if not isinstance(data.get("in_distribution"), str) or not isinstance(data.get("ood"), list):
         raise UserError(f"{config_file}: expected under data a name (in_distribution) and a list (ood)")
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
-    classifier = load_classifier(checkpoint, config["model"])
-    summary_file = folder / "summary.json"
+    return Run(folder, config, read_summary(folder), load_classifier(checkpoint, config["model"]))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json``; empty where there is none."""
+    file = folder / "summary.json"
     try:
-        summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{summary_file} is not readable as JSON ({error}): remove it, or train again") from error
+        summary = json.loads(file.read_text()) if file.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not readable as JSON ({error}): remove it, or train again") from error
     if not isinstance(summary, dict):
-        raise UserError(
-            f"{summary_file} holds a {type(summary).__name__}, expected a mapping: remove it, or train again"
-        )
-    return Run(folder, config, summary, classifier)
+        raise UserError(f"{file} holds a {type(summary).__name__}, expected a mapping: remove it, or train again")
+    return summary
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The content of a Lightning checkpoint of this project, tensors on the CPU."""
+    """The content of a checkpoint of this project, tensors on the CPU; its weights and settings are mappings."""
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError,
+            LookupError, zipfile.BadZipFile) as error:  # fmt: skip
         raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
+    for key, kind in (("state_dict", Tensor), ("hyper_parameters", object)):
+        entries = content[key]
+        if not isinstance(entries, dict) or not all(
+            isinstance(name, str) and isinstance(value, kind) for name, value in entries.items()
+        ):
+            raise UserError(f"{checkpoint} is damaged: expected a mapping of {key}, not {_kind_of(entries)}")
     return content
 
 
-def check_same_network(checkpoint: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _kind_of(entries: object) -> str:
+    return "one with other content" if isinstance(entries, dict) else f"a {type(entries).__name__}"
+
+
+def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless the checkpoint's network is the one that the config describes."""
     # Checkpoints of before these two existed are of networks with what are their defaults now.
-    found = {"activation": "relu", "norm_position": "before"} | found
-    for key in ("architecture", "depth", "width", "norm", "groups", "num_classes", "activation", "norm_position"):
-        if key == "groups" and wanted.get("norm") != "gn":
+    found = {"activation": "relu", "norm_position": "before", **found}
+    for key in NETWORK_SETTINGS:
+        if key == "image_size" or (key == "groups" and wanted.get("norm") != "gn"):
             continue
         if key in wanted and found.get(key) != wanted[key]:
             raise UserError(
@@ -122,42 +145,22 @@ def check_same_network(checkpoint: Path, found: dict[str, Any], wanted: dict[str
             )
 
 
-def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> Classifier:
-    """The classifier in a checkpoint, in evaluation mode; ``model_config`` is checked against it if given."""
+def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> ImageClassifier:
+    """The network in a checkpoint, float32, in evaluation mode; ``model_config`` is checked against it if given."""
     content = read_checkpoint(checkpoint)
-    # LightningCLI adds how it instantiated the class, which is no argument of it.
-    hyper_parameters = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_")}
+    settings = content["hyper_parameters"]
     if model_config is not None:
-        check_same_network(checkpoint, hyper_parameters, model_config)
+        check_same_network(checkpoint, settings, model_config)
     try:
-        classifier = Classifier(**{**hyper_parameters, "compile": False})
-    except TypeError as error:
+        # Weights are drawn first and then replaced; that must not move the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(settings)
+    except UserError as error:
         raise UserError(f"{checkpoint} holds settings of another version of bnood: {error}") from error
+    classifier = ImageClassifier(network, settings.get("norm", "bn"), settings.get("memory_format", "auto"))
     try:
-        classifier.load_state_dict(content["state_dict"])
+        classifier.load_state_dict(content["state_dict"])  # copies: weights stored as float16 become float32
     except RuntimeError as error:
         raise UserError(f"{checkpoint} does not fit the network that its own settings describe") from error
     classifier.network.to(memory_format=classifier.torch_memory_format())
     return classifier.eval()
-
-
-def write_beside(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``target``, then rename it: a reader never sees half a file.
-
-    If writing fails (disk full, no permission), nothing is left behind.
-
-    Raises:
-        UserError: naming the file and the reason that the system gave.
-    """
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        # Where the folder is none or may not be entered, there is nothing to remove, and unlink's own error would
-        # hide the one that says so.
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -1,42 +1,54 @@
 """Training one network from a typed config (LightningCLI), into ``runs/<name>/``."""
 
-import csv
-import io
 import json
 import logging
 import os
 import shutil
-import time
+import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bnood import tracking
 from bnood.data.datamodule import ImageDataModule
-from bnood.errors import UserError
-from bnood.training.classifier import Classifier
+from bnood.errors import Terminated, UserError, is_first_process
+from bnood.training.atomic import locked, write_beside
+from bnood.training.callbacks import Begun, MetricsLog, ProgressBar, RunFiles, Stopwatch
+from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
-from bnood.training.run_folder import CHECKPOINT, check_same_network, read_checkpoint, write_beside
+from bnood.training.resume import check_resumable, settings_that_decide
+from bnood.training.run_folder import CHECKPOINT, read_checkpoint
+
+# The least that each number of the section trainer may be: Lightning takes others, and trains nothing or fails late.
+_LEAST = {
+    "max_epochs": 1, "max_steps": 1, "min_epochs": 0, "min_steps": 0, "devices": 1, "num_nodes": 1,
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": 1e-9, "log_every_n_steps": 0,
+    "limit_train_batches": 1e-9, "limit_val_batches": 0, "num_sanity_val_steps": 0, "gradient_clip_val": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}  # fmt: skip
+_OFF = {"max_epochs": -1, "max_steps": -1, "devices": -1, "num_sanity_val_steps": -1}
 
 
 class TrainingCLI(LightningCLI):
-    """The command line of ``scripts/train.py``: trainer, data and model, plus the run's name and its tracking."""
+    """The command line of ``scripts/train.py``: trainer, data and model are made, nothing is written."""
 
     run_folder: Path
-    run_is_new: bool
-    tracked: Any = None
-    more_callbacks: Sequence[L.Callback] = ()
+    config_text: str
+    log: MetricsLog
+    files: RunFiles
+    watch: Stopwatch
+    begun: Begun
 
     def __init__(self, *args: Any, more_callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> None:
         self.more_callbacks = more_callbacks
@@ -62,6 +74,8 @@ class TrainingCLI(LightningCLI):
         with one_line_parsing(parser, args):
             super().parse_arguments(parser, args)
         check_config(self.config)
+        if args is not None:
+            take_one_device(self.config.trainer)
 
     def before_instantiate_classes(self) -> None:
         """Name the run, and refuse to write over another one."""
@@ -73,109 +87,82 @@ class TrainingCLI(LightningCLI):
                 f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path"
             )
         self.run_folder = Path(config.runs) / config.name
-        trained = self.run_folder / CHECKPOINT
-        if config.ckpt_path is not None:
-            check_resumable(Path(config.ckpt_path), config)
-        if trained.exists() and (config.ckpt_path is None or not trained.samefile(config.ckpt_path)):
+        self.check_free()
+
+    def check_free(self) -> None:
+        """Raise :class:`UserError` if the run's folder holds a network that this training does not resume."""
+        trained, resumed = self.run_folder / CHECKPOINT, self.config.ckpt_path
+        if resumed is not None:
+            read_checkpoint(Path(resumed))
+        if trained.exists() and (resumed is None or not trained.samefile(resumed)):
             raise UserError(
                 f"{self.run_folder} already holds a trained network: choose another --name, "
                 f"or resume with --ckpt_path {trained}"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that writes its log and its checkpoint into the run's folder.
+        """A trainer that will write its log and its checkpoints into the run's folder.
 
         The images are loaded first, so that what is wrong with them shows before there is a folder.
         """
         self.datamodule.setup("fit")
         self.model.check_labels(self.datamodule)
-        self.run_is_new = not self.run_folder.exists()
-        try:
-            return self._instantiate_trainer_in_folder(**kwargs)
-        except BaseException:
-            tracking.finish(self.tracked)
-            self.remove_if_untrained()
-            raise
-
-    def remove_if_untrained(self) -> None:
-        """Remove a run's folder that this process made, if the training never began."""
-        if self.run_is_new and not (self.run_folder / CHECKPOINT).exists():
-            shutil.rmtree(self.run_folder, ignore_errors=True)
-
-    def _instantiate_trainer_in_folder(self, **kwargs: Any) -> L.Trainer:
-        plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        plain.pop("ckpt_path", None)
-        write_beside(self.run_folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(plain, sort_keys=False)))
-        loggers: list[Logger] = [self._csv_logger()]
-        options = tracking.TrackingOptions(**self.config.wandb.as_dict())
-        if self.config.no_wandb:
-            options.enabled = False
-        tags = [f"norm:{self.config.model.norm}", f"seed:{self.config.seed_everything}"]
-        self.tracked = tracking.start_run(
-            options,
-            name=self.config.name,
-            job_type="training",
-            tags=[*tags, f"set:{self.config.data.in_distribution}"],
-            config=plain,
-            folder=self.run_folder,
+        resumed = None if self.config.ckpt_path is None else Path(self.config.ckpt_path)
+        done = (
+            0 if resumed is None or not self._in_place(resumed) else int(read_checkpoint(resumed).get("global_step", 0))
         )
-        logger = tracking.lightning_logger(self.tracked)
-        if logger is not None:
-            tracking.define_training_metrics(self.tracked)
-            loggers.append(logger)
-        # The one file is written over after every epoch. Not by save_last with save_top_k=0: since Lightning 2.6 that
-        # writes nothing before the training has ended, and a killed run would be lost.
-        checkpoints = ModelCheckpoint(
-            self.run_folder / CHECKPOINT.parent,
-            filename=CHECKPOINT.stem,
-            save_top_k=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        kept = ModelCheckpoint(
-            self.run_folder / CHECKPOINT.parent,
-            filename="epoch-{epoch:03d}",
-            auto_insert_metric_name=False,
-            monitor="epoch",  # Lightning tells two such callbacks apart by what they monitor
-            save_top_k=-1,
-            save_weights_only=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        self.log = MetricsLog(self.run_folder / "metrics.csv", done)
+        self.files, self.watch, self.begun = RunFiles(self.log), Stopwatch(), Begun()
         given = self.config_init.trainer
         bar = [] if given.enable_progress_bar is False else [ProgressBar()]
         try:
-            return super().instantiate_trainer(
-                logger=loggers,
+            trainer = super().instantiate_trainer(
+                logger=self.log,
                 callbacks=[
                     *_listed(given.callbacks),
                     *self.more_callbacks,
-                    checkpoints,
-                    *([kept] if self.config.keep_epochs else []),
+                    *self._checkpoints(),
                     *bar,
-                    Stopwatch(),
+                    self.watch,
+                    self.begun,
                 ],
-                plugins=[*_listed(given.plugins), RenamedCheckpoint()],
+                plugins=[*_listed(given.plugins), self.files],
                 default_root_dir=str(self.run_folder),
                 **kwargs,
             )
         except ValueError as error:  # Lightning's, for an accelerator or a strategy that it does not know
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        check_batches(self.datamodule, self.model, trainer.world_size)
+        plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        plain.pop("ckpt_path", None)
+        self.config_text = yaml.safe_dump(plain, sort_keys=False)
+        self.files.settings = settings_that_decide(plain, trainer.world_size)
+        if resumed is not None:
+            finished = self._in_place(resumed) and (self.run_folder / "summary.json").exists()
+            check_resumable(resumed, self.files.settings, self.model, self.datamodule, finished)
+        return trainer
 
-    def _csv_logger(self) -> CSVLogger:
-        """Lightning's CSV logger on ``metrics.csv``, with the rows of the run that is resumed."""
-        rows: list[dict[str, Any]] = []
-        log = self.run_folder / "metrics.csv"
-        if self.config.ckpt_path is not None and log.exists():
-            done = read_checkpoint(Path(self.config.ckpt_path))["global_step"]
-            with log.open(newline="") as file:
-                found = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-            rows = [row | {"step": int(row["step"])} for row in found if row["step"] < done]
-        # Every row is written when it is logged: a checkpoint must not outlive the rows of its epochs.
-        logger = CSVLogger(self.config.runs, name=self.config.name, version="", flush_logs_every_n_steps=1)
-        logger.experiment.metrics.extend(rows)
-        logger.experiment.save()  # the logger has just removed the old file
-        return logger
+    def _in_place(self, checkpoint: Path) -> bool:
+        own = self.run_folder / CHECKPOINT
+        return own.exists() and own.samefile(checkpoint)
+
+    def _checkpoints(self) -> list[ModelCheckpoint]:
+        """``last.ckpt``, written over after every epoch, behind everything else that is kept of the epoch.
+
+        Not by save_last with save_top_k=0: since Lightning 2.6 that writes nothing before the training has ended, and
+        a killed run would be lost.
+        """
+        to = partial(
+            ModelCheckpoint,
+            self.run_folder / CHECKPOINT.parent,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        last = to(filename=CHECKPOINT.stem)
+        # Lightning tells two such callbacks apart by what they monitor.
+        kept = to(filename="epoch-{epoch:03d}", monitor="epoch", save_top_k=-1, save_weights_only=True)
+        return [kept, last] if self.config.keep_epochs else [last]
 
 
 class ParsingCLI(TrainingCLI):
@@ -191,44 +178,6 @@ class ParsingCLI(TrainingCLI):
         pass
 
 
-class ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version number: a run's name says which it is."""
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-
-class RenamedCheckpoint(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place and renames it, so that a kill never leaves half of one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        # By way of memory: on a full disk, torch.save itself raises a RuntimeError without file or reason.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_beside(Path(path), lambda partial: partial.write_bytes(content.getbuffer()))
-
-
-class Stopwatch(L.Callback):
-    """Seconds spent in training steps and images seen, over all sessions of a resumed run."""
-
-    def __init__(self) -> None:
-        self.seconds, self.images, self._start = 0.0, 0, 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.images += len(batch[0]) * trainer.world_size
-        if trainer.is_last_batch:
-            self.seconds += time.perf_counter() - self._start
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
-
-
 def check_config(config: Any) -> None:
     """Raise :class:`UserError` for what the types of the config allow, but no training can do."""
     seed, trainer = config.seed_everything, config.trainer
@@ -237,23 +186,50 @@ def check_config(config: Any) -> None:
     for key in ("logger", "default_root_dir"):
         if trainer[key] is not None:
             raise UserError(f"trainer.{key} can't be set: runs are logged to --runs, and to W&B by the section wandb")
-    if trainer.fast_dev_run:
-        raise UserError("trainer.fast_dev_run leaves no run behind: use --trainer.max_epochs 1 --data.train_count 256")
-    endless = trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1)
-    if endless or (trainer.max_epochs is not None and trainer.max_epochs < 1 and trainer.max_epochs != -1):
+    for key in ("fast_dev_run", "overfit_batches"):
+        if trainer[key]:
+            raise UserError(f"trainer.{key} can't be set: use --trainer.max_epochs 1 --data.train_count 256")
+    if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
+    for key, least in _LEAST.items():
+        value = trainer[key]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue  # none, "auto", a list of devices
+        if not isinstance(value, bool) and number < least and number != _OFF.get(key):
+            expected = "above 0" if least == 1e-9 else f"at least {least}"
+            raise UserError(f"trainer.{key} is {value}; expected {expected}")
 
 
-def check_resumable(checkpoint: Path, config: Any) -> None:
-    """Raise :class:`UserError` unless the training of a config can go on from a checkpoint."""
-    content = read_checkpoint(checkpoint)
-    check_same_network(checkpoint, content["hyper_parameters"], config.model.as_dict())
-    if "optimizer_states" not in content or "global_step" not in content:
-        raise UserError(f"{checkpoint} holds a network, but no optimizer state: expected a last.ckpt of this program")
-    done, wanted = content["epoch"] + 1, config.trainer.max_epochs
-    if wanted is not None and 0 <= wanted <= done:
+def take_one_device(trainer: Any) -> None:
+    """A training that another program calls has one device: the others' processes would run that program again."""
+    if trainer.devices in ("auto", -1, "-1"):
+        trainer.devices = 1
+    several = isinstance(trainer.devices, list) and len(trainer.devices) > 1
+    if several or trainer.num_nodes > 1 or (str(trainer.devices).isdigit() and int(trainer.devices) > 1):
         raise UserError(
-            f"{checkpoint} has finished all {done} epoch(s): to go on, set --trainer.max_epochs above {done}"
+            f"trainer.devices is {trainer.devices}, trainer.num_nodes {trainer.num_nodes}: several devices need "
+            "scripts/train.py with a command line of its own"
+        )
+
+
+def check_batches(data: ImageDataModule, model: Classifier, devices: int) -> None:
+    """Raise :class:`UserError` unless every device gets an equal share of each batch, big enough for the norm."""
+    share, rest = divmod(data.batch_size, devices)
+    if rest:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}, which {devices} devices can't share equally: choose a multiple"
+        )
+    if share == 1 and model.norm == "bn":
+        raise UserError(
+            f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics; expected "
+            f"at least {2 * devices}, or another --model.norm"
+        )
+    assert data.validation_set is not None
+    if len(data.validation_set) < devices:
+        raise UserError(
+            f"data.validation is {len(data.validation_set)}: expected an image for each of {devices} devices"
         )
 
 
@@ -267,6 +243,8 @@ def default_name(config: Any) -> str:
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
     """Train as ``scripts/train.py`` does.
 
+    Several devices are used only with the process's own command line, which their processes are started with again.
+
     Args:
         arguments: the command line after the program's name; None for the process's own.
         callbacks: Lightning callbacks beside those of the config.
@@ -279,7 +257,7 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     """
     _quiet()
     try:
-        return _train(arguments, callbacks)
+        return _train(command_line(arguments, more_callbacks=callbacks))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -304,19 +282,17 @@ def command_line(
     )  # fmt: skip
 
 
-def _train(arguments: list[str] | None, callbacks: Sequence[L.Callback]) -> Path:
-    cli = command_line(arguments, more_callbacks=callbacks)
-    checkpoint = cli.config.ckpt_path
-    try:
+def _train(cli: TrainingCLI) -> Path:
+    if not is_first_process():
         try:
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
-        except SystemExit:
-            if not cli.trainer.interrupted:
-                raise
-            last = cli.run_folder / CHECKPOINT
-            if last.is_file():
-                print(f"to go on: python scripts/train.py --config {cli.run_folder / 'config.yaml'} --ckpt_path {last}")
-            raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
+            _fit(cli)
+        except NonFiniteLoss:
+            raise SystemExit(2) from None  # the first process says it
+        return cli.run_folder
+    with _opened(cli) as tracked:
+        _fit(cli)
+        if cli.trainer.global_step == 0:
+            raise UserError("trainer: its limits (max_steps, max_time, limit_train_batches) leave no step to train")
         summary = summarise(cli)
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
         accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"
@@ -324,28 +300,93 @@ def _train(arguments: list[str] | None, callbacks: Sequence[L.Callback]) -> Path
             f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
             f"at {summary['images_per_second']:.0f} images/s"
         )
-        tracking.log_checkpoint(cli.tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
-    finally:
-        line = tracking.finish(cli.tracked)
-        if line:
-            print(line)
-        if cli.trainer.global_step == 0:
-            cli.remove_if_untrained()
+        tracking.log_checkpoint(tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
     return cli.run_folder
 
 
+@contextmanager
+def _opened(cli: TrainingCLI) -> Iterator[Any]:
+    """The run's folder, locked, with its config, and its W&B run; a new folder goes again if nothing was trained."""
+    folder, new = cli.run_folder, not cli.run_folder.exists()
+    with ExitStack() as stack:
+        try:
+            # A folder that cannot be made is the config's error, which names file and reason.
+            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text)) if new else None
+            stack.enter_context(locked(folder, "another training writes to it"))
+            cli.check_free()
+            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
+            tracked = _start_tracking(cli)
+            try:
+                yield tracked
+            finally:
+                line = tracking.finish(tracked)
+                if line:
+                    print(line)
+        finally:
+            if new and not (folder / CHECKPOINT).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_tracking(cli: TrainingCLI) -> Any:
+    config = cli.config
+    options = tracking.TrackingOptions(**config.wandb.as_dict())
+    if config.no_wandb:
+        options.enabled = False
+    tracked = tracking.start_run(
+        options,
+        name=config.name,
+        job_type="training",
+        tags=[f"norm:{config.model.norm}", f"seed:{config.seed_everything}", f"set:{config.data.in_distribution}"],
+        config=yaml.safe_load(cli.config_text),
+        folder=cli.run_folder,
+    )
+    logger = tracking.lightning_logger(tracked)
+    if logger is not None:
+        tracking.define_training_metrics(tracked)
+        cli.trainer.loggers = [*cli.trainer.loggers, logger]
+    return tracked
+
+
+def _fit(cli: TrainingCLI) -> None:
+    checkpoint = cli.config.ckpt_path
+    launcher = cli.trainer.strategy.launcher
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if isinstance(stopped, Terminated) or not cli.trainer.interrupted:
+            raise
+        last = cli.run_folder / CHECKPOINT
+        if last.is_file() and is_first_process():
+            print(f"to go on: python scripts/train.py --config {cli.run_folder / 'config.yaml'} --ckpt_path {last}")
+        raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        if checkpoint is None or cli.begun.training or isinstance(error, UserError | MisconfigurationException):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{checkpoint} can't be resumed, its content is damaged: {type(error).__name__}: {reason}"
+        ) from error
+    finally:
+        if launcher is not None and cli.trainer.state.status == "interrupted":
+            # The other processes write nothing. Lightning's watch over them would kill this one while it cleans up.
+            launcher.kill(signal.SIGKILL)
+            getattr(launcher, "procs", []).clear()
+
+
 def summarise(cli: TrainingCLI) -> dict[str, Any]:
-    """The contents of ``summary.json``; None for what was not measured (validation can be turned off)."""
-    measured = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
-    watch = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
+    """The contents of ``summary.json``; None for what was not measured (validation can be turned off).
+
+    All of it comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint can be
+    completed by resuming it.
+    """
     return {
-        "accuracy": measured.get("validation/accuracy"),
-        "nll": measured.get("validation/nll"),
-        "ece": measured.get("validation/ece"),
-        "train_accuracy": measured.get("train/accuracy"),
+        "accuracy": cli.log.last("validation/accuracy"),
+        "nll": cli.log.last("validation/nll"),
+        "ece": cli.log.last("validation/ece"),
+        "train_accuracy": cli.log.last("train/accuracy"),
         "epochs": cli.trainer.current_epoch,
-        "seconds": watch.seconds,
-        "images_per_second": watch.images / max(watch.seconds, 1e-9),
+        "seconds": cli.watch.seconds,
+        "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
         "parameters": sum(p.numel() for p in cli.model.network.parameters()),
         "versions": versions(),
         "commit": commit(),
@@ -361,13 +402,11 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _quiet() -> None:
-    """Leave out Lightning's advice that does not apply: the images are in memory, and no worker could be faster."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    """Leave out Lightning's advice that does not apply."""
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

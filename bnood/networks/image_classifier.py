@@ -1,0 +1,76 @@
+"""An image classifier as a plain module: the normalisation constants of its images, and a network."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bnood.errors import UserError
+from bnood.networks import build_model
+from bnood.networks.norm import Norm
+
+MemoryFormat = Literal["auto", "channels_last", "contiguous"]
+
+# The settings of a training that decide which network is built; all of them are arguments of build_model.
+NETWORK_SETTINGS = (
+    "architecture", "depth", "width", "norm", "groups", "num_classes", "activation", "norm_position", "image_size",
+)  # fmt: skip
+LARGEST_SETTING = 100_000  # layers, channels, classes: beyond, building alone takes minutes and then fails
+
+
+class ImageClassifier(nn.Module):
+    """uint8 images in, logits out.
+
+    The constants that normalise the images are those of the in-distribution training images. They are part of the
+    state dict, so that every other set is normalised by the same ones.
+
+    Args:
+        network: takes float ``[N, 3, H, W]`` and gives logits ``[N, K]``.
+        norm: its norm layers, by name.
+        memory_format: ``auto`` takes what was measured to be fastest: contiguous for ``gn`` on a CPU, where
+            GroupNorm is slow in channels_last, and channels_last everywhere else.
+    """
+
+    takes_uint8 = True
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, network: nn.Module, norm: Norm = "bn", memory_format: MemoryFormat = "auto") -> None:
+        super().__init__()
+        self.network, self.norm, self.memory_format = network, norm, memory_format
+        self.register_buffer("image_mean", torch.full((3,), 127.5))
+        self.register_buffer("image_std", torch.full((3,), 63.75))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` -> logits ``[N, K]``."""
+        return self.network(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` -> what the network takes, ``[N, 3, H, W]`` by the training images' constants."""
+        scaled = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+        return scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format())
+
+    def torch_memory_format(self) -> torch.memory_format:
+        """The layout that the network's activations have on the device where it is now."""
+        choice = self.memory_format
+        if choice == "auto":
+            choice = "contiguous" if self.norm == "gn" and self.image_mean.device.type == "cpu" else "channels_last"
+        return torch.channels_last if choice == "channels_last" else torch.contiguous_format
+
+
+def build_network(settings: Mapping[str, Any]) -> nn.Module:
+    """The network that a training's settings (section ``model`` of its config) describe.
+
+    Raises:
+        UserError: if there is no such network.
+    """
+    chosen = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
+    for name, least in (("depth", 1), ("width", 1), ("groups", 1), ("num_classes", 2), ("image_size", 1)):
+        value = chosen.get(name, least)
+        if not isinstance(value, int) or not least <= value <= LARGEST_SETTING:
+            raise UserError(f"model.{name} is {value}; expected a whole number from {least} to {LARGEST_SETTING}")
+    try:
+        return build_model(**chosen)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model: {error}") from error

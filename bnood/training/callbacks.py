@@ -1,0 +1,141 @@
+"""What runs beside a training: its log, its checkpoint files, its clock and its progress bar."""
+
+import csv
+import io
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from bnood.errors import UserError, terminate
+from bnood.training.atomic import write_beside
+
+
+class MetricsLog(Logger):
+    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end.
+
+    Args:
+        file: where it is written. Rows that it holds already are kept up to ``done``.
+        done: the steps of the checkpoint that is resumed; later rows come again.
+    """
+
+    name, version = "metrics", ""
+
+    def __init__(self, file: Path, done: int = 0) -> None:
+        super().__init__()
+        self.file = file
+        self.rows: list[dict[str, Any]] = read_rows(file, done) if done else []
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({"step": step, **metrics})
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in ``config.yaml``."""
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Replace the file; one column for each name, in alphabetical order."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, sorted(set().union(*self.rows)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_beside(self.file, lambda path: path.write_text(text.getvalue()))
+
+    def finalize(self, status: str) -> None:
+        if self.rows:
+            self.write()
+
+    def last(self, name: str) -> float | None:
+        """The last value of a column; None if it was never measured."""
+        values = [row[name] for row in self.rows if row.get(name) not in (None, "")]
+        return float(values[-1]) if values else None
+
+
+def read_rows(file: Path, done: int) -> list[dict[str, Any]]:
+    """The rows of ``metrics.csv`` before step ``done``, as they are written there.
+
+    Raises:
+        UserError: if it is missing or no log of a training.
+    """
+    try:
+        with file.open(newline="") as opened:
+            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
+        return [row for row in rows if int(row["step"]) < done]
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: the log of the epochs before belongs to a resumed training") from None
+    except (KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} is not the log of a training: expected a table with a column step") from error
+
+
+class RunFiles(TorchCheckpointIO):
+    """Writes checkpoints as a whole, and the log before them: after a kill, the log is never behind a checkpoint.
+
+    Every checkpoint also holds the settings that decide what is trained, for :mod:`bnood.training.resume`.
+    """
+
+    def __init__(self, log: MetricsLog) -> None:
+        super().__init__()
+        self.log = log
+        self.settings: dict[str, Any] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.log.write()
+        # By way of memory: on a full disk, torch.save itself raises a RuntimeError without file or reason.
+        content = io.BytesIO()
+        torch.save(checkpoint | {"settings": self.settings}, content)
+        write_beside(Path(path), lambda partial: partial.write_bytes(content.getbuffer()))
+
+
+class Stopwatch(L.Callback):
+    """Seconds spent in training steps and images seen, over all sessions of a resumed run."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images, self._start = 0.0, 0, 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+
+
+class Begun(L.Callback):
+    """Whether the first step has begun: before, an error while resuming is the checkpoint's fault."""
+
+    training = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.training = True
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            # Lightning's own handler lets all processes of a training talk to each other, in the middle of whatever
+            # they say to each other just then.
+            signal.signal(signal.SIGTERM, terminate)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with the values that were read for the log anyway: reading others would wait for the device."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        return dict(pl_module.shown)

@@ -1,0 +1,78 @@
+"""YAML as every program here reads it: strictly, so that a slip in a config is an error and not another training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnood.errors import UserError
+
+DEEPEST = 20  # nested mappings and lists
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: if the file is missing, not readable as YAML, no mapping, or holds what :func:`check_yaml` refuses.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
+    try:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        content = yaml.safe_load(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
+    return content
+
+
+def check_yaml(text: str) -> None:
+    """Refuse what YAML allows and nobody means: a key given twice, a key without value, references, deep nesting.
+
+    Raises:
+        UserError: naming key and line.
+        yaml.YAMLError: if the text is no YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"line {event.start_mark.line + 1}: references (*{event.anchor}) are not taken")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UserError(f"line {event.start_mark.line + 1}: more than {DEEPEST} levels are nested")
+    _check_node(yaml.compose(text, Loader=yaml.SafeLoader), "")
+
+
+def _check_node(node: yaml.Node | None, prefix: str) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_node(entry, prefix)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"line {line}: a key has to be text")
+        name = f"{prefix}{key.value}"
+        if key.value in seen:
+            raise UserError(f"line {line}: the key {name} is given a second time, first in line {seen[key.value]}")
+        seen[key.value] = line
+        if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+            raise UserError(f"line {line}: the key {name} has no value: write one, write null, or leave the key out")
+        _check_node(value, f"{name}.")
+
+
+def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"norm": "bn"}}`` -> ``("model", {"norm": "bn"})``, ``("model.norm", "bn")``."""
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
