@@ -30,6 +30,7 @@ class Estimate:
         reason: why it is inconclusive; else "".
         group: its part in the hypothesis, as in :class:`bnood.study.hypotheses.Row`.
         placebo: what the placebo says about it, where it says anything.
+        threshold_reason: why the threshold is what it is.
         dropped: seeds that one side of the comparison lacks.
     """
 
@@ -48,6 +49,7 @@ class Estimate:
     reason: str = ""
     group: str = ""
     placebo: str = ""
+    threshold_reason: str = ""
     dropped: frozenset[int] = field(default=frozenset())
 
     @property
@@ -59,7 +61,8 @@ class Estimate:
         plain = {name: getattr(self, name) for name in ("quantity", "dataset", "unit", "group", "threshold")}
         numbers = {name: finite(getattr(self, name)) for name in ("effect", "low", "high", "effect_size")}
         per_seed = {str(seed): finite(value) for seed, value in self.per_seed.items()}
-        rest = {name: getattr(self, name) for name in ("direction", "verdict", "level", "reason", "placebo", "n_seeds")}
+        rest = {name: getattr(self, name) for name in ("direction", "verdict", "level", "reason", "placebo",
+                                                    "threshold_reason", "n_seeds")}  # fmt: skip
         return plain | numbers | {"per_seed": per_seed} | rest
 
 

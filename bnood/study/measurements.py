@@ -78,6 +78,7 @@ class Measurements:
             raise UserError("draws is empty: there is nothing to judge; evaluate the networks first")
         # Readers of files turn empty names into NaN.
         table = table.assign(**{name: table[name].astype(object).fillna("") for name in TEXT if name in table})
+        shifts = set(table.loc[table["role"] == "ood", "companion"])
         # ID rows that shared a batch with OOD images, and OOD rows against a shifted ID set, have a companion.
         table = table[(table["companion"] == "") & table["comparison"].isin(("", "ood", PLACEBO))]
         table = table.assign(role=table["role"].where(table["comparison"] != PLACEBO, PLACEBO))
@@ -87,10 +88,10 @@ class Measurements:
             if int(seed) in seeds:
                 raise UserError(f"draws: two rows for seed {seed}, {_named(tuple(key))}: is a run in it twice?")
             seeds[int(seed)] = _Row(float(value), np.asarray(replicates, np.float64), (int(n_id), int(n_ood)))
-        id_sets = self.names("dataset", role="id")
+        id_sets = [name for name in self.names("dataset", role="id") if name not in shifts]
         if not id_sets:
             raise UserError("draws holds no in-distribution set: evaluate the networks with labelled ID images")
-        self.id_set = id_sets[0]  # shifted ID sets come after it
+        self.id_set = id_sets[0]
 
     def names(self, key: str, **where: str) -> list[str]:
         """The values of a key in the table's order, among the rows where other keys have given values."""

@@ -1,8 +1,8 @@
 """The networks of a study: which there are, and training, stopping and evaluating each of them.
 
-``runs/<study>/`` holds one folder per network: as ``scripts/train.py`` writes it for trained networks, with copies of a
-given run's config and summary and a link to its checkpoint, or with the evaluation alone for a given model. What is done
-is read from these folders, so that a study goes on wherever it was stopped.
+``runs/<study>/`` holds one folder per network: a whole run folder for trained networks, the evaluation alone for given
+ones, whose own folders are never written into. What is done is read from these folders, so that a study goes on
+wherever it was stopped.
 """
 
 import hashlib
@@ -18,11 +18,12 @@ import yaml
 
 from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions
-from bnood.study.options import NetworkOptions, StudyOptions, flat, read_mapping
-from bnood.training.run_folder import CHECKPOINT, write_beside
+from bnood.study.options import NetworkOptions, StudyOptions
+from bnood.training.atomic import write_beside
+from bnood.training.run_folder import CHECKPOINT, read_summary
+from bnood.training.yaml_files import dotted, read_yaml
 
 EVALUATION = "ood"
-ASKED = "asked.json"  # what a model's evaluation was asked, beside it
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
@@ -100,7 +101,7 @@ def _spec_of_run(entry: NetworkOptions) -> RunSpec:
     folder = Path(str(entry.run))
     if not (folder / CHECKPOINT).is_file():
         raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it")
-    config = read_mapping(folder / "config.yaml")
+    config = read_yaml(folder / "config.yaml")
     try:
         norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
     except (KeyError, TypeError, ValueError) as error:
@@ -142,7 +143,7 @@ def load(options: StudyOptions, spec: RunSpec) -> Any:
     if entry.model is None:
         from bnood.training.run_folder import load_run
 
-        return load_run(options.folder / spec.name).network
+        return load_run(run_folder(options, spec)).network
     from bnood.networks.loading import load_network
 
     given = {key: getattr(entry, key) for key in ("image_size", "mean", "std", "head")}
@@ -151,53 +152,57 @@ def load(options: StudyOptions, spec: RunSpec) -> Any:
     return network
 
 
+def run_folder(options: StudyOptions, spec: RunSpec) -> Path:
+    """Where the run lies: a given one where it is, a trained one in the study's folder."""
+    return options.folder / spec.name if spec.entry.run is None else spec.entry.run
+
+
 def is_ready(options: StudyOptions, spec: RunSpec) -> bool:
-    """Whether a network is trained to its end, or there from the start."""
-    folder = options.folder / spec.name
-    if spec.entry.model is not None:
+    """Whether a network is trained to its end, or given."""
+    if spec.entry.training is None:
         return True
-    if spec.partner:
-        return bool(read_summary(folder)) and read_summary(folder).get("stopped") == _stopped_at_or_none(options, spec)
-    if spec.entry.run is not None:
-        return (folder / CHECKPOINT).exists() and (folder / CHECKPOINT).samefile(spec.entry.run / CHECKPOINT)
-    return bool(read_summary(folder)) and (folder / CHECKPOINT).exists()
+    folder = options.folder / spec.name
+    trained = bool(read_summary(folder)) and (folder / CHECKPOINT).exists()
+    if not trained or not spec.partner:
+        return trained
+    try:
+        return read_summary(folder).get("stopped") == stopped_at(options, spec)
+    except UserError:  # what it is made from is not there; making it says so
+        return False
 
 
 def is_done(options: StudyOptions, spec: RunSpec) -> bool:
     """Whether a network is ready and evaluated as the study wants it."""
-    if not is_ready(options, spec):
+    record = options.folder / spec.name / EVALUATION / "evaluation.json"
+    if not record.exists() or not is_ready(options, spec):
         return False
-    folder, evaluation = options.folder / spec.name, evaluation_of(options, spec)
-    if spec.entry.model is None:
-        from bnood.evaluation.run import is_evaluated
-
-        return is_evaluated(folder, options.sets.of_runs(), evaluation)
     try:
-        found = json.loads((folder / ASKED).read_text())
-    except (OSError, ValueError):
-        return False
-    return found == _question(options, spec, evaluation) and (folder / EVALUATION / "table.csv").exists()
+        found = json.loads(record.read_text())
+    except ValueError:
+        return False  # damaged: it is made again
+    return isinstance(found, dict) and found.get("asked") == _question(options, spec, evaluation_of(options, spec))
 
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
-    """The job of one network: do what is not yet done of training (or stopping, or adopting) and evaluating it."""
+    """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
     if not is_ready(options, spec):
-        print("network", flush=True)
-        make = stop if spec.partner else train_network if spec.entry.training is not None else adopt
+        print("training", flush=True)
+        make = stop if spec.partner else train_network
         make(options, spec)
     if is_done(options, spec):
         return
     print("evaluation", flush=True)
-    folder, evaluation = options.folder / spec.name, evaluation_of(options, spec)
+    evaluation, folder = evaluation_of(options, spec), options.folder / spec.name / EVALUATION
     if spec.entry.model is not None:
-        _evaluate_model(options, spec, evaluation, command)
+        _evaluate_model(options, spec, evaluation, command, folder)
         return
     from bnood.evaluation.run import evaluate_run
     from bnood.training.run_folder import load_run
 
     evaluate_run(
-        load_run(folder), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command, progress=_say
-    )
+        load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
+        progress=_say, say=_say, folder=folder,
+    )  # fmt: skip
 
 
 def train_network(options: StudyOptions, spec: RunSpec) -> None:
@@ -254,25 +259,16 @@ def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:
         if (folder / CHECKPOINT).exists():
             raise UserError(f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away")
         return
-    found, wanted = (dict(flat(config)) for config in (read_mapping(file), expected))
+    found, wanted = (dict(dotted(config)) for config in (read_yaml(file), expected))
     for key, value in wanted.items():
+        if isinstance(value, dict):
+            continue
         decides = key.startswith(("seed_everything", "trainer.", "data.", "model.")) and key not in IRRELEVANT
         if decides and key in found and found[key] != value:
             raise UserError(
                 f"{folder} was trained with {key} {found[key]}, but the study wants {value}: "
                 "choose another name for the study, or move the folder away"
             )
-
-
-def adopt(options: StudyOptions, spec: RunSpec) -> None:
-    """Make the study's folder of a given run, which itself is never written into."""
-    source, folder = Path(str(spec.entry.run)), options.folder / spec.name
-    (folder / CHECKPOINT.parent).mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "summary.json"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    (folder / CHECKPOINT).symlink_to((source / CHECKPOINT).resolve())
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
@@ -305,13 +301,6 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
             "partner_accuracy": wanted}  # fmt: skip
 
 
-def _stopped_at_or_none(options: StudyOptions, spec: RunSpec) -> dict[str, Any] | None:
-    try:
-        return stopped_at(options, spec)
-    except UserError:
-        return None
-
-
 def stop(options: StudyOptions, spec: RunSpec) -> None:
     """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
     choice = stopped_at(options, spec)
@@ -321,20 +310,11 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
     measured["train_accuracy"] = _last(row, "train/accuracy")
     known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
     summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
-    config = read_mapping(source / "config.yaml") | {"name": spec.name}
+    config = read_yaml(source / "config.yaml") | {"name": spec.name}
     checkpoint = _epoch_file(source, choice["epoch"])
     write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(checkpoint, path))
     write_beside(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(config, sort_keys=False)))
     write_beside(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json``; empty if there is none or it is damaged."""
-    try:
-        content = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _epoch_file(folder: Path, epoch: int) -> Path:
@@ -362,50 +342,59 @@ def _last(log: Any, column: str) -> float | None:
 
 
 def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
-    """What the evaluation of a model is asked; where the data lie and how it is run are left out."""
-    entry, sets = asdict(spec.entry), asdict(options.sets)
-    for key in ("root", "download"):
-        sets.pop(key)
-    asked = asdict(evaluation)
-    asked.pop("workers")
+    """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
+    if spec.entry.model is None:
+        from bnood.evaluation.run import asked
+
+        return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
+    plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
+    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
+        plain[section].pop(name)
     weights = Path(str(spec.entry.weights))
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    return json.loads(json.dumps({"network": entry, "weights": digest, "sets": sets, **asked}, default=str))
+    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
 
 
-def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
+def _evaluate_model(
+    options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str, folder: Path
+) -> None:
     """Evaluate a model that is not a run of this project on the sets of the study."""
-    import bnood
+    import torch
+
     from bnood import tracking
+    from bnood.data.labels import read_classes
+    from bnood.data.sources import images
+    from bnood.evaluation.evaluate import evaluate
+    from bnood.evaluation.files import write_evaluation
 
-    network, sets, folder = load(options, spec), options.sets, options.folder / spec.name
-    question = _question(options, spec, evaluation)
+    network, sets, question = load(options, spec), options.sets, _question(options, spec, evaluation)
+    network.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def opened(name: str, count: int | None = None, labelled: bool = False) -> Any:
-        more = {"classes": sets.classes, "num_classes": network.num_classes} if labelled else {"labels": None}
-        images = bnood.images(name, root=sets.root, **more)
-        return images if count is None else images.at_most(count, evaluation.seed)
+    def opened(source: str, count: int | None = None) -> Any:
+        return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
 
-    run = tracking.start_run(
-        options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{sets.id}"],
-        config=question, folder=folder,
+    id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
+    tracked = tracking.start_run(
+        options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
+        config=question, folder=folder.parent,
     )  # fmt: skip
     try:
-        found = bnood.evaluate(
+        found = evaluate(
             network,
-            opened(str(sets.id), sets.id_count, labelled=True),
-            train_set=None if sets.train is None else opened(sets.train, labelled=True),
-            ood_sets={Path(name).stem: opened(name, sets.ood_count) for name in sets.ood or ()},
+            id_set,
+            train_set=None if sets.train is None else opened(sets.train),
+            ood_sets={one.name: one for one in ood},
             options=evaluation,
+            classes=None if sets.classes is None else read_classes(sets.classes),
             progress=_say,
         )
-        found.write(folder / EVALUATION)
-        tracking.log_evaluation(run, folder / EVALUATION, found.table, options.claim.primary_sets)
+        found.record["asked"] = question
+        write_evaluation(found, folder, title=f"{spec.name}: {id_set.name} against OOD", commands=[command])
+        tracking.log_evaluation(tracked, folder, found.table, options.claim.primary_sets)
     finally:
-        if line := tracking.finish(run):
-            print(line)
-    write_beside(folder / ASKED, lambda path: path.write_text(json.dumps(question, indent=2) + "\n"))
+        if line := tracking.finish(tracked):
+            _say(line)
 
 
-def _say(step: str) -> None:
-    print(step, flush=True)
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,7 +1,6 @@
 """What a study is: its networks, image sets, evaluation, thresholds, and where its jobs run."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,8 @@ from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.study.claim import ClaimOptions
 from bnood.tracking import TrackingOptions
-from bnood.training.run_folder import write_beside
+from bnood.training.atomic import write_beside
+from bnood.training.yaml_files import dotted, read_yaml
 
 Setting = bool | int | float | str | list[str] | None
 
@@ -221,9 +221,10 @@ def check_same_study(options: StudyOptions) -> None:
     file = options.folder / "study.yaml"
     if not file.exists():
         return
-    before, now = dict(flat(read_mapping(file))), dict(flat(options.plain()))
+    before, now = (dict(dotted(each)) for each in (read_yaml(file), options.plain()))
     for key in dict.fromkeys([*now, *before]):
-        if not key.startswith(FREE) and before.get(key) != now.get(key):
+        section = isinstance(now.get(key), dict)
+        if not section and not key.startswith(FREE) and before.get(key) != now.get(key):
             raise UserError(
                 f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}: "
                 f"choose another name, or remove {file} to go on with the new one"
@@ -234,23 +235,3 @@ def write_study_file(options: StudyOptions) -> None:
     """Write ``study.yaml``, the resolved config."""
     text = yaml.safe_dump(options.plain(), sort_keys=False)
     write_beside(options.folder / "study.yaml", lambda path: path.write_text(text))
-
-
-def read_mapping(file: Path) -> dict[str, Any]:
-    """A YAML file that this program wrote. Raises ``UserError`` if it is missing or damaged."""
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, expected a mapping")
-    return content
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """``{"model": {"norm": "bn"}}`` -> ``[("model.norm", "bn")]``."""
-    found: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        nested = isinstance(value, Mapping) and value
-        found += flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return found

@@ -28,7 +28,6 @@ from bnood.study.hypotheses import (
     CONTROL,
     DECIDES,
     LESS_ACTIVE,
-    LISTED,
     NORMS,
     RUNNING,
     TARGET,
@@ -42,11 +41,11 @@ from bnood.study.hypotheses import (
     h5,
 )
 from bnood.study.measurements import CLASS_MIX, CLASS_MIX_N, UNIT_MAXIMUM, Measurements
-from bnood.training.run_folder import write_beside
+from bnood.training.atomic import write_beside
 
 COLUMNS = (
     "network", "seed", "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds",
-    "threshold", "direction", "verdict", "role", "level", "reason", "placebo",
+    "threshold", "direction", "verdict", "role", "level", "reason", "placebo", "threshold_reason",
 )  # fmt: skip
 ONE_NETWORK = " (this network)"
 STATEMENTS = {one.name: one.statement for one in (h1(True, True), h2(True), h3(True), h4(True), h5((), ClaimOptions()))}
@@ -88,8 +87,9 @@ class Judged:
         return own | self.figures() | {"estimates": [one.to_json() for one in self.estimates]}
 
     def figures(self) -> dict[str, Any]:
-        """The headline's quantity, dataset, unit, effect, low, high, threshold and n_seeds; None where not tested."""
-        names = ("quantity", "dataset", "unit", "effect", "low", "high", "threshold", "n_seeds")
+        """The headline's effect and threshold, flat; None where it was not tested."""
+        names = ("quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction",
+                 "n_seeds", "placebo")  # fmt: skip
         found = {name: getattr(self.headline, name, None) for name in names}
         return {name: finite(v) if isinstance(v, float) else v for name, v in found.items()}
 
@@ -99,29 +99,39 @@ class Verdict:
     """The verdict of a study.
 
     Attributes:
-        rows: H1 to H5 for each family of BatchNorm networks, or for each network where there are too few seeds.
+        rows_judged: H1 to H5 for each family of BatchNorm networks, or for each network where there are too few seeds.
         options: the thresholds.
         study: its name.
         made: versions, commit, machine and command.
-        demo: whether the study is the demo, which gives a hint and no verdict.
     """
 
-    rows: tuple[Judged, ...]
+    rows_judged: tuple[Judged, ...]
     options: ClaimOptions
     study: str = ""
     made: dict[str, Any] = field(default_factory=dict)
-    demo: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat mapping for each judged hypothesis, without its estimates, for tables and pages."""
+        flat = []
+        for row in self.rows_judged:
+            own = {key: value for key, value in vars(row).items() if key != "estimates"}
+            seeds = {one.seed for one in self.rows_judged if one.network == row.network}
+            # Networks of one family that are judged apart need names of their own.
+            own["network"] = f"{row.network}, seed {row.seed}" if len(seeds) > 1 else row.network
+            flat.append(own | row.figures())
+        return flat
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
         thresholds = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.options).items()}
         head = {"study": self.study, "made": self.made, "thresholds": thresholds, "reasons": REASONS}
-        return head | {"rows": [row.to_json() for row in self.rows]}
+        return head | {"rows": [row.to_json() for row in self.rows_judged]}
 
     def table(self) -> pd.DataFrame:
         """One row per estimate, columns :data:`COLUMNS`; role is headline (the first effect) or the row's group."""
         rows = []
-        for row in self.rows:
+        for row in self.rows_judged:
             for place, one in enumerate(row.estimates):
                 known = vars(row) | vars(one) | {"n_seeds": one.n_seeds, "role": "headline" if not place else one.group}
                 rows.append({name: known[name] for name in COLUMNS})
@@ -134,19 +144,12 @@ class Verdict:
         write_beside(folder / "verdict.csv", lambda path: self.table().to_csv(path, index=False, float_format="%.6g"))
 
     def as_hint(self) -> "Verdict":
-        """The verdict in the demo's words: one small network per norm is a hint, not evidence."""
-        words = {SUPPORTED: "hint: yes", REFUTED: "hint: no", INCONCLUSIVE: "hint: open"}
-
-        def plain(text: str | None) -> str | None:
-            word = (text or "").removesuffix(ONE_NETWORK)
-            return words.get(word, text)
-
-        rows = tuple(
-            replace(row, verdict=plain(row.verdict) or "", verdict_unseen_seeds=None,
-                    estimates=tuple(replace(one, verdict=plain(one.verdict) or "") for one in row.estimates))
-            for row in self.rows
-        )  # fmt: skip
-        return replace(self, rows=rows, demo=True)
+        """The effects without verdicts, for the demo: one small network per norm is a hint, not evidence."""
+        rows = []
+        for row in self.rows_judged:
+            estimates = tuple(replace(one, verdict="", reason="") for one in row.estimates)
+            rows.append(replace(row, verdict="", reason="", estimates=estimates, verdict_unseen_seeds=None))
+        return replace(self, rows_judged=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,8 @@ def estimate(row: Row, evidence: Evidence, datasets: Sequence[str], label: str) 
     unit = "share of the effect" if row.whole else row.quantity.unit
     return Estimate(
         row.label, label, unit, found.effect, found.low, found.high, measured.effect_size(row.null), per_seed,
-        threshold, row.direction, verdict, level, reason, row.group, placebo, measured.dropped,
+        threshold, row.direction, verdict, level, reason, row.group, placebo, REASONS.get(str(row.threshold), ""),
+        measured.dropped,
     )  # fmt: skip
 
 

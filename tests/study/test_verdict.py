@@ -122,7 +122,7 @@ def test_networks_of_other_accuracy_are_left_out() -> None:
 def test_what_the_tables_lack_is_the_reason() -> None:
     study = made_study()
     running = study.where((study.draws["network"] == "bn") & (study.draws["statistics"] == "running"))
-    found = {row.hypothesis: row for row in judge(*running.tables()).rows}
+    found = {row.hypothesis: row for row in judge(*running.tables()).rows_judged}
     assert [row.verdict for row in found.values()] == ["inconclusive"] * 3 + ["not tested"] * 2
     assert "draws has nothing for network bn, statistics recalibrated:target" in found["H1"].reason
     assert found["H4"].reason == "no LN and GN networks of equal accuracy"
@@ -136,7 +136,7 @@ def test_what_the_tables_lack_is_the_reason() -> None:
 
 def test_features_without_unit_statistics_leave_h1_untested() -> None:
     study = made_study()
-    found = judge(*study.where(study.draws["detector"] != "units").tables()).rows
+    found = judge(*study.where(study.draws["detector"] != "units").tables()).rows_judged
     assert [(row.hypothesis, row.verdict) for row in found][:2] == [("H1", "not tested"), ("H2", "supported")]
     assert "not non-negative" in found[0].reason and found[0].headline is None
 

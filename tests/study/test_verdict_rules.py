@@ -197,14 +197,14 @@ def test_without_a_whole_effect_the_places_are_listed_in_their_own_unit() -> Non
 
 
 def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
-    rows = judge(*made_study(seeds=(3, 7)).tables()).rows
+    rows = judge(*made_study(seeds=(3, 7)).tables()).rows_judged
     assert [(row.hypothesis, row.seed) for row in rows] == [(f"H{n}", seed) for seed in (3, 7) for n in range(1, 6)]
     assert {row.verdict for row in rows} == {"supported (this network)"}
     for row in rows:
         assert row.headline is not None and row.headline.n_seeds == 1
         assert row.headline.low < row.headline.effect < row.headline.high
         assert row.to_json()["effect"] is not None and row.headline.to_json()["effect_size"] is None
-    harmful = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)).tables()).rows
+    harmful = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)).tables()).rows_judged
     assert [row.verdict for row in harmful if row.hypothesis == "H3"] == ["refuted (this network)"]
 
 
@@ -216,7 +216,7 @@ def test_a_comparison_of_fewer_than_three_seeds_is_open_where_the_verdict_is_ove
 def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
     small, large = made_study(family="small "), made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
     alone = large.where(large.draws["network"] == "large bn")
-    rows = judge(pd.concat([small.draws, alone.draws]), pd.concat([small.networks, large.networks])).rows
+    rows = judge(pd.concat([small.draws, alone.draws]), pd.concat([small.networks, large.networks])).rows_judged
     verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}
     assert (verdicts["small bn", "H2"], verdicts["large bn", "H2"]) == ("supported", "refuted")
     assert (verdicts["small bn", "H4"], verdicts["large bn", "H4"]) == ("supported", "not tested")
@@ -239,7 +239,7 @@ def test_the_seeds_that_had_not_been_seen_are_judged_alone(
 def test_the_unseen_seeds_can_say_otherwise() -> None:
     good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
     draws, networks = (pd.concat(pair) for pair in zip(good.tables(), bad.tables(), strict=True))
-    h2 = judge(draws, networks, ClaimOptions(seen_seeds=(0,))).rows[1]
+    h2 = judge(draws, networks, ClaimOptions(seen_seeds=(0,))).rows_judged[1]
     assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")
 
 
@@ -248,9 +248,15 @@ def test_the_rule_is_applied_to_the_other_sets_and_decides_nothing() -> None:
     assert found.verdict == "supported" and find(found, "energy, running - target", NOISE).verdict == "refuted"
 
 
-def test_the_hint_of_the_demo_has_words_of_its_own() -> None:
-    verdict = judge(*made_study(seeds=(0,)).tables())
-    hint = verdict.as_hint()
-    assert {row.verdict for row in hint.rows} == {"hint: yes"} and hint.demo
+def test_the_hint_of_the_demo_has_effects_and_no_verdict() -> None:
+    hint = judge(*made_study(Truth(shares=EVEN), seeds=(0,)).tables()).as_hint()
+    assert [row["verdict"] for row in hint.rows] == [""] * 5 and hint.rows[1]["effect"] == pytest.approx(1.0, abs=0.05)
     text = json.dumps(hint.to_json()["rows"])
     assert not any(word in text for word in ("supported", "refuted", "inconclusive"))
+
+
+def test_the_flat_rows_tell_networks_of_one_family_apart() -> None:
+    names = [row["network"] for row in judge(*made_study(seeds=(3, 7)).tables()).rows]
+    assert names == ["bn, seed 3"] * 5 + ["bn, seed 7"] * 5
+    (h1, *_) = judge(*made_study().tables()).rows
+    assert (h1["network"], h1["threshold"], h1["unit"]) == ("bn", 0.0, "times ID")
