@@ -56,8 +56,10 @@ def small_network(
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        model.network.head.weight.mul_(5)  # so that confidences lie on both sides of 0.9
+    with torch.no_grad():  # every class is predicted for some images, and confidences lie on both sides of 0.9
+        head, logits = model.network.head, model.eval()(torch.from_numpy(small_set("any", 100, 99).images))
+        head.weight.mul_(3 / logits.std(dim=0).mean())
+        head.bias.sub_(model(torch.from_numpy(small_set("any", 100, 99).images)).mean(dim=0))
     if dropout:
         model.network.head = nn.Sequential(nn.Dropout(0.5), model.network.head)
     return Network(model.eval(), name=name, norm=norm, seed=seed)
