@@ -152,8 +152,8 @@ class ClassMix:
             counts: ``[R, n]``, its resample counts.
 
         Returns:
-            float64 ``[R]``: ``class_mix_effective_n``, and ``class_mix_max_ratio`` unless the first is below 50. Classes
-            that no reference image was sorted into are left out of the mix; where no other is left, the mix is the
+            float64 ``[R]``: ``class_mix_effective_n``, and ``class_mix_max_ratio`` unless the first is below 50.
+            Classes that no reference image was sorted into are left out; where no other is left, the mix is the
             reference's own, and the ratio 1.
         """
         present = self.sizes > 0
@@ -163,7 +163,11 @@ class ClassMix:
         squares = (mix**2 / np.where(present, self.sizes, 1)).sum(axis=1)
         effective = np.where(total > 0, 1 / np.where(total > 0, squares, 1), self.sizes.sum(axis=1))
         if effective[0] < LEAST_EFFECTIVE:
-            return {"class_mix_effective_n": effective} if self.coarser is None else self.coarser.control(prediction, counts)
+            return (
+                {"class_mix_effective_n": effective}
+                if self.coarser is None
+                else self.coarser.control(prediction, counts)
+            )
         largest = np.matmul(mix[:, None, :], self.means)[:, 0].max(axis=1)
         return {
             "class_mix_effective_n": effective,
@@ -172,7 +176,7 @@ class ClassMix:
 
 
 def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
-    """The group ``[K]``, 0 to at most ``groups`` - 1, of each class: k-means of the head's weights ``[K, D]``, cosine."""
+    """The group ``[K]``, 0 to at most ``groups`` - 1, of each class: k-means of weights ``[K, D]``, cosine."""
     directions = weight / np.maximum(np.linalg.norm(weight, axis=1, keepdims=True), 1e-12)
     centres = directions[np.random.RandomState(0).permutation(len(weight))[:groups]]
     group = np.zeros(len(weight), np.int64)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Listed = str | float | list[str | float]
 
 OPTIONS = {
-    "statistics": "Statistics, by comma: running, batch, recalibrated, batch:64@0.5, path:0.5, ...; running always is one.",
+    "statistics": "Statistics, by comma: running, batch, recalibrated, batch:64@0.5, path:0.5, ...",
     "detectors": "Detectors, by comma: msp, energy, max_logit, react, temperature, knn, mahalanobis, vim, ...",
     "fitted_under": "Whether detectors are fitted under each condition's statistics or under running.",
     "calibration": "matched: both sides get statistics of equally many images; v0.1: of all, as version 0.1 did.",
@@ -83,7 +83,9 @@ def build_parser() -> ArgumentParser:
             many = "tuple" in str(option.type)
             shown = ",".join(default) if isinstance(default, tuple) else default
             kind = (Listed | None if default is None or default == () else Listed) if many else option.type
-            parser.add_argument(*_flags(option.name), type=kind, default=shown or None if many else shown, help=helps[option.name])
+            parser.add_argument(
+                *_flags(option.name), type=kind, default=shown or None if many else shown, help=helps[option.name]
+            )
     parser.add_class_arguments(TrackingOptions, "wandb")
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
@@ -155,7 +157,14 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
             folder = _folder(config, run.folder, run.name)
             written.append(
                 evaluate_run(
-                    run, sets, options, wandb=tracking, command=command, progress=progress, say=lines.append, folder=folder
+                    run,
+                    sets,
+                    options,
+                    wandb=tracking,
+                    command=command,
+                    progress=progress,
+                    say=lines.append,
+                    folder=folder,
                 )
             )
         table, own = _read(written[-1])
@@ -167,9 +176,7 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
     return written
 
 
-def _given_network(
-    config: Any, sets: SetOptions, options: EvaluationOptions, command: str, console: "Console"
-) -> Path:
+def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, command: str, console: "Console") -> Path:
     """Any network on images that are named, or a run on other images than its own."""
     from bnood.data.labels import read_classes
     from bnood.data.sources import images

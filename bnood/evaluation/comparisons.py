@@ -132,7 +132,9 @@ def arranged(
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
     for name, images in {**_made(id_set, shifted_sets, options), **shifted_sets}.items():
         if images.labels is None:
-            raise UserError(f"{name}: the images have no labels; expected labels, for accuracy is what statistics may win")
+            raise UserError(
+                f"{name}: the images have no labels; expected labels, for accuracy is what statistics may win"
+            )
         if name in sets.scored:
             raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
         _check_size(images)
@@ -181,9 +183,7 @@ def in_proportion(labels: np.ndarray | None, whole: int, count: int, seed: int) 
     return np.sort(by_class[(2 * np.arange(count) + 1) * whole // (2 * count)])
 
 
-def _made(
-    id_set: Images | None, given: Mapping[str, Images], options: EvaluationOptions
-) -> dict[str, Images]:
+def _made(id_set: Images | None, given: Mapping[str, Images], options: EvaluationOptions) -> dict[str, Images]:
     """The shifted sets that are made of the ID set."""
     made: dict[str, Images] = {}
     for shift in options.shifts:
@@ -191,9 +191,13 @@ def _made(
         if shift in given:
             continue
         if kind not in CORRUPTIONS or not strength.isdecimal():
-            raise UserError(f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), or a labelled set")
+            raise UserError(
+                f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), or a labelled set"
+            )
         if not isinstance(id_set, ImageSet):
-            raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
+            raise UserError(
+                f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size"
+            )
         made[shift] = corrupt(id_set, kind, int(strength), options.seed)
     return made
 
@@ -216,9 +220,7 @@ def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
         else:
             sets._score(images, "")
     for first, second in (("B1", "B2"), ("B2", "B1")):
-        sets.pairs.append(
-            Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo")
-        )
+        sets.pairs.append(Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo"))
 
 
 def _check_size(images: Images) -> None:

@@ -315,8 +315,12 @@ def in_form(form: str, layers: Sequence[str]) -> list[str]:
     count = int(number)
     if count >= len(layers) + (kind != "only"):
         last = f"{len(layers) - 1}, counted from 0" if kind == "only" else f"{len(layers)}"
-        raise UserError(f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; the most is {last}")
-    return {"only": [*layers[count : count + 1]], "first": [*layers[:count]], "last": [*layers[len(layers) - count :]]}[kind]
+        raise UserError(
+            f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; the most is {last}"
+        )
+    return {"only": [*layers[count : count + 1]], "first": [*layers[:count]], "last": [*layers[len(layers) - count :]]}[
+        kind
+    ]
 
 
 def mixed_form(form: str, running: BatchNormStatistics, name: str, own: LayerStatistics) -> LayerStatistics:

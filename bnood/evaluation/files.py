@@ -1,8 +1,8 @@
 """The files of an evaluation, written as a whole or not at all.
 
-``table.csv`` (metrics), ``scores.parquet`` (per image), ``units.parquet`` (per penultimate unit), ``draws.parquet`` (the
-rows of the table with their bootstrap replicates), ``layers.csv`` (distance of target from running statistics, layer by
-layer), ``evaluation.json`` (how the tables came about), ``report.html`` and ``figures/*.png``.
+``table.csv`` (metrics), ``scores.parquet`` (per image), ``units.parquet`` (per penultimate unit), ``draws.parquet``
+(the rows of the table with their bootstrap replicates), ``layers.csv`` (distance of target from running statistics,
+layer by layer), ``evaluation.json`` (how the tables came about), ``report.html`` and ``figures/*.png``.
 """
 
 import json

@@ -46,7 +46,11 @@ class Fitting:
         for name in self.options.detectors:
             detector = make_detector(name)
             missing = self._missing(detector)
-            if missing and not isinstance(missing, NotApplicable) and tuple(self.options.detectors) != DEFAULT_DETECTORS:
+            if (
+                missing
+                and not isinstance(missing, NotApplicable)
+                and tuple(self.options.detectors) != DEFAULT_DETECTORS
+            ):
                 raise missing
             if missing:
                 self._note(f"detector {name}: {missing}")

@@ -29,6 +29,7 @@ from bnood.statistics import (
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Context = Callable[[], AbstractContextManager[object]]
+Progress = Callable[[str], object]
 # Outputs of one set under several statistics that are held at once, so that photographs are decoded once for all.
 BYTES_TOGETHER = 1 << 28
 
@@ -97,7 +98,10 @@ class Passes:
         """All images in order, as batches for statistics that do not depend on them."""
         index = np.arange(len(images))
         pairs = np.stack([np.zeros_like(index), index], axis=1)
-        return [pairs[start : start + self.options.forward_batch] for start in range(0, len(pairs), self.options.forward_batch)]
+        return [
+            pairs[start : start + self.options.forward_batch]
+            for start in range(0, len(pairs), self.options.forward_batch)
+        ]
 
     def together(self, images: Images, channel_means: bool) -> int:
         """Under how many statistics at once a set's outputs may be held; 1 where decoding costs nothing."""
@@ -116,7 +120,9 @@ class Passes:
             if estimate.share != 1:
                 target = self.statistics(Estimate(estimate.parts))
                 running = read_statistics(self.network.model)
-                found = BatchNormStatistics({name: running[name] for name in target}).interpolate(target, estimate.share)
+                found = BatchNormStatistics({name: running[name] for name in target}).interpolate(
+                    target, estimate.share
+                )
             elif estimate.form:
                 found = self._in_form(estimate)
             else:
@@ -166,7 +172,9 @@ class Passes:
 
     def _augmented(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
         if self.augment is None:
-            raise UserError("recalibrated:augmented needs the training augmentation, known of networks trained here alone")
+            raise UserError(
+                "recalibrated:augmented needs the training augmentation, known of networks trained here alone"
+            )
         generator = torch.Generator().manual_seed(self.options.seed)
         for batch in images:
             yield self.augment(batch, generator)

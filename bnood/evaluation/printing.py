@@ -122,7 +122,9 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
                 cells = [
                     _of_row(own, column, detail, star)
                     if column.side == "row"
-                    else _of_set(of_sets, known, dataset, column) if position == 0 else ""
+                    else _of_set(of_sets, known, dataset, column)
+                    if position == 0
+                    else ""
                     for column in columns.values()
                 ]
                 n = f"{own['n_ood'].iloc[0]}/{own['n_id'].iloc[0]}" if len(own) else "-"

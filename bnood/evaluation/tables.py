@@ -1,8 +1,8 @@
 """From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit.
 
-Every value has a 95 % interval from one bootstrap over images. Each set has one matrix of resample counts, which serves
-all conditions, shuffles and detectors, so that conditions are compared on the same resampled images; a metric of several
-shuffles is the mean over them within each resample.
+Every value has a 95 % interval from one bootstrap over images. Each set has one matrix of resample counts, which
+serves all conditions, shuffles and detectors, so that conditions are compared on the same resampled images; a metric of
+several shuffles is the mean over them within each resample.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 REPLICATE_COLUMNS = (*COLUMNS[: COLUMNS.index("value")], "value", "n_id", "n_ood", "replicates")
 
-# Figures of one set by detector and metric ("units", "unit_mean_max_ratio"), each [1 + R]: the value, then its replicates.
+# Figures of one set by detector and metric ("units", "unit_mean_max_ratio"), each [1 + R]: the value, its replicates.
 Figures = dict[tuple[str, str], np.ndarray]
 
 
@@ -130,7 +130,11 @@ class Tables:
         self._compared[where] += pairs
 
     def scores(self) -> pd.DataFrame:
-        """One row per image, condition and shuffle; a detector that does not apply has NaN."""
+        """One row per image, condition and shuffle; NaN where a detector does not apply.
+
+        So have ID images that are compared with no OOD set (``companion`` "" where others have one), but for the
+        scores of their logits alone.
+        """
         parts = []
         for where, shuffles in self._alone.items():
             keys = {"statistics": where.statistics, "companion": where.companion}
@@ -274,7 +278,9 @@ class Tables:
             for found in threads.map(compute, together.values()):
                 for key, resampled in found:
                     values[key].append(resampled)
-        sizes = {where: (len(pairs[0][0].index), len(pairs[0][1].index)) for where, pairs in self._compared.items() if pairs}
+        sizes = {
+            where: (len(pairs[0][0].index), len(pairs[0][1].index)) for where, pairs in self._compared.items() if pairs
+        }
         return [
             _Measured(where, detector, metric, np.mean(shuffles, axis=0), *sizes[where])
             for (where, detector, metric), shuffles in values.items()

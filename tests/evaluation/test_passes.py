@@ -47,7 +47,11 @@ def batches_of(values: Any, size: int) -> Iterator[Any]:
 
 def test_running_is_the_network_in_evaluation_mode(ran: Recorded) -> None:
     cells = ran.of("running")
-    assert [(cell.where.dataset, cell.where.role) for cell in cells] == [("known", "id"), ("far", "ood"), ("near", "ood")]
+    assert [(cell.where.dataset, cell.where.role) for cell in cells] == [
+        ("known", "id"),
+        ("far", "ood"),
+        ("near", "ood"),
+    ]
     for cell in cells:
         assert np.array_equal(cell.index, np.arange(len(ran.scored[cell.where.dataset])))
         logits, features = outputs(ran.network.model, ran.pixels(cell))
@@ -74,7 +78,9 @@ def test_pure_batches_are_the_network_in_training_mode_on_full_batches(ran: Reco
 def test_mixed_batches_hold_the_ood_fraction_and_use_no_image_twice(ran: Recorded) -> None:
     training = copy.deepcopy(ran.network.model).train()
     cells = ran.of("batch:16@0.25")
-    found = [(cell.where.role, cell.where.companion, cell.where.dataset, cell.shuffle, len(cell.index)) for cell in cells]
+    found = [
+        (cell.where.role, cell.where.companion, cell.where.dataset, cell.shuffle, len(cell.index)) for cell in cells
+    ]
     # 12 ID and 4 OOD images a batch: 70 // 12 = 5 batches; 50 // 4 and 33 // 4 would be more.
     assert found == [
         (role, companion, dataset, shuffle, count)
@@ -151,7 +157,8 @@ def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images
 def test_sequential_recalibration_is_the_estimate_made_by_hand() -> None:
     network = small_network(architecture="wide_resnet", depth=10, width=1)
     ran, one_pass = (
-        run(network, statistics=("recalibrated:target",), estimator=estimator) for estimator in ("sequential", "one_pass")
+        run(network, statistics=("recalibrated:target",), estimator=estimator)
+        for estimator in ("sequential", "one_pass")
     )
     for split, count in (("id", 50), ("target:far", 50), ("target:near", 32)):
         pixels = calibration(ran, split, count)
@@ -267,7 +274,9 @@ def test_networks_without_batchnorm_are_scored_as_they_are_with_one_note(norm: s
 def test_sets_that_fill_no_batch_are_noted_and_left_out() -> None:
     sets = small_sets(20, (("far", 18), ("near", 6)))
     found = run(sets=sets, statistics=("batch:16", "batch:16@0.25"), shuffles=1)
-    assert [(cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics] == [
+    assert [
+        (cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics
+    ] == [
         ("known", "batch:16"),
         ("known", "batch:16@0.25"),
         ("far", "batch:16@0.25"),
@@ -343,7 +352,9 @@ def test_a_prior_mixes_running_and_batch_statistics() -> None:
     cell = next(cell for cell in found.of("prior:48/batch:16") if cell.where.dataset == "far")
     names = batchnorm_names(found.network.model)
     for position, pixels in enumerate(batches_of(found.pixels(cell), 16)):
-        by_hand = matched_copy(found.network.model, pixels, names, lambda running, own, what: 0.75 * running + 0.25 * own)
+        by_hand = matched_copy(
+            found.network.model, pixels, names, lambda running, own, what: 0.75 * running + 0.25 * own
+        )
         rows = slice(16 * position, 16 * position + 16)
         torch.testing.assert_close(cell.logits[rows], outputs(by_hand, pixels)[0], **CLOSE)
 

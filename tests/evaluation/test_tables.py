@@ -377,8 +377,15 @@ def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics(
     assert set(rows["statistics"]) == {"recalibrated:target", "batch:8"} and set(rows["metric"]) == set(DETECTION)
     assert set(rows["dataset"]) == {"far", "near"} and rows["difference"].isna().all()
     # A0 and A1 are 30 % of the 70 ID images each, B1 and B2 halves of the 28 that are left.
-    assert rows.groupby("statistics")[["n_id", "n_ood"]].agg(set).to_dict("list") == {"n_id": [{8}, {14}], "n_ood": [{8}, {14}]}
-    parts = {name.rpartition("/")[2]: images for name, images in {**made.adaptation, **made.scored}.items() if "placebo" in name}
+    assert rows.groupby("statistics")[["n_id", "n_ood"]].agg(set).to_dict("list") == {
+        "n_id": [{8}, {14}],
+        "n_ood": [{8}, {14}],
+    }
+    parts = {
+        name.rpartition("/")[2]: images
+        for name, images in {**made.adaptation, **made.scored}.items()
+        if "placebo" in name
+    }
     assert [len(parts[name]) for name in ("A0", "A1", "B1", "B2")] == [21, 21, 14, 14]
     pixels = [image.tobytes() for images in parts.values() for image in images.images]
     assert len(set(pixels)) == 70
