@@ -12,7 +12,8 @@ Two conventions of FPR95 are in use, and they differ:
   threshold that rejects at least 95 % of OOD.
 
 Every detection metric is computed by one piece of code, for the images as they are and for bootstrap resamples of
-them (see ``bnood.evaluation.bootstrap``), where counts weigh the images; a weight of 2 is exactly an image that occurs twice.
+them (see ``bnood.evaluation.bootstrap``), where counts weigh the images; a weight of 2 is exactly an image that occurs
+twice.
 """
 
 from collections.abc import Sequence
@@ -278,9 +279,9 @@ def accuracy(predictions: Values, labels: Values) -> float:
 
 
 def cross_entropies(logits: Tensor | np.ndarray, labels: Values) -> np.ndarray:
-    """Each image's negative log-likelihood (natural logarithm): logits ``[N, K]``, labels ``[N]`` -> ``[N]`` float64.
+    """Each image's negative log-likelihood (natural logarithm), ``[N]`` float64, of logits ``[N, K]``, labels ``[N]``.
 
-    Raises ``UserError`` for labels outside 0 .. K-1, empty or unequal N, and as ``bnood.evaluation.scores.checked_logits``.
+    Raises ``UserError`` for labels outside 0 .. K-1, empty or unequal N, and as ``checked_logits``.
     """
     checked, wanted = checked_logits(logits).detach().cpu().numpy(), _array(labels)
     _same_length(checked[:, 0], wanted, "rows of logits", "labels")

@@ -2,10 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bnood.errors import UserError
-from bnood.evaluation.activations import UNIT_FIGURES, ClassMix, UnitReference, unit_figures, unit_table
+from bnood.evaluation.activations import (
+    UNIT_FIGURES,
+    ClassMix,
+    UnitReference,
+    grouped_classes,
+    layer_distances,
+    unit_figures,
+    unit_table,
+)
 from bnood.evaluation.bootstrap import resample_counts
+from bnood.networks.outputs import Head
+from bnood.statistics import BatchNormStatistics, LayerStatistics
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.gamma(2.0, RNG.uniform(0.2, 2.0, 6), (200, 6)).astype(np.float32)
@@ -73,7 +84,8 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
     predicted = RNG.integers(0, 4, 200)
     predicted[predicted == 3] = 1  # nothing was sorted into class 3
     seen = np.array([0] * 30 + [2] * 15 + [3] * 5)
-    ratios = ClassMix.of(REFERENCE, predicted, 4, COUNTS).max_ratio(seen, OTHER_COUNTS)
+    found = ClassMix.of(REFERENCE, predicted, 4, COUNTS).control(seen, OTHER_COUNTS)
+    ratios = found["class_mix_max_ratio"]
     for row in range(21):
         images = np.repeat(np.arange(200), COUNTS[row])
         wanted = np.repeat(seen, OTHER_COUNTS[row])
@@ -81,18 +93,61 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
         mixed = sum(share[label] * REFERENCE[images[predicted[images] == label]].mean(axis=0) for label in share)
         expected = mixed.max() / REFERENCE[images].astype(np.float64).mean(axis=0).max()
         assert ratios[row] == pytest.approx(expected, rel=1e-5)
+        # Kish: every reference image weighs its class's share of the set over its class's number of images.
+        weights = np.concatenate(
+            [np.full((predicted[images] == k).sum(), share[k] / (predicted[images] == k).sum()) for k in share]
+        )
+        assert found["class_mix_effective_n"][row] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+
+
+def ratio(mix: ClassMix, prediction: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return mix.control(prediction, counts)["class_mix_max_ratio"]
 
 
 def test_the_references_own_mix_is_one_and_a_single_class_stands_out() -> None:
-    predicted = np.arange(200) % 4
+    predicted = np.arange(200) % 4  # 50 images of each class
     features = REFERENCE.copy()
     features[predicted == 2, 3] += 50.0
     mix = ClassMix.of(features, predicted, 4, COUNTS)
-    assert mix.max_ratio(predicted, COUNTS) == pytest.approx(np.ones(21), rel=1e-6)
-    assert mix.max_ratio(np.full(50, 2), OTHER_COUNTS)[0] > 1.5
-    assert np.array_equal(mix.max_ratio(np.full(50, 1), OTHER_COUNTS) < 1.5, np.ones(21, bool))
+    assert ratio(mix, predicted, COUNTS) == pytest.approx(np.ones(21), rel=1e-6)
+    assert ratio(mix, np.full(50, 2), OTHER_COUNTS)[0] > 1.5
+    assert np.array_equal(ratio(mix, np.full(50, 1), OTHER_COUNTS) < 1.5, np.ones(21, bool))
 
 
 def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
     mix = ClassMix.of(REFERENCE, np.zeros(200, int), 3, COUNTS)
-    assert np.array_equal(mix.max_ratio(np.full(50, 2), OTHER_COUNTS), np.ones(21))
+    assert np.array_equal(ratio(mix, np.full(50, 2), OTHER_COUNTS), np.ones(21))
+
+
+def test_classes_are_grouped_where_too_few_images_carry_the_mix() -> None:
+    """25 classes of 8 images: the mix of one class is carried by 8, that of its group of similar classes by more."""
+    predicted = np.arange(200) % 25
+    weight = np.eye(25, 6, dtype=np.float32) + 0.01 * RNG.normal(size=(25, 6)).astype(np.float32)
+    weight[6:] = weight[0] * np.linspace(1, 2, 19)[:, None]  # one direction: one group of 20 classes, 160 images
+    head = Head(torch.from_numpy(weight), torch.zeros(25))
+    assert np.unique(grouped_classes(weight, 20)[[0, *range(6, 25)]]).size == 1
+    without = ClassMix.of(REFERENCE, predicted, 25, COUNTS).control(np.full(50, 7), OTHER_COUNTS)
+    assert list(without) == ["class_mix_effective_n"] and without["class_mix_effective_n"][0] == pytest.approx(8)
+    found = ClassMix.of(REFERENCE, predicted, 25, COUNTS, head).control(np.full(50, 7), OTHER_COUNTS)
+    assert found["class_mix_effective_n"][0] == pytest.approx(160)
+    own = REFERENCE[(predicted == 0) | (predicted > 5)].astype(np.float64).mean(axis=0)
+    assert found["class_mix_max_ratio"][0] == pytest.approx(own.max() / REFERENCE.mean(axis=0).max(), rel=1e-5)
+
+
+def test_layer_distances_equal_the_formulas_of_two_gaussians() -> None:
+    running, target = (
+        BatchNormStatistics(
+            {name: LayerStatistics(torch.rand(3).double() + k, torch.rand(3).double() + 0.5, 10) for name in ("a", "b")}
+        )
+        for k in (0, 1)
+    )
+    table = layer_distances(running, target)
+    assert table["layer"].tolist() == ["a", "b"] and table["position"].tolist() == [0, 1]
+    for _, row in table.iterrows():
+        r, o = running[row["layer"]], target[row["layer"]]
+        gaussians = [torch.distributions.Normal(each.mean, (each.var + 1e-5).sqrt()) for each in (r, o)]
+        kl = torch.distributions.kl_divergence
+        both = kl(*gaussians) + kl(*reversed(gaussians))
+        assert row["symmetric_kl"] == pytest.approx(float(both.mean()))
+        assert row["mean_shift"] == pytest.approx(float(((o.mean - r.mean).abs() / (r.var + 1e-5).sqrt()).mean()))
+        assert row["log_var_ratio"] == pytest.approx(float(((o.var + 1e-5) / (r.var + 1e-5)).log().mean()))

@@ -1,0 +1,226 @@
+"""Every registered detector under every kind of statistics: whoever adds one of either gets these tests for free."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_evaluation import CLASSES, small_network, small_set
+from torch import nn
+
+from bnood.errors import UserError
+from bnood.evaluation.conditions import KINDS
+from bnood.evaluation.detectors import DETECTORS
+from bnood.evaluation.evaluate import Evaluation, evaluate
+from bnood.evaluation.metrics import auroc
+from bnood.networks.network import Network
+
+KINDS_OF_STATISTICS = (
+    *("running", "batch:16", "batch:16@0.5", "prior:16/batch:16", "recalibrated:id", "recalibrated:target"),
+    *("recalibrated:mixture@0.5", "recalibrated:target/first:1", "recalibrated:target/mean", "path:0.5"),
+)
+TRAINED_ON = 200
+
+
+def labelled(name: str, n: int, seed: int) -> Any:
+    """Images whose class is their brightness, so that classes mean something to the features."""
+    parts = [small_set(name, n // CLASSES, seed + label, 40 + 40 * label, 15) for label in range(CLASSES)]
+    images = np.concatenate([part.images for part in parts])
+    return type(parts[0])(name, images, np.repeat(np.arange(CLASSES), n // CLASSES))
+
+
+def network() -> Network:
+    """A small network whose head tells the classes apart: its rows are the centred means of the classes' features."""
+    made = small_network(architecture="wide_resnet", depth=10, width=1)
+    images = labelled("train", TRAINED_ON, 100)
+    found: list[torch.Tensor] = []
+    head = made.model.network.head
+    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with torch.no_grad():
+        made.model(torch.from_numpy(images.images))
+        handle.remove()
+        features = found[0]
+        means = torch.stack([features[torch.from_numpy(images.labels) == k].mean(0) for k in range(CLASSES)])
+        centre = features.mean(0)
+        head.weight.copy_(10 * (means - centre) / features.std(0).mean())
+        head.bias.copy_(-(head.weight @ ((means + centre) / 2).T).diagonal())
+    return made
+
+
+def evaluated(made: Network, **changes: Any) -> Evaluation:
+    options: dict[str, Any] = {
+        "statistics": KINDS_OF_STATISTICS,
+        "detectors": tuple(DETECTORS),
+        "shuffles": 1,
+        "resamples": 2,
+        "calibration_images": 50,
+        "forward_batch": 25,
+    }
+    return evaluate(
+        made,
+        labelled("known", 60, 1),
+        train_set=labelled("train", TRAINED_ON, 100),
+        held_out=labelled("held-out", 50, 50),
+        ood_sets={"far": small_set("far", 64, 7, 230, 60)},
+        **{**options, **changes},
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> Evaluation:
+    pytest.importorskip("pytorch_ood")
+    return evaluated(network())
+
+
+def test_every_kind_of_statistics_is_among_those_tested() -> None:
+    from bnood.evaluation.conditions import parse_statistics
+
+    assert {type(condition) for condition in parse_statistics(KINDS_OF_STATISTICS)} == set(KINDS)
+
+
+@pytest.mark.parametrize("statistics", KINDS_OF_STATISTICS)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_there_is_one_finite_score_per_image_or_a_note(found: Evaluation, detector: str, statistics: str) -> None:
+    rows = found.scores[found.scores["statistics"] == statistics]
+    if rows["companion"].any():  # ID images that are compared with no OOD set have scores of their logits alone
+        rows = rows[(rows["companion"] != "") | (rows["role"] == "ood")]
+    noted = any(note.startswith(f"detector {detector}: not applicable") for note in found.notes)
+    assert detector in rows or noted
+    if detector in rows:
+        assert rows[detector].dtype == np.float64
+        assert rows[detector].notna().all() or noted
+        assert not np.isnan(rows[detector].dropna()).any()
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_higher_is_more_in_distribution_as_in_the_table(found: Evaluation, detector: str) -> None:
+    """The table's AUROC is that of the per-image scores with ID positive, whatever the detector."""
+    rows = found.scores[found.scores["statistics"] == "running"]
+    inside, outside = (rows.loc[rows["dataset"] == name, detector].to_numpy() for name in ("known", "far"))
+    table = found.table[(found.table["statistics"] == "running") & (found.table["detector"] == detector)]
+    value = table.loc[table["metric"] == "auroc", "value"].item()
+    assert value == pytest.approx(auroc(inside, outside), abs=1e-12)
+
+
+def test_the_same_again_is_the_same_bit_for_bit(found: Evaluation) -> None:
+    again = evaluated(network())
+    pd.testing.assert_frame_equal(again.scores, found.scores)
+    pd.testing.assert_frame_equal(again.table, found.table)
+
+
+def test_under_fixed_statistics_scores_do_not_depend_on_the_cut_into_batches(found: Evaluation) -> None:
+    fixed = [name for name in KINDS_OF_STATISTICS if "batch" not in name]
+    other = evaluated(network(), statistics=fixed, forward_batch=17).scores
+    same = found.scores[found.scores["statistics"].isin(fixed)]
+    keys = ["statistics", "companion", "dataset", "index"]
+    both = same.merge(other, on=keys, suffixes=("", "_other"))
+    assert len(both) == len(same) == len(other)
+    for name in DETECTORS:
+        one, another = both[name].to_numpy(), both[f"{name}_other"].to_numpy()
+        scale = np.nanstd(one) + 1e-9
+        # Mixtures of Gaussians are fitted by steps whose end depends on the last digits of the features.
+        assert np.nanmax(np.abs(one - another)) <= (0.5 if name == "gmm" else 0.02) * scale, name
+
+
+def test_nothing_is_left_changed_in_the_model() -> None:
+    made = network()
+    made.model.train()
+    made.model.network.blocks[0].eval()
+    flags = [module.training for module in made.model.modules()]
+    state = copy.deepcopy(made.model.state_dict())
+    evaluated(made)
+    assert [module.training for module in made.model.modules()] == flags
+    assert all(torch.equal(values, state[key]) for key, values in made.model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.model.modules())
+    assert all(module.track_running_stats for module in made.model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_fitted_under_running_is_fitted_once_and_the_table_says_so(found: Evaluation) -> None:
+    detectors = ("energy", "knn", "react")
+    under = evaluated(network(), detectors=detectors, fitted_under="running")
+    table = under.table[under.table["metric"] == "auroc"].set_index("detector")["fitted_under"]
+    assert set(table["knn"]) == set(table["react"]) == {"running"} and set(table["energy"]) == {""}
+    own = found.table[(found.table["metric"] == "auroc") & (found.table["detector"] == "knn")]
+    assert set(own["fitted_under"]) == {"condition"}
+    scores = [each.scores.set_index(["statistics", "dataset", "companion", "index"])["knn"] for each in (under, found)]
+    assert scores[0]["running"].equals(scores[1]["running"])
+    assert not scores[0]["recalibrated:target"].equals(scores[1]["recalibrated:target"])
+
+
+def test_mixed_batches_are_filled_up_with_the_adaptation_split_while_detectors_are_fitted() -> None:
+    """Scored OOD images take no part: with others in their place, ID scores of a fitted detector stay as they are."""
+    options = {"statistics": ("batch:16@0.5",), "detectors": ("knn",), "resamples": 2, "shuffles": 1}
+    made, sets = network(), {"train_set": labelled("train", TRAINED_ON, 100)}
+    passed: list[set[bytes]] = []
+    hook = made.model.register_forward_pre_hook(
+        lambda module, inputs: passed.append({image.numpy().tobytes() for image in inputs[0]})
+    )
+    evaluate(made, labelled("known", 60, 1), ood_sets={"far": small_set("far", 64, 7)}, **sets, **options)
+    hook.remove()
+    training = {image.tobytes() for image in sets["train_set"].images}
+    from bnood.data.splits import halves
+
+    far = small_set("far", 64, 7).images
+    adaptation, scored = ({image.tobytes() for image in far[part]} for part in halves(64, 0, "far"))
+    fitting = [batch for batch in passed if batch & training and batch & adaptation]
+    assert len(fitting) == TRAINED_ON // 8
+    assert all(len(batch & training) == 8 and len(batch & adaptation) == 8 for batch in fitting)
+    assert not any(batch & training and batch & scored for batch in passed)
+
+
+@pytest.mark.parametrize(
+    ("detectors", "changes", "words"),
+    [
+        (("knn",), {"train_set": None}, "detector 'knn' is fitted on training images, and none were given"),
+        (("temperature",), {"held_out": None}, "'temperature' is fitted on labelled ID images held out of training"),
+        (("mahalanobis",), {"unlabelled": True}, "detector 'mahalanobis' needs labels, and train has none"),
+        (("knm",), {}, "unknown detector 'knm'; did you mean"),
+    ],
+)
+def test_a_detector_that_lacks_what_it_needs_is_refused(
+    detectors: tuple[str, ...], changes: dict[str, Any], words: str
+) -> None:
+    pytest.importorskip("pytorch_ood")
+    train = labelled("train", 50, 100)
+    if changes.pop("unlabelled", False):
+        train = type(train)("train", train.images)
+    given = {"train_set": train, "held_out": labelled("held-out", 50, 50), **changes}
+    with pytest.raises(UserError) as raised:
+        evaluate(
+            network(), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)}, detectors=detectors,
+            statistics=("running",), resamples=2, **given,
+        )  # fmt: skip
+    assert words in str(raised.value)
+
+
+def test_default_detectors_that_lack_what_they_need_are_left_out_with_a_note() -> None:
+    found = evaluate(
+        network(), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)},
+        statistics=("running",), resamples=2,
+    )  # fmt: skip
+    assert [note.split(":")[0] for note in found.notes] == ["detector react", "detector temperature"]
+    assert set(found.table.loc[found.table["metric"] == "auroc", "detector"]) == {"msp", "energy", "max_logit"}
+
+
+def test_class_conditional_detectors_say_when_classes_have_too_few_images() -> None:
+    pytest.importorskip("pytorch_ood")
+    found = evaluate(
+        network(), labelled("known", 60, 1), train_set=labelled("train", 50, 100), resamples=2,
+        ood_sets={"far": small_set("far", 20, 7)}, statistics=("running",), detectors=("mahalanobis", "energy"),
+    )  # fmt: skip
+    assert found.notes == [
+        "detector mahalanobis: not applicable: 10 per class (needs 20 fitting images of every class)"
+    ]
+    assert "mahalanobis" not in found.scores and not (found.table["detector"] == "mahalanobis").any()
+
+
+def test_detectors_of_batchnorm_are_not_applicable_without_it() -> None:
+    found = evaluate(
+        small_network("gn"), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)},
+        statistics=("running",), detectors=("bats", "nmd", "energy"), resamples=2,
+    )  # fmt: skip
+    assert found.notes == [
+        f"detector {name}: not applicable: the network has no BatchNorm layer" for name in ("bats", "nmd")
+    ]

@@ -1,0 +1,360 @@
+"""Evaluating a run from the files of its sets to the files of its tables, on a small untrained network."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from limits import files_up_to
+from small_evaluation import CLASSES, SIDE, identities, outputs, small_network, small_set
+
+from bnood.data.image_set import ImageSet
+from bnood.errors import UserError, one_line_errors
+from bnood.evaluation.comparisons import arranged, fitting_images
+from bnood.evaluation.evaluate import Evaluation, evaluate
+from bnood.evaluation.files import write_evaluation
+from bnood.evaluation.options import EvaluationOptions, SetOptions
+from bnood.evaluation.run import RunImages, load_run_images
+
+OPTIONS = EvaluationOptions(
+    statistics=("running", "batch:16", "batch:16@0.5", "recalibrated"),
+    **{"shuffles": 1, "calibration_images": 32, "forward_batch": 50, "resamples": 20},
+)
+TABLES = ["draws.parquet", "evaluation.json", "layers.csv", "scores.parquet", "table.csv", "units.parquet"]
+
+
+def save(root: Path, split: str, images: ImageSet) -> None:
+    (root / images.name).mkdir(parents=True, exist_ok=True)
+    arrays = {"images": images.images} if images.labels is None else {"images": images.images, "labels": images.labels}
+    np.savez(root / images.name / f"{split}.npz", **arrays)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a labelled ID set (train, test) and OOD sets of several sizes."""
+    folder = tmp_path_factory.mktemp("data")
+    save(folder, "train", small_set("known", 100, 1))
+    save(folder, "test", small_set("known", 40, 2))
+    for position, (name, n) in enumerate({"far": 51, "near": 40, "pair": 2, "lonely": 1}.items()):
+        save(folder, "test", small_set(name, n, 20 + position, 60 + 60 * position, labels=name == "near"))
+    return folder
+
+
+def make_run(root: Path, **data: Any) -> Any:
+    config = {
+        "in_distribution": "known",
+        "root": str(root),
+        "ood": ["far", "near"],
+        "validation": 30,
+        "image_size": SIDE,
+    }
+    return SimpleNamespace(config={"data": config | data, "seed_everything": 4}, name="small")
+
+
+def load(run: Any, sets: SetOptions | None = None, **options: Any) -> RunImages:
+    return load_run_images(run, sets or SetOptions(), EvaluationOptions(**options))
+
+
+def evaluated(run: Any, sets: SetOptions | None = None, options: EvaluationOptions = OPTIONS) -> Evaluation:
+    images = load_run_images(run, sets or SetOptions(), options)
+    return evaluate(small_network(seed=4), options=options, **images._asdict())
+
+
+@pytest.fixture(scope="module")
+def evaluation(root: Path) -> Evaluation:
+    return evaluated(make_run(root))
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_calibration_scoring_held_out_and_training_images_are_kept_apart(root: Path, split: str) -> None:
+    images = load(make_run(root), SetOptions(id_split=split))
+    whole = identities(np.load(root / "known" / "train.npz")["images"])
+    test = np.load(root / "known" / "test.npz")
+    train, scored, held_out = (identities(each.images) for each in (images.train_set, images.id_set, images.held_out))
+    assert len(train) == 70 and train < whole
+    assert not (train & scored or train & held_out or scored & held_out)
+    if split == "test":
+        assert np.array_equal(images.id_set.images, test["images"])
+        assert np.array_equal(images.id_set.labels, test["labels"])
+        assert train | held_out == whole and len(held_out) == 30
+    else:
+        assert (len(scored), len(held_out)) == (24, 6) and train | scored | held_out == whole
+    sets = arranged(images.id_set, images.train_set, images.held_out, images.ood_sets, {}, OPTIONS)
+    assert identities(sets.adaptation["id"].images) < train and len(sets.adaptation["id"]) == 32
+    for name, sizes in {"far": (25, 26), "near": (20, 20)}.items():
+        first, second = identities(sets.adaptation[f"target:{name}"].images), identities(sets.scored[name].images)
+        assert (len(first), len(second)) == sizes
+        assert not first & second
+        assert first | second == identities(np.load(root / name / "test.npz")["images"])
+
+
+def test_splits_follow_from_the_seed(root: Path) -> None:
+    images = load(make_run(root))
+    made = [
+        arranged(images.id_set, images.train_set, None, images.ood_sets, {}, replace(OPTIONS, seed=seed))
+        for seed in (0, 0, 1)
+    ]
+    for found, same in ((made[1], True), (made[2], False)):
+        for split in ("id", "target:far"):
+            assert np.array_equal(found.adaptation[split].images, made[0].adaptation[split].images) == same
+
+
+def test_fitting_images_are_balanced_and_not_those_of_the_statistics_where_n_allows() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    order = np.random.RandomState(0).permutation(100)
+    chosen = fitting_images(labels, order, 40, 30)
+    assert np.bincount(labels[chosen]).tolist() == [10, 10, 10] and not set(chosen) & set(order[:40])
+    assert sorted(fitting_images(labels, order, 40, 0)) == list(range(100))
+    more = fitting_images(labels, order, 40, 80)
+    assert len(set(more)) == 80 and set(order[40:]) <= set(more) | set(order[40:])
+
+
+def test_fewer_images_are_scored_on_request(root: Path) -> None:
+    images = load(make_run(root), SetOptions(id_count=12, ood_count=11, ood=("far",)))
+    assert len(images.id_set) == 12 and list(images.ood_sets) == ["far"] and len(images.ood_sets["far"]) == 11
+    test = np.load(root / "known" / "test.npz")
+    known = {image.tobytes(): label for image, label in zip(test["images"], test["labels"], strict=True)}
+    assert [known[image.tobytes()] for image in images.id_set.images] == images.id_set.labels.tolist()
+    more = load(make_run(root), SetOptions(id_count=10_000, ood_count=10_000))
+    assert len(more.id_set) == 40 and len(more.ood_sets["far"]) == 51
+
+
+def test_another_data_root_takes_the_place_of_the_runs_own(root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "moved-away")
+    with pytest.raises(UserError, match="known"):
+        load(run)
+    assert len(load(run, SetOptions(root=root)).id_set) == 40
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "found"), [(True, None, True), (True, False, False), (False, True, True), (False, None, False)]
+)
+def test_what_is_asked_of_an_evaluation_comes_before_the_runs_own(own: bool, asked: bool | None, found: bool) -> None:
+    placed = SetOptions(download=asked).placed({"root": "there", "download": own, "image_size": 16})
+    assert placed == {"root": Path("there"), "download": found, "image_size": 16}
+    assert SetOptions(root=Path("here")).placed({"root": "there"}) == {"root": Path("here"), "download": False}
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "named"),
+    [
+        ({}, {"ood": ("lonely",)}, "lonely: it has 1 image"),
+        ({}, {"ood": ("far", "far")}, "'far' is already"),
+        ({}, {"ood": ("known",)}, "'known' is already"),
+        ({}, {"ood": ("fra",)}, "'fra' is no known set"),
+        ({"ood": []}, {}, "no OOD set was named"),
+        ({"image_size": 32}, {}, "known"),
+    ],
+)
+def test_wrong_sets_are_named(root: Path, data: dict[str, Any], options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named) as raised:
+        evaluated(make_run(root, **data), SetOptions(**options))
+    assert "\n" not in str(raised.value)
+
+
+def test_id_sets_that_cannot_be_scored_are_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    save(tmp_path, "test", small_set("known", 1, 2))
+    with pytest.raises(UserError, match="known: 1 image"):
+        load(make_run(tmp_path))
+    save(tmp_path, "test", replace(small_set("known", 9, 2), labels=np.arange(9)))
+    with pytest.raises(UserError, match="label is 8; expected"):
+        evaluated(make_run(tmp_path))
+
+
+def test_a_file_without_splits_cannot_test_what_it_trained(root: Path) -> None:
+    """Every split of an .npz path is the whole file: its test images are those that the network was trained on."""
+    run = make_run(root, in_distribution=str(root / "known" / "train.npz"))
+    with pytest.raises(UserError, match=r"known: its test images are the training images.*val"):
+        load(run)
+    images = load(run, SetOptions(id_split="val"))
+    assert len(images.id_set) == 24 and images.id_set.name == "known"
+    assert not identities(images.id_set.images) & identities(images.train_set.images)
+
+
+def test_a_set_of_two_images_is_scored(root: Path) -> None:
+    table = evaluated(make_run(root), SetOptions(ood=("pair",)), replace(OPTIONS, statistics=("running",))).table
+    row = table.query("dataset == 'pair' and detector == 'energy' and metric == 'auroc'")
+    assert row["n_ood"].tolist() == [1] and row["n_id"].tolist() == [40]
+
+
+@pytest.mark.parametrize("wrong", [{"id_split": "train"}, {"id_count": 1}, {"ood_count": 0}])
+def test_set_options_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        SetOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        *[({"statistics": ("runing",)}, "runing"), ({"shuffles": 0}, "shuffles is 0")],
+        *[({"calibration_images": 0}, "calibration_images is 0"), ({"forward_batch": -3}, "forward_batch is -3")],
+        *[({"estimation_batch": 0}, "estimation_batch is 0"), ({"resamples": 1}, "resamples is 1: an interval needs")],
+        *[({"seed": -1}, "seed is -1"), ({"calibration": "v1"}, "choose matched or v0.1")],
+        *[
+            ({"fitted_under": "batch"}, "choose condition or running"),
+            ({"held_out_images": -1}, "held_out_images is -1"),
+        ],
+    ],
+)
+def test_options_that_make_no_sense_are_named(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named) as raised:
+        EvaluationOptions(**wrong)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_setting_is_named(root: Path) -> None:
+    images = load(make_run(root))
+    with pytest.raises(UserError, match=r"no setting 'resample' \(did you mean resamples\?\)"):
+        evaluate(small_network(), images.id_set, ood_sets=images.ood_sets, resample=3)
+
+
+def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> None:
+    record = evaluation.record
+    assert record["run"] == "small" and record["id"] == {"name": "known", "n": 40}
+    assert record["ood"] == {"far": {"adaptation": 25, "scored": 26}, "near": {"adaptation": 20, "scored": 20}}
+    assert record["options"]["resamples"] == 20 and record["options"]["statistics"] == OPTIONS.statistics
+    assert record["estimator_images"] == {
+        **{"id:32": 32, "id:25": 25, "id:20": 20, "target:far:25": 25, "target:near:20": 20},
+        **{"id:25+target:far:25": 50, "id:20+target:near:20": 40},
+    }
+    assert record["detectors"].keys() == {"react", "temperature"} and record["held_out"] == 30
+    assert record["notes"] == evaluation.notes == []
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert record["machine"] and "commit" in record
+    json.dumps(record, allow_nan=False)
+    assert set(evaluation.table["seed"]) == {4} and set(evaluation.table["run"]) == {"small"}
+
+
+def test_react_and_temperature_are_fitted_on_held_out_images(root: Path, evaluation: Evaluation) -> None:
+    images = load(make_run(root))
+    model = small_network(seed=4).model
+    _, features = outputs(model, images.held_out.images)
+    react = evaluation.record["detectors"]["react"]
+    assert react["threshold"] == pytest.approx(np.percentile(features.numpy().astype(float), 90), rel=1e-4)
+    far = evaluation.scores.query("statistics == 'running' and dataset == 'far'")
+    sets = arranged(images.id_set, images.train_set, None, images.ood_sets, {}, OPTIONS)
+    logits, features = outputs(model, sets.scored["far"].images)
+    with torch.no_grad():
+        clipped = model.network.head(features.clamp(max=react["threshold"])).double()
+    np.testing.assert_allclose(far["react"], clipped.logsumexp(dim=1), rtol=1e-3, atol=1e-3)
+    cooled = (logits.double() / evaluation.record["detectors"]["temperature"]["temperature"]).softmax(dim=1).amax(dim=1)
+    np.testing.assert_allclose(far["temperature"], cooled, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("split", "wanted", "held_out", "scored"),
+    [("test", 1000, 30, 40), ("test", 10, 10, 40), ("val", 15, 15, 15), ("val", 16, 6, 24), ("val", 3, 3, 27)],
+)
+def test_how_many_images_are_held_out(root: Path, split: str, wanted: int, held_out: int, scored: int) -> None:
+    options = replace(OPTIONS, held_out_images=wanted)
+    images = load_run_images(make_run(root), SetOptions(id_split=split), options)
+    sets = arranged(images.id_set, images.train_set, images.held_out, images.ood_sets, {}, options)
+    assert (len(sets.held_out), len(images.id_set)) == (held_out, scored)
+    assert len(identities(sets.held_out.images)) == held_out
+
+
+def test_classes_keep_their_proportion_among_held_out_images(tmp_path: Path, root: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    save(tmp_path, "train", replace(small_set("known", 100, 1), labels=np.repeat(np.arange(CLASSES), 20)))
+    drawn = []
+    for seed in (0, 1):
+        images = load(make_run(tmp_path, validation=50), SetOptions(id_split="val"), held_out_images=10, seed=seed)
+        assert np.bincount(images.held_out.labels).tolist() == [2] * CLASSES
+        assert np.bincount(images.id_set.labels).tolist() == [8] * CLASSES
+        drawn.append(identities(images.held_out.images))
+    assert drawn[0] != drawn[1]
+
+
+def test_a_file_that_is_called_test_goes_by_its_folder(root: Path) -> None:
+    images = load(make_run(root), SetOptions(ood=(str(root / "far" / "test.npz"),)))
+    assert list(images.ood_sets) == ["far"] and images.ood_sets["far"].name == "far"
+
+
+def test_the_same_evaluation_again_is_the_same(root: Path, evaluation: Evaluation) -> None:
+    again = evaluated(make_run(root))
+    pd.testing.assert_frame_equal(again.table, evaluation.table)
+    pd.testing.assert_frame_equal(again.scores, evaluation.scores)
+    pd.testing.assert_frame_equal(again.replicates, evaluation.replicates)
+
+
+def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "small" / "ood"
+    write_evaluation(evaluation, folder)
+    assert set(TABLES) | {"report.html", "figures"} == {path.name for path in folder.iterdir()}
+    scores = pd.read_parquet(folder / "scores.parquet")
+    for column in scores:
+        np.testing.assert_array_equal(scores[column], evaluation.scores[column])  # NaN where NaN was
+    draws = pd.read_parquet(folder / "draws.parquet")
+    assert list(draws.columns) == list(evaluation.replicates.columns)
+    replicates = (np.stack(each["replicates"].tolist()) for each in (draws, evaluation.replicates))
+    np.testing.assert_array_equal(*replicates)
+    units = pd.read_parquet(folder / "units.parquet")
+    pd.testing.assert_frame_equal(units, evaluation.units, check_dtype=False)
+    table = pd.read_csv(folder / "table.csv")
+    assert list(table.columns) == list(evaluation.table.columns)
+    numbers = list(table.columns[table.columns.get_loc("value") :])
+    np.testing.assert_allclose(table[numbers], evaluation.table[numbers], rtol=1e-5)
+    texts = [column for column in table if column not in numbers]
+    assert table[texts].fillna("").to_numpy().tolist() == evaluation.table[texts].to_numpy().tolist()
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["id"] == evaluation.record["id"] and record["notes"] == []
+
+
+def test_a_full_disk_leaves_what_was_there(evaluation: Evaluation, tmp_path: Path) -> None:
+    for name in TABLES:
+        (tmp_path / name).write_text("of an earlier evaluation")
+    with files_up_to(4096), pytest.raises(UserError):
+        write_evaluation(evaluation, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == TABLES
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"of an earlier evaluation"}
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    evaluation: Evaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files_up_to(4096), pytest.raises(SystemExit), one_line_errors():
+        write_evaluation(evaluation, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "too large" in lines[0].lower()
+    assert str(tmp_path) in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that may not be written to: by the owner's permission or, for root, who may all, as another user."""
+    parent = Path(tempfile.mkdtemp())  # pytest's own temporary folders are closed to other users
+    folder = parent / "ood"
+    folder.mkdir()
+    parent.chmod(0o755)
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(parent)
+
+
+def test_a_read_only_folder_is_named_and_left_empty(
+    evaluation: Evaluation, read_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        write_evaluation(evaluation, read_only)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and str(read_only) in lines[0] and "Permission denied" in lines[0]
+    assert list(read_only.iterdir()) == []
