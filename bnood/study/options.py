@@ -23,7 +23,7 @@ SHARED = tuple(
     f"data.{key}" for key in ("in_distribution", "ood", "split_seed", "validation", "image_size", "train_count")
 )
 # Keys of a study that may change from one call to the next.
-FREE = ("runs", "executor", "wandb", "networks", "sets.root", "sets.download", "evaluation.workers")
+FREE = ("runs", "executor", "wandb", "networks", "demo", "sets.root", "sets.download", "evaluation.workers")
 OF_TRAINED = ("norms", "seeds", "overrides", "equal_accuracy")
 OF_MODELS = ("weights", "image_size", "mean", "std", "head")
 
