@@ -213,7 +213,7 @@ def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_s
 
 
 def summary_numbers(table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> dict[str, float]:
-    """At most :data:`MOST_NUMBERS` figures of an evaluation under running and target statistics, the most general first.
+    """At most :data:`MOST_NUMBERS` figures under running and target statistics, the most general first.
 
     ID accuracy; the mean over the primary sets of AUROC and FPR95 of MSP and energy; then AUROC, then FPR95 of each
     set. Keys are ``<set>/<statistics>/<detector>/<metric>``.

@@ -186,7 +186,9 @@ def test_checkpoint_is_the_training_runs_artifact_copied_once_and_survives_a_cha
     copy = Path(entry.local_path)
     assert copy.read_bytes() == b"weights of epoch 3"
     assert copy.is_relative_to(training.folder.parent)  # in the run's folder, not in the home folder
-    copies = [path for path in folder.parent.rglob("*") if path.is_file() and path.read_bytes() == b"weights of epoch 3"]
+    copies = [
+        path for path in folder.parent.rglob("*") if path.is_file() and path.read_bytes() == b"weights of epoch 3"
+    ]
     assert copies == [copy]  # the checkpoint itself has changed since
     assert "WANDB_DATA_DIR" not in os.environ
 

@@ -5,6 +5,7 @@ that they give the same results bit for bit. A job that fails ends with one line
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -162,8 +163,8 @@ def _start_ray(options: ExecutorOptions) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
     if not ray.is_initialized():  # RAY_ADDRESS names a cluster that runs already
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": options.workers * options.threads_per_worker}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **own)
+        cores = None if os.environ.get("RAY_ADDRESS") else options.workers * options.threads_per_worker
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     register_ray()
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,17 +89,21 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
             for seed in entry.seeds
             for partner in entry.partners
         ]
-    for what, keys in (("name", [s.name for s in specs]), ("network and seed", [(s.network, s.seed) for s in specs])):
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            shown = twice[0] if isinstance(twice[0], str) else f"{twice[0][0]}, seed {twice[0][1]}"
-            raise UserError(f"networks: two have the {what} {shown}: give them different names, seeds or families")
+    for spec in specs:
+        if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
+            raise UserError(
+                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network and "
+                "seed: give them different names, seeds or families"
+            )
     return specs
 
 
 def _spec_of_run(entry: NetworkOptions) -> RunSpec:
     folder = Path(str(entry.run))
     if not (folder / CHECKPOINT).is_file():
-        raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it")
+        raise UserError(
+            f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it"
+        )
     config = read_yaml(folder / "config.yaml")
     try:
         norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
@@ -252,12 +255,14 @@ def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
 
 
-def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:
+def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
     """Raise :class:`UserError` if a run folder was trained otherwise than the study would train it."""
     file = folder / "config.yaml"
     if not file.exists():
         if (folder / CHECKPOINT).exists():
-            raise UserError(f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away")
+            raise UserError(
+                f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away"
+            )
         return
     found, wanted = (dict(dotted(config)) for config in (read_yaml(file), expected))
     for key, value in wanted.items():

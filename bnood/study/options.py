@@ -156,7 +156,9 @@ class ExecutorOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
         if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
-            raise UserError(f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray")
+            raise UserError(
+                f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray"
+            )
 
 
 @dataclass

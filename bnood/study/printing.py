@@ -12,7 +12,9 @@ from bnood.study.verdict import Judged, Verdict
 WIDTH, MOST_LINES = 100, 15
 TARGET = "recalibrated:target"
 NAMES = {"bn": "BatchNorm", "ln": "LayerNorm", "gn": "GroupNorm"}
-AUROC = {name: Quantity(name, "auroc", f"AUROC of {shown}", "%") for name, shown in (("msp", "MSP"), ("energy", "energy"))}
+AUROC = {
+    name: Quantity(name, "auroc", f"AUROC of {shown}", "%") for name, shown in (("msp", "MSP"), ("energy", "energy"))
+}
 # Fractions are printed in per cent, their differences in points.
 SCALES = {"AUROC": (100.0, 1), "probability": (100.0, 1), "share of images": (100.0, 1)}
 # The demo's questions: question, quantity, factor, decimals, unit of the change.

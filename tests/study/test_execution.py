@@ -75,7 +75,9 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"):
+    with pytest.raises(
+        UserError, match=r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
+    ):
         run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2), print)
 
 

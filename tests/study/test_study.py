@@ -132,7 +132,9 @@ def test_given_networks_are_evaluated_and_never_written_into(tmp_path: Path) -> 
 def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),"
+    code = (
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),"
+    )
     code += " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
     (tmp_path / "other_project.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -279,7 +281,10 @@ def test_layer_forms_of_the_places_the_cuts_and_all_layers() -> None:
         ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
         ({"claim": {"primary_sets": ["svhn"]}}, "svhn is not among the OOD sets (marks, grounds)"),
         ({"executor": {"workers": 0}}, "executor.workers is 0"),
-        ({"executor": {"gpus_per_job": 0.5}}, "executor.gpus_per_job is 0.5; expected a positive number, and backend ray"),
+        (
+            {"executor": {"gpus_per_job": 0.5}},
+            "executor.gpus_per_job is 0.5; expected a positive number, and backend ray",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
