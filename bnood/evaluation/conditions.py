@@ -108,6 +108,10 @@ class Condition:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
         raise NotImplementedError
 
+    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
+        """What ID images are normalised with that are compared with no OOD set; None where that is no question."""
+        return None
+
     def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within it the model normalises each batch; for statistics that depend on the batch."""
         raise NotImplementedError
@@ -205,6 +209,12 @@ class Recalibrated(Condition):
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
 
+    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
+        if self.source != "target" or id_split not in splits.sizes:
+            return None
+        count = splits.count(id_split)
+        return Estimate(((id_split, min(count, ONE_BATCH) if self.form else count),), form=self.form)
+
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         if self.source in ("id", "augmented"):
             own = Estimate(((REFERENCE, splits.count(REFERENCE)),), self.source == "augmented")
@@ -238,6 +248,10 @@ class Path(Condition):
 
     def paired(self, splits: Splits) -> bool:
         return splits.matched
+
+    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
+        own = Recalibrated("", source="target").alone(splits, id_split)
+        return None if own is None else Estimate(own.parts, share=self.share)
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         ours, theirs = Recalibrated("", source="target").estimates(splits, id_split, ood_split)

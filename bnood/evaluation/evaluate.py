@@ -165,7 +165,7 @@ def _running_alone(
 
 
 class _Job(NamedTuple):
-    """A comparison under fixed statistics."""
+    """A comparison under fixed statistics, or ID images alone (``ood_name`` "")."""
 
     condition: Condition
     pair: Pair
@@ -220,13 +220,20 @@ class _Engine:
             for pair in self.sets.pairs_of(condition):
                 ours, theirs = condition.estimates(self.splits, pair.id_split, pair.ood_split)
                 blocks[ours].append(_Job(condition, pair, ours, theirs))
+            # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
+            known = {pair.id_name: pair.id_split for pair in self.sets.pairs if pair.comparison == "ood" and pair.id_name}
+            for name, split in known.items() if condition.paired(self.splits) else ():
+                own = condition.alone(self.splits, split)
+                if own is not None and any(pair.id_name == name for pair in self.sets.pairs_of(condition)):
+                    blocks[own].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
         self.fitted_under_running = self._fitted_to(Estimate())
         at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
         for some in _chunks(list(blocks), at_once):
             self._blocks({ours: blocks[ours] for ours in some})
 
     def _blocks(self, blocks: Mapping[Estimate, list[_Job]]) -> None:
-        fitted = {ours: self._fitted_to(ours) for ours in blocks}
+        compared = [ours for ours, jobs in blocks.items() if any(job.pair.ood_name for job in jobs)]
+        fitted = {ours: self._fitted_to(ours) if ours in compared else {} for ours in blocks}
         # Which detectors score each set under each of its statistics.
         wanted: dict[str, dict[Estimate, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
         for ours, jobs in blocks.items():
@@ -249,8 +256,8 @@ class _Engine:
         for jobs in blocks.values():
             for job in jobs:
                 known = scored.get((job.pair.id_name, job.ours, job.ours))
-                other = scored[job.pair.ood_name, job.theirs, job.ours]
-                self._rows(job.condition, job.pair, job.ours, job.theirs, [known], [other])
+                other = [scored[job.pair.ood_name, job.theirs, job.ours]] if job.pair.ood_name else []
+                self._rows(job.condition, job.pair, job.ours, job.theirs, [known], other)
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""

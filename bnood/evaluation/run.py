@@ -101,7 +101,7 @@ def evaluate_run(
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
         written = write_evaluation(found, folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
-        tracking.log_evaluation(tracked, found.table, found.scores, sorted((written / "figures").glob("*.png")))
+        tracking.log_evaluation(tracked, written, found.table)
     finally:
         if (sync := tracking.finish(tracked)) and say is not None:
             say(sync)

@@ -10,10 +10,10 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 INK, GRID = "#1b1b1b", "#d9d9d9"  # in the page replaced by the colours of its light or dark mode
 ID_COLOUR = "#7f7f7f"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#9467BD")
-MARKERS = "osD^vPX*"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -76,7 +75,6 @@ class Picture:
         panels: in reading order.
         columns: panels per row of the PNG.
         legend: label and colour of what the panels share.
-        numbers: what is drawn, as a table for the page.
     """
 
     name: str
@@ -84,7 +82,6 @@ class Picture:
     panels: Sequence[Panel]
     columns: int = 2
     legend: Sequence[tuple[str, str]] = ()
-    numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def svgs(self) -> list[str]:
         """Each panel as an `<svg>` element that takes its ink from the page."""
@@ -130,9 +127,8 @@ def _svg(panel: Panel, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)  # ids are unique in the whole page
-    text = re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', f'width="{panel.width * 96:.0f}" aria-hidden="true"', text, count=1
-    )
+    size = f'width="{panel.width * 96:.0f}" aria-hidden="true"'
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', size, text, count=1)
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
 
 
@@ -143,64 +139,66 @@ def wrapped(label: str, letters: int = 18) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """Values along the rows of :func:`dots` or the places of :func:`lines`; NaN where there is none."""
+    """Values along the rows of :func:`dots` or the places of :func:`lines`, NaN where there is none."""
 
-    label: str
     colour: str
     values: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    faint: bool = False
-    marker: str = "o"
 
 
 def dots(
     axes: Axes,
     rows: Sequence[str],
     series: Sequence[Series],
-    x_label: str,
+    x_label: str = "",
     line: float | None = None,
     spread: float = 0.28,
 ) -> None:
     """One row per name, from the top, with a mark and its interval for each series, `spread` to both sides."""
     reach = min(spread, 0.09 * (len(series) - 1))
-    shifts = np.linspace(-reach, reach, len(series))
-    for shift, one in zip(shifts, series, strict=True):
+    for shift, one in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
         places = np.arange(len(rows)) + shift
         if len(one.low):
-            axes.hlines(places, one.low, one.high, color=one.colour, linewidth=1.3)
-        axes.plot(one.values, places, one.marker, color=one.colour, markersize=4.5, alpha=0.5 if one.faint else 1)
+            axes.hlines(places, one.low, one.high, color=one.colour, linewidth=1.5)
+        axes.plot(one.values, places, "o", color=one.colour, markersize=4.5, alpha=0.8)
     if line is not None:
         axes.axvline(line, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [wrapped(name) for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(x_label)
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="y", visible=False)
 
 
 def lines(
-    axes: Axes, places: Sequence[float], series: Sequence[Series], labels: tuple[str, str], names: Sequence[str] = ()
-) -> None:
-    """Lines with marks over numbers, or over `names` at these numbers; `labels` are those of both axes."""
+    axes: Axes, places: Sequence[float], series: Sequence[Series], x_label: str, names: Sequence[str] = (),
+    references: Mapping[str, float] | None = None, log: bool = False,
+) -> None:  # fmt: skip
+    """Lines with marks over numbers, or over `names` at these numbers; `references` are named horizontal lines."""
     for one in series:
-        axes.plot(
-            places, one.values, color=one.colour, marker="" if one.faint else one.marker, markersize=4,
-            linewidth=0.8 if one.faint else 1.8, alpha=0.5 if one.faint else 1,
-        )  # fmt: skip
-        if len(one.low):
-            axes.fill_between(places, one.low, one.high, color=one.colour, alpha=0.15, linewidth=0)
+        axes.plot(places, one.values, color=one.colour, marker="o", markersize=3.5, linewidth=1.6)
+    for style, (name, value) in zip((":", "--"), (references or {}).items(), strict=False):
+        axes.axhline(value, color=INK, linewidth=0.9, linestyle=style)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     if names:
-        axes.set_xticks(places, [wrapped(name, 10) for name in names])
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
+        axes.set_xticks(places, names)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x_label)
 
 
 def profile(
-    axes: Axes, mean: np.ndarray, std: np.ndarray, colour: str, floor: float | None = None, line: str = ""
+    axes: Axes,
+    places: Sequence[float],
+    mean: pd.Series,
+    std: pd.Series,
+    colour: str,
+    line: str = "",
+    floor: float | None = None,
 ) -> None:
-    """The mean of each unit with a band of one standard deviation, not below `floor`; `line` is the mean's colour."""
-    places = np.arange(len(mean))
-    low = mean - std if floor is None else np.maximum(mean - std, floor)
+    """A mean with a band of one standard deviation, not below `floor`; `line` is the mean's colour."""
+    low = (mean - std).clip(lower=floor)
     axes.fill_between(places, low, mean + std, color=colour, alpha=0.25, linewidth=0)
     axes.plot(places, mean, color=line or colour, linewidth=1.2)
 
@@ -216,8 +214,8 @@ def heat(
     """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
-    colours = colours.with_extremes(bad="#E4E4E4")
+    ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
+    colours = ramp.with_extremes(bad="#E4E4E4")
     axes.pcolormesh(
         np.ma.masked_invalid(shades), cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5
     )

@@ -1,14 +1,14 @@
-"""The pictures of an evaluation, from its tables: ReAct's picture, detectors × statistics, and the sweeps.
+"""The pictures of an evaluation, from its tables: ReAct's picture, detectors by statistics, and the sweeps.
 
 Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. Tables are
-those of the evaluation (columns in :mod:`bnood.evaluation.tables`); of several networks they are first averaged by
+those of the evaluation (columns in :mod:`bnood.evaluation.tables`); several seeds are first averaged by
 :func:`over_networks`. AUROC, FPR95 and accuracy are drawn in per cent, their differences in points.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,53 +16,79 @@ import numpy as np
 import pandas as pd
 
 from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, Series, dots, heat, lines, profile
-from bnood.report.names import PLAIN_METRICS, display
+from bnood.report.names import MINUS, display, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TARGET = "recalibrated:target"
-MAIN = re.compile(r"running|batch:\d+(@[\d.]+)?|recalibrated:(id|augmented|target|mixture@[\d.]+)")
-FORM = re.compile(r"recalibrated:target/(only|first|last):(\d+)")
-BATCH = re.compile(r"batch:(\d+)(?:@([\d.]+))?")
-FORMS = {"only": "this layer alone", "first": "the first layers", "last": "the last layers"}
+MAIN = r"running|batch:\d+(?:@[\d.]+)?|recalibrated:(?:id|augmented|target|mixture@[\d.]+)"
+FORM = r"^recalibrated:target/(only|first|last):(\d+)$"
+BATCH = r"^batch:(\d+)(?:@([\d.]+))?$"
+FORMS = {"only": "target in one layer", "first": "in the first layers", "last": "in the last layers"}
 SHADE_LIMIT = 15.0  # points at which a heat map's colour is full
 KEYS = ["statistics", "dataset", "role", "companion", "comparison", "detector", "metric"]
-NUMBERS = ["value", "low", "high", "difference", "difference_low", "difference_high"]
+ENDS = ["value", "low", "high"]
+SWEPT = (  # what sweeps show: title, metric, detector
+    ("AUROC of energy, per cent", "auroc", "energy"),
+    ("Mean MSP on OOD images, per cent", "mean", "msp"),
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
+)
+CONFIDENCE = (
+    ("Mean MSP, per cent", "mean", "msp"),
+    ("Images with MSP > 0.9, per cent", "share_above_0.9", "msp"),
+    ("Mean energy", "mean", "energy"),
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
+)
+DETECTION = (
+    *((f"AUROC of {name}, per cent", "auroc", detector) for detector, name in (("msp", "MSP"), ("energy", "energy"))),
+    *((f"FPR95 of {name}, per cent", "fpr95", detector) for detector, name in (("msp", "MSP"), ("energy", "energy"))),
+    ("Accuracy on ID images, per cent", "accuracy", ""),
+)
+
+
+def run_pictures(table: pd.DataFrame, units: pd.DataFrame, layers: pd.DataFrame) -> list[Picture]:
+    """All pictures that the tables of one network, or the mean of several seeds, have the rows for."""
+    found = [
+        units_picture(units),
+        detector_picture(table),
+        dots_picture(table, "detection", DETECTION),
+        dots_picture(table, "confidence", CONFIDENCE),
+        batch_picture(table),
+        layer_forms_picture(table),
+        layer_distances_picture(layers),
+        tradeoff_picture(table),
+    ]
+    return [picture for picture in found if picture is not None]
 
 
 def over_networks(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean over the networks of a table; intervals are those of one network, so that several have none."""
-    if len(table.drop_duplicates(["run", "network", "seed"])) < 2:
+    """The mean over the seeds of a table, without intervals, which are those of one network; one seed as it is."""
+    if table["run"].nunique() < 2:
         return table
-    mean = table.groupby(KEYS, sort=False, dropna=False)[NUMBERS].mean().reset_index()
-    return mean.assign(low=np.nan, high=np.nan, difference_low=np.nan, difference_high=np.nan)
+    mean = table.groupby(KEYS, sort=False, dropna=False)[["value", "difference"]].mean().reset_index()
+    return mean.assign(low=np.nan, high=np.nan)
 
 
-def rows(table: pd.DataFrame, metric: str, detector: str = "", role: str = "ood") -> pd.DataFrame:
-    """The rows of one quantity: of OOD sets against the clean ID set, or of the clean ID set itself."""
-    shifted = set(table.loc[(table["role"] == "ood") & (table["comparison"] == "ood"), "companion"]) - {""}
+def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> pd.DataFrame:
+    """The rows of one quantity, of the OOD sets against the clean ID set or of that set itself.
+
+    ID images that share batches or statistics with OOD images have a row for each OOD set; the first is taken.
+    """
     found = table[(table["metric"] == metric) & (table["detector"] == detector) & (table["role"] == role)]
     if role == "ood":
         return found[found["comparison"].isin(["ood", ""]) & (found["companion"] == "")]
-    # ID images have one row per OOD set where both shared statistics or batches; the picture shows their mean.
-    found = found[~found["dataset"].isin(shifted)]
-    several = found.groupby("statistics")["companion"].transform("nunique") > 1
-    found = found.assign(low=found["low"].where(~several), high=found["high"].where(~several))
-    return found.groupby(["statistics", "dataset"], sort=False)[NUMBERS].mean().reset_index()
+    shifts = set(table.loc[table["role"] == "ood", "companion"]) - {""}
+    keys = [key for key in ("network", "seed", "statistics", "dataset") if key in found]
+    return found[~found["dataset"].isin(shifts)].drop_duplicates(keys)
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
     """The kinds of statistics that pictures compare: no sweeps over layers, paths or priors, one size of batch."""
-    names = [name for name in table["statistics"].unique() if MAIN.fullmatch(name)]
-    sizes = [int(found[1]) for name in names if (found := BATCH.fullmatch(name))]
-    size = 128 if 128 in sizes else max(sizes, default=0)
-    return [name for name in names if not (found := BATCH.fullmatch(name)) or int(found[1]) == size]
-
-
-def ood_sets(table: pd.DataFrame) -> list[str]:
-    """OOD sets in the table's order."""
-    return list(table.loc[(table["role"] == "ood") & table["comparison"].isin(["ood", ""]), "dataset"].unique())
+    names = [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
+    sizes = {name: int(found[1]) for name in names if (found := re.fullmatch(BATCH, name))}
+    size = 128 if 128 in sizes.values() else max(sizes.values(), default=0)
+    return [name for name in names if sizes.get(name, size) == size]
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -70,21 +96,26 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-def scale(metric: str, detector: str) -> float:
-    """What values are multiplied with: 100 for fractions."""
-    return 1.0 if metric in PLAIN_METRICS or (metric == "mean" and detector in PLAIN_METRICS) else 100.0
+def legend_of(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Display names and colours of image sets, the ID set in grey."""
+    return [("ID", ID_COLOUR), *((display(name), colour) for name, colour in colours(names).items())]
 
 
-def units_picture(units: pd.DataFrame, name: str = "units", network: str = "") -> Picture | None:
+def listed(names: Iterable[str]) -> str:
+    """Display names with commas between them."""
+    return ", ".join(map(display, names))
+
+
+def units_picture(units: pd.DataFrame) -> Picture | None:
     """ReAct's picture: mean and standard deviation of each penultimate unit, units sorted by their ID mean."""
     if units.empty:
         return None
     kinds = [kind for kind in ("running", TARGET) if (units["statistics"] == kind).any()]
     units = units[units["statistics"].isin(kinds)]
-    id_rows, names = units[units["role"] == "id"], list(units.loc[units["role"] == "ood", "dataset"].unique())
-    order = id_rows[id_rows["statistics"] == "running"].groupby("unit")["mean"].mean().sort_values().index
-    top = float((units["mean"] + units["std"]).max()) * 1.03
-    floor = 0.0 if (units["mean"] >= 0).all() else None
+    names = list(units.loc[units["role"] == "ood", "dataset"].unique())
+    known = units[(units["role"] == "id") & (units["statistics"] == "running")]
+    order = known.groupby("unit")["mean"].mean().sort_values().index
+    top, floor = float((units["mean"] + units["std"]).max()) * 1.03, 0.0 if (units["mean"] >= 0).all() else None
 
     def draw(axes: Axes, kind: str, dataset: str) -> None:
         here = units[units["statistics"] == kind]
@@ -94,303 +125,155 @@ def units_picture(units: pd.DataFrame, name: str = "units", network: str = "") -
         other = here[here["dataset"] == dataset]
         for part, colour, line in ((other, colours(names)[dataset], ""), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
-            profile(axes, found["mean"].to_numpy(), found["std"].to_numpy(), colour, floor, line)
+            profile(axes, range(len(order)), found["mean"], found["std"], colour, line, floor)
         axes.set_ylim(floor, top)
         axes.set_xlabel("unit, sorted by its mean on ID images")
         axes.set_ylabel("activation")
 
     panels = [
-        Panel(f"{display(dataset)}, {display(kind)} statistics", partial(draw, kind=kind, dataset=dataset))
-        for dataset in names
-        for kind in kinds
+        Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n in names for k in kinds
     ]
-    figures = units.groupby(["dataset", "statistics"], sort=False)["mean"].agg(["mean", "std", "max"]).reset_index()
-    return Picture(
-        name,
-        f"Line plots of the activation of each penultimate unit{network}, mean with a band of one standard deviation, "
-        f"ID images in grey, in colour {', '.join(map(display, names))}; under "
-        f"{' and '.join(f'{display(kind)} statistics' for kind in kinds)}.",
-        panels, len(kinds), [("ID", ID_COLOUR), *((display(key), value) for key, value in colours(names).items())],
-        shown(figures, {"mean": "mean over units", "std": "spread over units", "max": "largest unit mean"}),
-    )  # fmt: skip
+    alt = (
+        f"Mean activation of each penultimate unit, ID in grey, in colour {listed(names)}; statistics: {listed(kinds)}."
+    )
+    return Picture("units", alt, panels, len(kinds), legend_of(names))
 
 
 def detector_picture(table: pd.DataFrame) -> Picture | None:
     """AUROC of every detector under every kind of statistics: mean of the OOD sets, then each of them."""
-    auroc = table[(table["metric"] == "auroc") & table["statistics"].isin(main_statistics(table))]
-    placebo = auroc[auroc["comparison"] == "placebo"]
-    auroc = auroc[(auroc["role"] == "ood") & auroc["comparison"].isin(["ood", ""]) & (auroc["companion"] == "")]
+    kinds = main_statistics(table)
+    auroc = table[(table["metric"] == "auroc") & (table["companion"] == "") & table["statistics"].isin(kinds)]
+    placebo, auroc = (auroc[auroc["comparison"] == name] for name in ("placebo", "ood"))
     if auroc.empty:
         return None
-    names, kinds = list(auroc["detector"].unique()), main_statistics(auroc)
+    names, sets = list(auroc["detector"].unique()), list(auroc["dataset"].unique())
     cue = placebo[(placebo["low"] > 0.5) | (placebo["high"] < 0.5)]
-    marked = set(zip(cue["detector"], cue["statistics"], strict=True))
+    marked = set(zip(cue["dataset"], cue["detector"], cue["statistics"], strict=True))
 
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
+    def draw(axes: Axes, own: list[str]) -> None:
+        part = auroc[auroc["dataset"].isin(own)].groupby(["detector", "statistics"])[["value", "difference"]].mean()
         value, difference = (
-            100 * part.groupby(["detector", "statistics"])[column].mean().unstack().reindex(names, axis=0).reindex(kinds, axis=1)
-            for column in ("value", "difference")
-        )  # fmt: skip
-        texts = [
-            [
-                _cell(value.loc[name, kind], difference.loc[name, kind], kind, (name, kind) in marked)
-                for kind in kinds
-            ]
-            for name in names
-        ]  # fmt: skip
-        heat(
-            axes,
-            [display(name) for name in names],
-            [display(k) for k in kinds],
-            difference.to_numpy(float),
-            texts,
-            SHADE_LIMIT,
+            100 * part[column].unstack().reindex(index=names, columns=kinds) for column in ("value", "difference")
         )
+        texts: list[list[str]] = []
+        for name in names:
+            texts.append([])
+            for kind in kinds:
+                star = "*" if any((dataset, name, kind) in marked for dataset in own) else ""
+                text = f"{value.loc[name, kind]:.1f}{star}" if np.isfinite(value.loc[name, kind]) else "n/a"
+                if kind != "running" and np.isfinite(difference.loc[name, kind]):
+                    text += f"\n({difference.loc[name, kind]:+.1f})".replace("-", MINUS)
+                texts[-1].append(text)
+        heat(axes, list(map(display, names)), list(map(display, kinds)), difference.to_numpy(float), texts, SHADE_LIMIT)
 
     size = (1.5 + 0.8 * len(kinds), 0.6 + 0.42 * len(names))
-    sets = list(auroc["dataset"].unique())
-    parts = [("Mean of the OOD sets", auroc)] if len(sets) > 1 else []
-    parts += [(display(dataset), auroc[auroc["dataset"] == dataset]) for dataset in sets]
-    counts = placebo.groupby(["detector", "statistics"])["value"].mean().mul(100).round(1).rename("placebo AUROC")
-    numbers = auroc.groupby(["detector", "statistics"], sort=False)["value"].mean().mul(100).round(1).rename("AUROC")
-    numbers = numbers.to_frame().join(counts).reset_index() if len(counts) else numbers.reset_index()
-    return Picture(
-        "detectors",
-        f"Heat maps of AUROC in per cent, detectors by statistics, with the difference to running statistics in "
-        f"points: {', '.join(title for title, _ in parts)}.",
-        [Panel(title, partial(draw, part=part), *size) for title, part in parts], 1, (), shown(numbers, {}),
-    )  # fmt: skip
+    panels = [Panel("Mean of the OOD sets", partial(draw, own=sets), *size)] if len(sets) > 1 else []
+    panels += [Panel(display(dataset), partial(draw, own=[dataset]), *size) for dataset in sets]
+    alt = f"Heat maps of AUROC in per cent and its difference to running statistics in points: {listed(sets)}."
+    return Picture("detectors", alt, panels, 1)
 
 
-def _cell(value: float, difference: float, statistics: str, marked: bool) -> str:
-    if not np.isfinite(value):
-        return "n/a"
-    text = f"{value:.1f}{'*' if marked else ''}"
-    if statistics == "running" or not np.isfinite(difference):
-        return text
-    return f"{text}\n({difference:+.1f})".replace("-", "−")
-
-
-def _dots_picture(
-    table: pd.DataFrame, name: str, alt: str, quantities: Sequence[tuple[str, str, str]], with_id: bool
-) -> Picture | None:
-    """A panel of dots per (title, metric, detector): rows are statistics, colours are image sets."""
-    kinds, sets = main_statistics(table), ood_sets(table)
-    panels, numbers = [], []
+def dots_picture(table: pd.DataFrame, name: str, quantities: Sequence[tuple[str, str, str]]) -> Picture | None:
+    """A panel of dots per quantity: rows are statistics, colours are image sets."""
+    kinds, panels = main_statistics(table), []
+    sets = list(table.loc[table["role"] == "ood", "dataset"].unique())
     for title, metric, detector in quantities:
-        found = [] if metric == "accuracy" else [(one, rows(table, metric, detector)) for one in sets]
-        series = [(display(one), colours(sets)[one], part[part["dataset"] == one]) for one, part in found]
-        if with_id or metric == "accuracy":
-            series.insert(0, ("ID", ID_COLOUR, rows(table, metric, detector, "id")))
-        factor = scale(metric, detector)
-        drawn = []
-        for label, colour, part in series:
-            if part.empty:
-                continue
-            ends = factor * part.set_index("statistics")[["value", "low", "high"]].reindex(kinds)
-            numbers.append(ends.assign(quantity=title, set=label).reset_index())
-            known = ends["low"].notna().any()
-            drawn.append(
-                Series(label, colour, ends["value"], ends["low"] if known else (), ends["high"] if known else ())
-            )
-        if drawn:
-            x_label = title.split(" of ")[0] + (", per cent" if factor == 100 else "")
-            draw = partial(dots, rows=[display(kind) for kind in kinds], series=drawn, x_label=x_label)
-            panels.append(Panel(title, draw, 3.4, 0.9 + 0.42 * len(kinds)))
-    if not panels:
-        return None
-    legend = [("ID", ID_COLOUR), *((display(key), value) for key, value in colours(sets).items())]
-    return Picture(name, f"{alt}: {', '.join(map(display, sets))}.", panels, 2, legend, shown(pd.concat(numbers), {}))
-
-
-def detection_picture(table: pd.DataFrame) -> Picture | None:
-    """AUROC and FPR95 of MSP and energy, and ID accuracy, under each kind of statistics."""
-    scores = [name for name in ("msp", "energy") if (table["detector"] == name).any()]
-    quantities = [(f"{display(m)} of {display(s)}", m, s) for m in ("auroc", "fpr95") for s in scores]
-    return _dots_picture(
-        table, "detection", "Dot plots of AUROC, FPR95 and ID accuracy under each kind of statistics",
-        [*quantities, ("Accuracy of ID images", "accuracy", "")], with_id=False,
-    )  # fmt: skip
-
-
-def confidence_picture(table: pd.DataFrame) -> Picture | None:
-    """Mean MSP, its share above 0.9 and mean energy, of ID and OOD images."""
-    quantities = [
-        ("Mean MSP", "mean", "msp"),
-        ("Images with MSP above 0.9", "share_above_0.9", "msp"),
-        ("Mean energy", "mean", "energy"),
-        ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
-    ]
-    alt = "Dot plots of confidence under each kind of statistics, ID images in grey, in colour"
-    return _dots_picture(table, "confidence", alt, quantities, with_id=True)
-
-
-SWEPT = (
-    ("AUROC of energy, per cent", "auroc", "energy"),
-    ("Mean MSP on OOD images, per cent", "mean", "msp"),
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
-)
+        found = pd.concat([rows(table, metric, detector, role) for role in ("id", "ood")])
+        series = []
+        for dataset, part in found.groupby("dataset", sort=False):
+            ends = scale(metric, detector) * part.set_index("statistics")[ENDS].reindex(kinds)
+            series.append(Series(colours(sets).get(str(dataset), ID_COLOUR), *(ends[column] for column in ENDS)))
+        if series:
+            draw = partial(dots, rows=list(map(display, kinds)), series=series)
+            panels.append(Panel(title, draw, height=0.6 + 0.4 * len(kinds)))
+    titles = ", ".join(panel.title for panel in panels)
+    alt = f"Dot plots under each kind of statistics, ID and {listed(sets)}: {titles}."
+    return Picture(name, alt, panels, 2, legend_of(sets)) if panels else None
 
 
 def layer_forms_picture(table: pd.DataFrame) -> Picture | None:
-    """Target statistics in only one layer, in the first K and in the last K; mean of the OOD sets."""
-    forms = table["statistics"].str.extract(FORM)
-    if forms[0].isna().all():
-        return None
-    table = table.assign(form=forms[0], count=pd.to_numeric(forms[1]))
-    places = np.sort(table["count"].dropna().unique())
-    colour = dict(zip(FORMS, COLOURS, strict=False))
-    panels, numbers = [], []
+    """Target statistics in only one layer, in the first K and in the last K."""
+    found = table["statistics"].str.extract(FORM).dropna().drop_duplicates()
+    places = sorted(found[1].astype(int).unique())
+    swept = {
+        FORMS[form]: [f"{TARGET}/{form}:{place}" for place in places] for form in FORMS if (found[0] == form).any()
+    }
+    return _sweep(table, "layer_forms", swept, places, "layer, or number of layers", references=("running", TARGET))
+
+
+def batch_picture(table: pd.DataFrame) -> Picture | None:
+    """Batch statistics over OOD fractions, one line per batch size."""
+    found = table["statistics"].str.extract(BATCH).dropna(subset=0).drop_duplicates()
+    fractions = sorted(found[1].fillna("").unique(), key=lambda text: float(text or 0))
+    names = [f"{100 * float(text):.0f}\u00a0% OOD" if text else "pure" for text in fractions]
+    swept = {
+        f"batch of {size}": [f"batch:{size}@{text}" if text else f"batch:{size}" for text in fractions]
+        for size in sorted(found[0].unique(), key=int)
+    }
+    return _sweep(table, "batches", swept, range(len(names)), "", names) if len(found) > 1 else None
+
+
+def _sweep(
+    table: pd.DataFrame,
+    name: str,
+    swept: dict[str, list[str]],
+    places: Sequence[float],
+    x_label: str,
+    names: Sequence[str] = (),
+    references: Sequence[str] = (),
+) -> Picture | None:
+    """Lines over `places` through the kinds of statistics in `swept`; means over the OOD sets."""
+    panels, legend = [], list(zip(swept, COLOURS, strict=False))
     for title, metric, detector in SWEPT:
-        found = rows(table, metric, detector)
-        mean = scale(metric, detector) * found.groupby(["form", "count"])["value"].mean()
-        ends = scale(metric, detector) * found.groupby("statistics")["value"].mean()
-        if mean.empty:
-            continue
-        series = [
-            Series(FORMS[form], colour[form], mean[form].reindex(places).to_numpy())
-            for form in FORMS
-            if form in mean.index.get_level_values(0)
-        ]
-        numbers.append(mean.rename("value").reset_index().assign(quantity=title))
-        references = [ends[kind] for kind in ("running", TARGET) if kind in ends]
-        panels.append(Panel(title, partial(_with_references, series, places, references)))
-    legend = [(FORMS[form], colour[form]) for form in FORMS if form in set(table["form"])]
-    alt = f"Line plots over the layers: {', '.join(title for title, *_ in SWEPT)}, with target statistics in "
-    alt += f"{', '.join(label for label, _ in legend)}; dotted lines are running and target statistics in all layers."
-    return Picture("layer_forms", alt, panels, 3, legend, shown(pd.concat(numbers), {})) if panels else None
-
-
-def _with_references(series: list[Series], places: np.ndarray, references: list[float], axes: Axes) -> None:
-    lines(axes, places.tolist(), series, ("layer, or number of layers", ""))
-    for value, style, label in zip(references, (":", "--"), ("running", "target"), strict=False):
-        axes.axhline(value, color=ID_COLOUR, linewidth=1, linestyle=style)
-        axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        mean = scale(metric, detector) * rows(table, metric, detector).groupby("statistics")["value"].mean()
+        series = [Series(colour, mean.reindex(swept[label])) for label, colour in legend]
+        known = {display(kind): mean[kind] for kind in references if kind in mean}
+        draw = partial(lines, places=places, series=series, x_label=x_label, names=names, references=known)
+        panels += [Panel(title, draw)] if len(mean) else []
+    alt = f"Line plots, mean of the OOD sets: {', '.join(panel.title for panel in panels)}; {', '.join(swept)}."
+    return Picture(name, alt, panels, 3, legend) if swept and panels else None
 
 
 def layer_distances_picture(layers: pd.DataFrame) -> Picture | None:
     """How far each layer's statistics on a set are from the running ones."""
-    if layers.empty or "symmetric_kl" not in layers:
+    if layers.empty:
         return None
-    found = layers.groupby(["dataset", "role", "position"], sort=False)["symmetric_kl"].mean().reset_index()
-    names = list(found.loc[found["role"] == "ood", "dataset"].unique())
-    colour = colours(names) | dict.fromkeys(found.loc[found["role"] == "id", "dataset"], ID_COLOUR)
-    places = np.sort(found["position"].unique())
+    names = list(layers.loc[layers["role"] == "ood", "dataset"].unique())
+    places = sorted(layers["position"].unique())
     series = [
-        Series(display(name), colour[name], part.set_index("position")["symmetric_kl"].reindex(places).to_numpy())
-        for name, part in found.groupby("dataset", sort=False)
-    ]
-
-    def draw(axes: Axes) -> None:
-        lines(axes, places.tolist(), series, ("BatchNorm layer, from the input", "symmetric KL divergence"))
-        axes.set_yscale("log")
-
-    legend = [(one.label, one.colour) for one in series]
-    alt = f"Line plot of the distance of each BatchNorm layer's statistics from the running ones: {', '.join(n for n, _ in legend)}."
-    return Picture(
-        "layer_distances", alt, [Panel("Distance from running statistics", draw)], 1, legend, shown(found, {})
-    )
-
-
-def batch_picture(table: pd.DataFrame) -> Picture | None:
-    """Batch statistics over OOD fractions, or over batch sizes where several were evaluated."""
-    found = table["statistics"].str.extract(BATCH)
-    table = table.assign(size=pd.to_numeric(found[0]), fraction=pd.to_numeric(found[1]).fillna(0.0))
-    table = table[table["size"].notna()]
-    if len(table[["size", "fraction"]].drop_duplicates()) < 2:
-        return None
-    sizes, fractions = np.sort(table["size"].unique()), np.sort(table["fraction"].unique())
-    names = [f"{100 * fraction:.0f} % OOD" if fraction else "pure" for fraction in fractions]
-    panels, numbers = [], []
-    for title, metric, detector in SWEPT:
-        values = (
-            scale(metric, detector)
-            * rows(table, metric, detector).groupby(["size", "fraction"])["value"].mean().unstack()
+        Series(
+            colours(names).get(str(name), ID_COLOUR), part.groupby("position")["symmetric_kl"].mean().reindex(places)
         )
-        if values.empty:
-            continue
-        numbers.append(values.stack().rename("value").reset_index().assign(quantity=title))
-        if len(sizes) > 1:
-            series = [
-                Series(n, COLOURS[i], values[f].reindex(sizes).to_numpy())
-                for i, (n, f) in enumerate(zip(names, fractions, strict=True))
-            ]
-            draw: Callable[[Axes], None] = partial(
-                lines,
-                places=range(len(sizes)),
-                series=series,
-                labels=("images in a batch", ""),
-                names=[f"{size:g}" for size in sizes],
-            )
-        else:
-            own = [Series("", COLOURS[1], values.loc[sizes[0]].reindex(fractions).to_numpy())]
-            draw = partial(lines, places=range(len(fractions)), series=own, labels=("batch", ""), names=names)
-        panels.append(Panel(title, draw))
-    if not panels:
-        return None
-    legend = [(name, COLOURS[i]) for i, name in enumerate(names)] if len(sizes) > 1 else []
-    alt = f"Line plots of {', '.join(title for title, *_ in SWEPT)} under batch statistics, over the batch's size and OOD fraction."
-    return Picture("batches", alt, panels, 3, legend, shown(pd.concat(numbers), {}))
+        for name, part in layers.groupby("dataset", sort=False)
+    ]
+    draw = partial(lines, places=places, series=series, x_label="BatchNorm layer, from the input", log=True)
+    alt = f"Line plot of the distance of each layer's statistics from the running ones: ID and {listed(names)}."
+    return Picture("layer_distances", alt, [Panel("Symmetric KL divergence", draw)], 1, legend_of(names))
 
 
 def tradeoff_picture(table: pd.DataFrame) -> Picture | None:
     """Accuracy on shifted ID images against AUROC of OOD images, from running to target statistics."""
-    detection = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["companion"] != "")]
-    detection = detection[(detection["role"] == "ood") & detection["comparison"].isin(["ood", ""])]
+    auroc = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["comparison"] == "ood")]
     accuracy = table[(table["metric"] == "accuracy") & (table["role"] == "id")]
-    shifts = [name for name in detection["companion"].unique() if (accuracy["dataset"] == name).any()]
-    if not shifts:
-        return None
-    names = list(detection["dataset"].unique())
-    pairs = detection.merge(
+    pairs = auroc[auroc["companion"] != ""].merge(
         accuracy[["statistics", "dataset", "value"]], left_on=["statistics", "companion"],
         right_on=["statistics", "dataset"], suffixes=("", "_accuracy"),
     )  # fmt: skip
-    pairs = pairs.groupby(["companion", "dataset", "statistics"], sort=False)[["value_accuracy", "value"]].mean() * 100
+    if pairs.empty:
+        return None
+    names, shifts = list(pairs["dataset"].unique()), list(pairs["companion"].unique())
 
     def draw(axes: Axes, shift: str) -> None:
-        for name in names:
-            ends = pairs.loc[shift, name] if (shift, name) in pairs.index.droplevel(2) else pairs.iloc[:0]
-            kept = [kind for kind in ("running", TARGET) if kind in ends.index]
-            axes.plot(
-                ends.loc[kept, "value_accuracy"], ends.loc[kept, "value"], color=colours(names)[name], linewidth=1.2
-            )
-            for kind, face in zip(kept, ("none", colours(names)[name]), strict=False):
-                axes.plot(*ends.loc[kind], "o", color=colours(names)[name], markerfacecolor=face, markersize=6)
+        for name, part in pairs[pairs["companion"] == shift].groupby("dataset", sort=False):
+            ends = 100 * part.set_index("statistics")[["value_accuracy", "value"]].reindex(["running", TARGET])
+            colour = colours(names)[str(name)]
+            axes.plot(*ends.T.to_numpy(), color=colour, linewidth=1.2)
+            for end, face in zip(ends.to_numpy(), ("none", colour), strict=True):
+                axes.plot(*end, "o", color=colour, markerfacecolor=face, markersize=6)
         axes.set_xlabel("accuracy on shifted ID images, per cent")
         axes.set_ylabel("AUROC of energy, per cent")
         axes.margins(0.12)
 
-    alt = f"Scatter plots of accuracy against AUROC, from running (open) to target statistics (filled): {', '.join(map(display, shifts))}."
-    legend = [(display(key), value) for key, value in colours(names).items()]
-    numbers = pairs.round(1).rename(columns={"value_accuracy": "accuracy", "value": "AUROC"}).reset_index()
-    return Picture(
-        "tradeoff", alt, [Panel(display(s), partial(draw, shift=s)) for s in shifts], 2, legend,
-        shown(numbers, {"companion": "shift"}),
-    )  # fmt: skip
-
-
-def shown(numbers: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
-    """A table for readers: display names, three digits that matter."""
-    numbers = numbers.rename(columns=titles)
-    for column in numbers:
-        if column in ("statistics", "dataset", "detector", "shift"):
-            numbers[column] = numbers[column].map(display)
-        elif pd.api.types.is_float_dtype(numbers[column]):
-            numbers[column] = numbers[column].map(lambda value: f"{value:.3g}" if np.isfinite(value) else "")
-    return numbers
-
-
-def run_pictures(table: pd.DataFrame, units: pd.DataFrame, layers: pd.DataFrame) -> list[Picture]:
-    """All pictures that the tables of one network, or the mean of several, have the rows for."""
-    found = [
-        units_picture(units),
-        detector_picture(table),
-        detection_picture(table),
-        confidence_picture(table),
-        batch_picture(table),
-        layer_forms_picture(table),
-        layer_distances_picture(layers),
-        tradeoff_picture(table),
-    ]
-    return [picture for picture in found if picture is not None]
+    alt = f"AUROC against accuracy on shifted ID images, running (open) and target (filled): {listed(shifts)}."
+    panels = [Panel(display(shift), partial(draw, shift=shift)) for shift in shifts]
+    return Picture("tradeoff", alt, panels, 2, legend_of(names)[1:])

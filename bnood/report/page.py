@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def write_page(
     commands: Sequence[str],
     others: Sequence[tuple[str, Sequence[Picture]]] = (),
     record: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
     **content: Any,
 ) -> list[Path]:
     """Write `report.html` and `figures/*.png` into `folder`.
@@ -32,12 +33,14 @@ def write_page(
         commands: what to type to get the page again.
         others: further pictures, folded away, under the network that they show.
         record: versions, commit and machine.
-        **content: what else the template shows: tables as rows of text with their ``..._columns``, notes, config.
+        config: the complete configuration.
+        **content: what else the template shows: tables as rows of text with their ``..._columns``, notes.
 
     Returns:
         The files that were written, the page first.
     """
     import jinja2
+    import yaml
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bnood.report", ""),
@@ -54,7 +57,8 @@ def write_page(
         pictures=[_rendered(picture) for picture in pictures],
         others=[(network, [_rendered(picture) for picture in found]) for network, found in others],
         commands=commands,
-        record=list(_flat(record or {})),
+        record=yaml.safe_dump(_plain(record or {}), sort_keys=False),
+        config=yaml.safe_dump(_plain(config), sort_keys=False) if config else "",
         **content,
     )
     page.write_text(text, encoding="utf-8")
@@ -73,16 +77,13 @@ def _rendered(picture: Picture) -> dict[str, Any]:
         "legend": picture.legend,
         "panels": panels,
         "pairs": picture.columns == 2,
-        "numbers": picture.numbers.astype(str).to_numpy().tolist(),
-        "columns": list(picture.numbers.columns),
     }
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """What a page can list of a record: names and plain values, nested ones under joined names."""
-    for key, value in record.items():
-        name = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
-        elif isinstance(value, str | int | float) and value != "":
-            yield name, str(value)
+def _plain(value: Any) -> Any:
+    """As YAML can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)

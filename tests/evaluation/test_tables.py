@@ -1,8 +1,9 @@
 """The tables: every value computed again by scikit-learn and NumPy from the rows of the per-image table alone."""
 
-import dataclasses
 import gc
 import weakref
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,58 +11,42 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-from small_evaluation import small_classifier, small_images
+from small_evaluation import Cell, Recorded, recorded, small_network, small_set, small_sets
 
 from bnood.errors import UserError
 from bnood.evaluation.bootstrap import interval, set_counts
-from bnood.evaluation.conditions import Cell, ConditionOptions, Conditions, Images
-from bnood.evaluation.mitigations import Fitted, Mitigations
-from bnood.evaluation.tables import COLUMNS, DRAWS_COLUMNS, Results, ScoredCell, Tables
+from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Tables
+from bnood.networks.outputs import Outputs
 
-OPTIONS = ConditionOptions(batch_sizes=(16,), shares=(0.25,), shuffles=2, calibration_images=64, forward_batch=64)
 RESAMPLES, SEED = 40, 5
-CONDITION = ["statistics", "composition", "batch_size"]
+OPTIONS: dict[str, Any] = {
+    "statistics": ("running", "batch:16", "batch:16@0.25", "recalibrated"),
+    "detectors": ("msp", "energy", "max_logit"),
+    "shuffles": 2,
+    "calibration_images": 64,
+    "forward_batch": 64,
+    "resamples": RESAMPLES,
+    "seed": SEED,
+}
 
 
-@dataclasses.dataclass
-class Made:
-    images: Images
-    cells: list[Cell]
-    tables: Tables
-    results: Results
-
-    @property
-    def metrics(self) -> pd.DataFrame:
-        return self.results.table
-
-
-def make(
-    images: Images,
-    cells: list[Cell],
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-    mitigations: Mitigations | None = None,
-) -> Made:
-    sets = [images.id_set, *(scored for _, scored in images.ood.values())]
-    tables = Tables(sets, resamples, seed, mitigations)
-    for cell in cells:
-        tables.add(cell)
-    return Made(images, cells, tables, tables.results("a-run", "bn", 7))
+def make(sets: dict[str, Any] | None = None, **changes: Any) -> Recorded:
+    return recorded(small_network(name="a-run", seed=7), sets or small_sets(), **{**OPTIONS, **changes})
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
-    images = small_images()
-    return make(images, list(Conditions(small_classifier(), images, OPTIONS).cells()))
+def made() -> Recorded:
+    return make()
 
 
-def pairs(made: Made, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """The ID and OOD rows that a detection row compares, one pair per shuffle, by the rules of the files."""
-    scores = made.tables.scores()
-    same = scores[(scores[CONDITION] == row[CONDITION]).all(axis=1)]
-    companion = row["dataset"] if row["composition"].startswith("mixed") else ""
+    scores = made.found.scores
+    same = scores[scores["statistics"] == row["statistics"]]
     ood = same[same["dataset"] == row["dataset"]]
-    known = same[(same["role"] == "id") & (same["companion"] == companion)]
+    known = same[same["role"] == "id"]
+    beside = known["companion"] == row["dataset"]
+    known = known[beside if beside.any() else known["companion"] == ""]
     return [(known[known["shuffle"] == s], ood[ood["shuffle"] == s]) for s in sorted(ood["shuffle"].unique())]
 
 
@@ -84,24 +69,33 @@ def by_sklearn(metric: str, inside: np.ndarray, outside: np.ndarray) -> float:
 DETECTION = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
 
 
-def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Made) -> None:
-    rows = made.metrics[made.metrics["metric"].isin(DETECTION)]
-    # running, pure, mixed, recalibrated:id, :target and :mixture, on two sets, three scores and five metrics each
+def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Recorded) -> None:
+    rows = made.found.table[made.found.table["metric"].isin(DETECTION)]
+    # running, pure, mixed, recalibrated:id, :target and :mixture, on two sets, three detectors and five metrics each
     assert len(rows) == 6 * 2 * 3 * 5
-    assert set(rows["role"]) == {"ood"}
+    assert set(rows["role"]) == {"ood"} and set(rows["comparison"]) == {"ood"}
     for _, row in rows.iterrows():
         joined = pairs(made, row)
-        assert len(joined) == (2 if row["statistics"] == "batch" else 1)
-        values = [by_sklearn(row["metric"], known[row["score"]], ood[row["score"]]) for known, ood in joined]
+        assert len(joined) == (2 if row["statistics"].startswith("batch") else 1)
+        values = [by_sklearn(row["metric"], known[row["detector"]], ood[row["detector"]]) for known, ood in joined]
         assert row["value"] == pytest.approx(np.mean(values), abs=1e-12)
-        assert (row["n"], row["n_id"]) == (len(joined[0][1]), len(joined[0][0]))
+        assert (row["n_ood"], row["n_id"]) == (len(joined[0][1]), len(joined[0][0]))
 
 
-def test_figures_of_a_set_are_numpys_on_its_logits(made: Made) -> None:
-    keys = [*CONDITION, "companion", "dataset", "role"]
-    for key, rows in made.metrics[~made.metrics["metric"].isin(DETECTION)].groupby(keys, sort=False):
-        cells = [cell for cell in made.cells if tuple(getattr(cell, name) for name in keys) == key]
-        assert cells and (rows["n"] == len(cells[0].index)).all()
+def cells_of(made: Recorded, *key: str) -> list[Cell]:
+    """By statistics, companion, dataset and role."""
+    where = [(c.where.statistics, c.where.companion, c.where.dataset, c.where.role) for c in made.cells]
+    return [cell for cell, own in zip(made.cells, where, strict=True) if own == key]
+
+
+def test_figures_of_a_set_are_numpys_on_its_logits(made: Recorded) -> None:
+    keys = ["statistics", "companion", "dataset", "role"]
+    alone = made.found.table[~made.found.table["metric"].isin(DETECTION)]
+    assert alone.groupby(keys).ngroups == 3 + 3 + 4 + 3 + (3 + 2) + 4
+    for key, rows in alone.groupby(keys, sort=False):
+        cells = cells_of(made, *key)
+        assert cells and (rows["n_id"] + rows["n_ood"] == len(cells[0].index)).all()
+        assert (rows["n_ood"] == 0).all() == (key[3] == "id")
         expected: dict[tuple[str, str], list[float]] = {}
         for cell in cells:
             logits = cell.logits.numpy().astype(np.float64)
@@ -112,8 +106,8 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Made) -> None:
                 ("max_logit", "mean"): logits.max(axis=1).mean(),
                 ("msp", "share_above_0.9"): (msp > 0.9).mean(),
             }
-            if cell.role == "id":
-                labels = made.images.id_set.labels[cell.index]
+            if cell.where.role == "id":
+                labels = made.scored["known"].labels[cell.index]
                 right = logits.argmax(axis=1) == labels
                 found["", "accuracy"] = right.mean()
                 found["", "nll"] = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
@@ -123,60 +117,80 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Made) -> None:
                 )
             for name, value in found.items():
                 expected.setdefault(name, []).append(value)
-        actual = {(row["score"], row["metric"]): row["value"] for _, row in rows.iterrows()}
-        activations = {name for score, name in actual if score == "penultimate"}
-        of_ood = {"class_mix_max_ratio"} if (rows["role"] == "ood").all() else set()
-        assert activations == {"unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99"} | of_ood
-        assert {name for name in actual if name[0] != "penultimate"} == expected.keys()
+        actual = {(row["detector"], row["metric"]): row["value"] for _, row in rows.iterrows()}
+        activations = {name for detector, name in actual if detector == "units"}
+        of_ood = {"class_mix_effective_n", "class_mix_max_ratio"} if (rows["role"] == "ood").all() else set()
+        assert activations - of_ood == {"unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99"}
+        assert ("class_mix_effective_n" in activations) == bool(of_ood)
+        assert {name for name in actual if name[0] != "units"} == expected.keys()
         for name, values in expected.items():
             assert actual[name] == pytest.approx(np.mean(values), rel=1e-9), (key, name)
 
 
-def test_activations_are_relative_to_the_id_set_under_running_statistics(made: Made) -> None:
+def test_activations_are_relative_to_the_id_set_under_running_statistics(made: Recorded) -> None:
     reference = made.cells[0].features.numpy().astype(np.float64)
     p99 = np.percentile(made.cells[0].features.numpy(), 99, axis=0)
-    rows = made.metrics[made.metrics["score"] == "penultimate"]
+    rows = made.found.table[made.found.table["detector"] == "units"]
     own = rows[(rows["statistics"] == "running") & (rows["role"] == "id")].set_index("metric")
     for ratio in ("unit_mean_spread_ratio", "unit_mean_max_ratio"):
         assert (own.loc[ratio, ["value", "low", "high"]] == 1).all()
     assert own.loc["share_above_id_p99", "value"] == pytest.approx(1 / 70)  # of 70 images, the highest alone
+    of_id = made.cells[0].logits.argmax(1).numpy()
     for statistics in ("running", "recalibrated:target"):
-        features = next(c for c in made.cells if c.statistics == statistics and c.dataset == "far").features.numpy()
+        (cell,) = cells_of(made, statistics, "", "far", "ood")
+        features = cell.features.numpy()
         values = rows[(rows["statistics"] == statistics) & (rows["dataset"] == "far")].set_index("metric")["value"]
         means = features.mean(axis=0, dtype=np.float64)
         assert values["unit_mean_max_ratio"] == pytest.approx(means.max() / reference.mean(axis=0).max())
         spread = means.std(ddof=1) / reference.mean(axis=0).std(ddof=1)
         assert values["unit_mean_spread_ratio"] == pytest.approx(spread)
         assert values["share_above_id_p99"] == pytest.approx((features > p99).mean())
-        sorted_into = next(c for c in made.cells if c.statistics == statistics and c.dataset == "far").logits.argmax(1)
-        of_id = made.cells[0].logits.argmax(1).numpy()
-        mix = [(np.mean(sorted_into.numpy() == label), reference[of_id == label]) for label in set(of_id)]
-        expected = sum(share * own.mean(axis=0) for share, own in mix) / sum(share for share, _ in mix)
-        assert values["class_mix_max_ratio"] == pytest.approx(expected.max() / reference.mean(axis=0).max(), rel=1e-5)
+        # Kish: images of a class weigh alike, so that the mix of classes is the OOD set's.
+        sorted_into = cell.logits.argmax(1).numpy()
+        weights = np.array([(sorted_into == label).mean() / (of_id == label).sum() for label in of_id])
+        assert values["class_mix_effective_n"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
 
 
-def test_the_table_per_unit_is_numpys_on_the_first_shuffle(made: Made) -> None:
-    units = made.tables.units()
-    keys = [*CONDITION, "companion", "dataset", "role"]
+def test_the_class_mix_control_is_the_largest_unit_mean_of_weighted_id_images() -> None:
+    made = make({**small_sets(), "id_set": small_set("known", 400, 1)}, statistics=("running",))
+    rows = made.found.table[made.found.table["dataset"] == "far"].set_index("metric")
+    assert rows.loc["class_mix_effective_n", "value"] > 50
+    reference, of_id = made.cells[0].features.numpy().astype(np.float64), made.cells[0].logits.argmax(1).numpy()
+    (cell,) = cells_of(made, "running", "", "far", "ood")
+    sorted_into = cell.logits.argmax(1).numpy()
+    mix = [(np.mean(sorted_into == label), reference[of_id == label].mean(axis=0)) for label in set(of_id)]
+    expected = sum(share * means for share, means in mix) / sum(share for share, _ in mix)
+    ratio = expected.max() / reference.mean(axis=0).max()
+    assert rows.loc["class_mix_max_ratio", "value"] == pytest.approx(ratio, rel=1e-5)
+
+
+def test_a_class_mix_of_too_few_images_is_not_available() -> None:
+    """30 ID images have an effective number of 30 at most, whatever the mix."""
+    table = make(small_sets(30), statistics=("running",)).found.table
+    assert "class_mix_effective_n" in set(table["metric"]) and "class_mix_max_ratio" not in set(table["metric"])
+
+
+def test_the_table_per_unit_is_numpys_on_the_first_shuffle(made: Recorded) -> None:
+    units = made.found.units
+    keys = ["statistics", "companion", "dataset", "role"]
     assert list(units.columns) == [*keys, "unit", "mean", "std", "max", "share_above_id_p99"]
     first = [cell for cell in made.cells if cell.shuffle == 0]
     assert len(units) == 32 * len(first)
-    for (key, rows), cell in zip(units.groupby(keys, sort=False), first, strict=True):
-        assert key == tuple(getattr(cell, name) for name in keys)
-        features = cell.features.numpy().astype(np.float64)
+    for key, rows in units.groupby(keys, sort=False):
+        features = cells_of(made, *key)[0].features.numpy().astype(np.float64)
         assert rows["unit"].tolist() == list(range(32))
         np.testing.assert_allclose(rows["mean"], features.mean(axis=0))
         np.testing.assert_allclose(rows["std"], features.std(axis=0, ddof=1))
         np.testing.assert_allclose(rows["max"], features.max(axis=0))
 
 
-@pytest.mark.parametrize(("statistics", "composition"), [("running", ""), ("batch", "pure"), ("batch", "mixed 0.25")])
-def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Made, statistics: str, composition: str) -> None:
+@pytest.mark.parametrize("statistics", ["running", "batch:16", "batch:16@0.25"])
+def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, statistics: str) -> None:
     """A set is resampled by its name and the seed, the same for all conditions and shuffles."""
     of_id = set_counts("known", 70, RESAMPLES, SEED)[1:]
     of_far = set_counts("far", 50, RESAMPLES, SEED)[1:]
-    rows = made.metrics[(made.metrics["statistics"] == statistics) & (made.metrics["composition"] == composition)]
-    rows = rows[rows["dataset"] == "far"].set_index(["score", "metric"])
+    rows = made.found.table[made.found.table["statistics"] == statistics]
+    rows = rows[rows["dataset"] == "far"].set_index(["detector", "metric"])
     for metric in ("auroc", "fpr95"):
         row = rows.loc["energy", metric]
         joined = pairs(made, row)
@@ -199,177 +213,188 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Made, stat
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 
-def test_intervals_hold_their_values_and_follow_from_the_seed(made: Made) -> None:
-    many = make(made.images, made.cells, resamples=1000)
-    plain = many.metrics[
-        ~many.metrics["metric"].isin(["ece", "unit_mean_spread_ratio", "unit_mean_max_ratio", "class_mix_max_ratio"])
-    ]
-    # The resampled ECE and the largest and the spread of means are biased upwards; all others scatter about the value.
+def test_intervals_hold_their_values_and_follow_from_the_seed(made: Recorded) -> None:
+    many = make(resamples=1000, statistics=("running", "recalibrated:id")).found.table
+    biased = ["ece", "unit_mean_spread_ratio", "unit_mean_max_ratio", "class_mix_max_ratio", "class_mix_effective_n"]
+    biased += ["aupr_in", "aupr_out"]  # where the sets are told apart almost perfectly
+    plain = many[~many["metric"].isin(biased)]
+    # Resamples of these are biased; all others scatter about the value.
     assert ((plain["low"] <= plain["value"]) & (plain["value"] <= plain["high"])).all()
     assert (plain["high"] > plain["low"]).mean() > 0.9
-    pd.testing.assert_frame_equal(make(made.images, made.cells).metrics, made.metrics)
-    other = make(made.images, made.cells, seed=SEED + 1).metrics
-    assert (other["value"] == made.metrics["value"]).all()
-    assert (other["low"] != made.metrics["low"]).mean() > 0.5
+    pd.testing.assert_frame_equal(make().found.table, made.found.table)
 
 
-def test_the_metrics_have_their_columns_and_name_the_run(made: Made) -> None:
-    assert tuple(made.metrics.columns) == COLUMNS
-    assert set(made.metrics["run"]) == {"a-run"} and set(made.metrics["norm"]) == {"bn"}
-    assert set(made.metrics["seed"]) == {7}
-    assert not made.metrics.isna().any().any()
-    keys = [name for name in COLUMNS if name not in ("value", "low", "high", "n", "n_id")]
-    assert not made.metrics.duplicated(keys).any()
+def test_the_table_has_its_columns_and_names_the_run(made: Recorded) -> None:
+    table = made.found.table
+    assert tuple(table.columns) == COLUMNS
+    assert set(table["run"]) == {"a-run"} and set(table["norm"]) == {"bn"} and set(table["seed"]) == {7}
+    changes = ["difference", "difference_low", "difference_high"]
+    assert not table.drop(columns=changes).isna().any().any()
+    assert (table[changes].isna().all(axis=1) == (table["statistics"] == "running")).all()
+    keys = ["statistics", "dataset", "role", "companion", "comparison", "detector", "metric"]
+    assert not table.duplicated(keys).any()
+    by_statistics = table.groupby("statistics")[["estimator", "n_calibration"]].agg(set)
+    assert by_statistics.loc["running"].tolist() == [{""}, {0}]
+    assert by_statistics.loc["recalibrated:target"].tolist() == [{"one_pass"}, {64, 50, 32}]
 
 
-def test_the_per_image_table_has_each_image_of_each_cell(made: Made) -> None:
-    scores = made.tables.scores()
+def test_the_per_image_table_has_each_image_of_each_cell(made: Recorded) -> None:
+    scores = made.found.scores
     assert len(scores) == sum(len(cell.index) for cell in made.cells)
-    assert not scores.duplicated([*CONDITION, "shuffle", "companion", "dataset", "index"]).any()
+    assert not scores.duplicated(["statistics", "shuffle", "companion", "dataset", "index"]).any()
     assert (scores.loc[scores["role"] == "ood", "label"] == -1).all()
     known = scores[scores["role"] == "id"]
-    assert (known["label"].to_numpy() == made.images.id_set.labels[known["index"]]).all()
-    predictions = torch.cat([cell.logits for cell in made.cells]).argmax(dim=1)
-    assert scores["prediction"].tolist() == predictions.tolist()
+    assert (known["label"].to_numpy() == made.scored["known"].labels[known["index"]]).all()
+    for key, rows in scores.groupby(["statistics", "companion", "dataset", "role"], sort=False):
+        predictions = torch.cat([cell.logits for cell in cells_of(made, *key)]).argmax(dim=1)
+        assert rows["prediction"].tolist() == predictions.tolist()
     assert (scores[["msp", "energy", "max_logit"]].dtypes == np.float64).all()
 
 
-def test_an_id_set_without_labels_has_no_accuracy(made: Made) -> None:
-    images = dataclasses.replace(made.images, id_set=dataclasses.replace(made.images.id_set, labels=None))
-    found = make(images, made.cells[:3]).metrics
-    assert not found["metric"].isin(["accuracy", "nll", "ece"]).any()
-    assert (found["metric"] == "auroc").sum() == 2 * 3
+def test_an_id_set_without_labels_has_no_accuracy() -> None:
+    sets = small_sets()
+    table = make({**sets, "id_set": replace(sets["id_set"], labels=None)}, statistics=("running",)).found.table
+    assert not table["metric"].isin(["accuracy", "nll", "ece"]).any()
+    assert (table["metric"] == "auroc").sum() == 2 * 3
+
+
+def test_without_an_id_set_there_are_scores_and_no_detection() -> None:
+    made = make({**small_sets(), "id_set": None}, statistics=("running", "batch:16", "recalibrated"))
+    assert set(made.found.scores["dataset"]) == {"far", "near"}
+    assert not made.found.table["metric"].isin([*DETECTION, "accuracy", "unit_mean_max_ratio"]).any()
+    assert set(made.found.table["statistics"]) == {*OPTIONS["statistics"][:2], "recalibrated:id"} | {
+        *("recalibrated:target", "recalibrated:mixture@0.5")
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_logits_name_set_and_condition(made: Made, value: float) -> None:
-    tables = Tables([made.images.id_set, made.images.ood["far"][1]], 10, 0)
-    tables.add(made.cells[0])
-    logits = made.cells[1].logits.clone()
-    logits[3, 2] = value
+def test_broken_logits_name_set_and_condition(value: float) -> None:
+    network = small_network()
+    head = network.model.network.head
+
+    def spoil(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(0, torch.tensor([3]), value) if len(logits) == 50 else logits
+
+    network.probe(torch.from_numpy(small_set("any", 8, 1).images))
+    head.register_forward_hook(spoil)
     with pytest.raises(UserError, match=r"^far under running: .*1 of 50 images.*image 3") as raised:
-        tables.add(dataclasses.replace(made.cells[1], logits=logits))
+        recorded(network, small_sets(), **{**OPTIONS, "statistics": ("running",)})
     assert "\n" not in str(raised.value)
-    pure = next(cell for cell in made.cells if cell.composition == "pure")
-    with pytest.raises(UserError, match=r"^known under batch pure: "):
-        tables.add(dataclasses.replace(pure, logits=torch.full_like(pure.logits, value)))
 
 
 def test_an_ood_set_whose_id_partner_filled_no_batch_has_no_detection_rows() -> None:
-    images = small_images(12, (("far", 20, 20),))
-    options = dataclasses.replace(OPTIONS, statistics=("batch",), shuffles=1)
-    found = make(images, list(Conditions(small_classifier(), images, options).cells())).metrics
-    pure = found[found["composition"] == "pure"]
+    made = make(small_sets(12, (("far", 40),)), statistics=("batch:16", "batch:16@0.25"), shuffles=1)
+    found = made.found.table
+    pure = found[found["statistics"] == "batch:16"]
     assert set(pure["dataset"]) == {"far"}
     assert not pure["metric"].isin(DETECTION).any() and ("mean" in set(pure["metric"]))
-    assert (found.loc[found["composition"] == "mixed 0.25", "metric"] == "auroc").sum() == 3
+    assert (found.loc[found["statistics"] == "batch:16@0.25", "metric"] == "auroc").sum() == 3
 
 
 def test_a_scored_half_of_one_image_is_no_obstacle() -> None:
-    images = small_images(20, (("far", 1, 1),))
-    found = make(images, list(Conditions(small_classifier(), images, OPTIONS).cells())).metrics
-    far = found[(found["dataset"] == "far") & (found["statistics"] == "running")].set_index(["score", "metric"])
-    assert far.loc[("energy", "auroc"), "n"] == 1
+    found = make(small_sets(20, (("far", 2),))).found.table
+    far = found[(found["dataset"] == "far") & (found["statistics"] == "running")].set_index(["detector", "metric"])
+    assert far.loc[("energy", "auroc"), "n_ood"] == 1
     assert not found[["value", "low", "high"]].isna().any().any()
 
 
-def test_features_are_let_go_once_a_cell_is_scored(made: Made) -> None:
+def test_features_are_let_go_once_a_set_is_summed_up(made: Recorded) -> None:
     """Memory must not grow by a set's features with every condition."""
-    assert [field.name for field in dataclasses.fields(ScoredCell)] == ["index", "scores", "figures"]
-    tables = Tables([made.images.id_set, made.images.ood["far"][1]], 10, 0)
-    held = []
-    for cell in made.cells[:2]:
-        copied = dataclasses.replace(cell, logits=cell.logits.clone(), features=cell.features.clone())
-        held += [weakref.ref(copied.features.untyped_storage()), weakref.ref(copied.features), weakref.ref(copied)]
-        tables.add(copied)
-    del copied
+    tables = Tables({"known": made.scored["known"]}, {"known": "id"}, 10, 0)
+    outputs = Outputs(made.cells[0].logits.clone(), made.cells[0].features.clone())
+    held = [weakref.ref(outputs.features.untyped_storage()), weakref.ref(outputs.features), weakref.ref(outputs)]
+    scored = tables.summed_up("known", np.arange(70), outputs)
+    del outputs
     gc.collect()
     assert [reference() for reference in held] == [None] * len(held)
-    for scored in (each for cells in tables._cells.values() for each in cells):
-        assert all(values.ndim == 1 for values in (*scored.scores.values(), *scored.figures.values()))
+    assert all(values.ndim == 1 for values in (*scored.scores.values(), *scored.figures.values()))
 
 
-def test_draws_give_the_intervals_of_the_table(made: Made) -> None:
-    table, draws = made.results.table, made.results.draws
-    assert tuple(draws.columns) == DRAWS_COLUMNS
-    both = [name for name in DRAWS_COLUMNS if name != "draws"]
-    pd.testing.assert_frame_equal(draws[both], table[both])
-    assert {(len(each), each.dtype) for each in draws["draws"]} == {(RESAMPLES, np.dtype(np.float64))}
-    bounds = np.percentile(np.stack(draws["draws"].tolist()), [2.5, 97.5], axis=1)
+def test_replicates_give_the_intervals_of_the_table(made: Recorded) -> None:
+    table, replicates = made.found.table, made.found.replicates
+    assert tuple(replicates.columns) == REPLICATE_COLUMNS
+    both = [name for name in REPLICATE_COLUMNS if name != "replicates"]
+    pd.testing.assert_frame_equal(replicates[both], table[both])
+    assert {(len(each), each.dtype) for each in replicates["replicates"]} == {(RESAMPLES, np.dtype(np.float64))}
+    bounds = np.percentile(np.stack(replicates["replicates"].tolist()), [2.5, 97.5], axis=1)
     np.testing.assert_allclose(table[["low", "high"]].to_numpy().T, bounds, rtol=1e-12)
-    exactly = [interval(each) for each in draws["draws"]]
+    exactly = [interval(each) for each in replicates["replicates"]]
     assert list(zip(table["low"], table["high"], strict=True)) == exactly
 
 
-def test_differences_are_paired_with_the_same_set_under_running(made: Made) -> None:
-    """Computed again from the draws alone: a set's draws minus its own, image by image the same resamples."""
-    draws, found = made.results.draws, made.results.differences
-    keys = ["dataset", "role", "score", "metric"]
-    running = draws[draws["statistics"] == "running"].set_index(keys)
+def test_differences_are_paired_with_the_same_set_under_running(made: Recorded) -> None:
+    """Computed again from the replicates alone: a set's minus its own, image by image the same resamples."""
+    replicates, table = made.found.replicates, made.found.table
+    keys = ["dataset", "role", "detector", "metric"]
+    running = replicates[replicates["statistics"] == "running"].set_index(keys)
     assert not running.index.duplicated().any()
-    others = draws[draws["statistics"] != "running"]
-    assert tuple(found.columns) == COLUMNS and len(found) == len(others) > 200
-    for (_, row), (_, other) in zip(found.iterrows(), others.iterrows(), strict=True):
-        identity = [*CONDITION, "companion", *keys, "n", "n_id"]
-        assert row[identity].tolist() == other[identity].tolist()
-        before = running.loc[tuple(other[keys])]
-        assert row["value"] == other["value"] - before["value"]
-        low, high = np.percentile(other["draws"] - before["draws"], [2.5, 97.5])
-        assert (row["low"], row["high"]) == pytest.approx((low, high), rel=1e-12, abs=1e-15)
-    beside = found[(found["dataset"] == "known") & (found["companion"] == "far")]
-    assert set(beside["statistics"]) == {"batch", "recalibrated:mixture"}
+    others = replicates[replicates["statistics"] != "running"]
+    assert len(others) > 200
+    for index, other in others.iterrows():
+        before, row = running.loc[tuple(other[keys])], table.loc[index]
+        if other["metric"] == "class_mix_max_ratio" and tuple(other[keys]) not in running.index:
+            continue
+        assert row["difference"] == other["value"] - before["value"]
+        low, high = np.percentile(other["replicates"] - before["replicates"], [2.5, 97.5])
+        assert (row["difference_low"], row["difference_high"]) == pytest.approx((low, high), rel=1e-12, abs=1e-15)
+    beside = table[(table["dataset"] == "known") & (table["companion"] == "far")]
+    assert set(beside["statistics"]) == {"batch:16@0.25", "recalibrated:target", "recalibrated:mixture@0.5"}
 
 
-def test_a_difference_of_means_is_the_mean_of_each_images_own_difference(made: Made) -> None:
+def test_a_difference_of_means_is_the_mean_of_each_images_own_difference(made: Recorded) -> None:
     """Of the ID accuracy under recalibrated:id: the bootstrap of each image's own difference is the oracle."""
-    scores = made.tables.scores()
+    scores = made.found.scores
     known = scores[(scores["dataset"] == "known") & (scores["companion"] == "")]
     right = {name: (part["prediction"] == part["label"]).to_numpy(float) for name, part in known.groupby("statistics")}
     change = right["recalibrated:id"] - right["running"]
     assert change.any()
     resampled = set_counts("known", 70, RESAMPLES, SEED)[1:].astype(float) @ change / 70
-    found = made.results.differences.set_index(["statistics", "dataset", "companion", "metric"])
+    found = made.found.table.set_index(["statistics", "dataset", "companion", "metric"])
     row = found.loc["recalibrated:id", "known", "", "accuracy"]
     expected = (change.mean(), *np.percentile(resampled, [2.5, 97.5]))
-    assert (row["value"].item(), row["low"].item(), row["high"].item()) == pytest.approx(expected, abs=1e-12)
+    names = ("difference", "difference_low", "difference_high")
+    assert tuple(row[name].item() for name in names) == pytest.approx(expected, abs=1e-12)
 
 
-def test_draws_do_not_depend_on_the_other_sets_nor_their_order(made: Made) -> None:
-    images = made.images
-    turned = dataclasses.replace(images, ood={name: images.ood[name] for name in ("near", "far")})
-    alone = dataclasses.replace(images, ood={"near": images.ood["near"]})
-    keys = [*CONDITION, "companion", "dataset", "role", "score", "metric"]
-    expected = made.results.draws.set_index(keys)["draws"]
+def test_results_do_not_depend_on_the_other_sets_nor_their_order(made: Recorded) -> None:
+    sets = small_sets()
+    turned = {**sets, "ood_sets": {name: sets["ood_sets"][name] for name in ("near", "far")}}
+    alone = {**sets, "ood_sets": {"near": sets["ood_sets"]["near"]}}
+    keys = ["statistics", "companion", "dataset", "role", "detector", "metric"]
+    expected = made.found.replicates.set_index(keys)["replicates"]
     for other in (turned, alone):
-        cells = [cell for cell in made.cells if cell.dataset in (*other.ood, "known")]
-        found = make(other, cells).results.draws.set_index(keys)["draws"]
+        found = make(other).found.replicates.set_index(keys)["replicates"]
         assert len(found) > 50
-        for key in found[found.index.get_level_values("dataset") == "near"].index:
-            np.testing.assert_array_equal(found[key], expected[key])
+        for key, values in found.items():
+            np.testing.assert_array_equal(values, expected[key])
     assert not np.array_equal(set_counts("near", 40, RESAMPLES, SEED), set_counts("far", 40, RESAMPLES, SEED))
 
 
-def test_mitigations_are_scored_under_running_only(made: Made) -> None:
-    head = small_classifier().network.head
-    weight, bias = (each.detach().double().numpy() for each in (head.weight, head.bias))
-    found = make(made.images, made.cells, mitigations=Mitigations(Fitted(90, 0.3, 4.0, 9), weight, bias))
-    scores = found.tables.scores()
-    running = scores["statistics"] == "running"
-    for cell in made.cells[:3]:
-        rows = scores[running & (scores["dataset"] == cell.dataset)]
-        logits = np.minimum(cell.features.numpy().astype(np.float64), 0.3) @ weight.T + bias
-        np.testing.assert_allclose(rows["react"], logsumexp(logits, axis=1), rtol=1e-12)
-        cooled = softmax(cell.logits.numpy().astype(np.float64) / 4, axis=1).max(axis=1)
-        np.testing.assert_allclose(rows["msp_temperature"], cooled, rtol=1e-12)
-        assert (rows["react"] < rows["energy"]).mean() != 0.5  # clipped somewhere, so that it is another score
-    assert scores.loc[~running, ["react", "msp_temperature"]].isna().all(axis=None)
-    table = found.metrics[found.metrics["score"].isin(["react", "msp_temperature"])]
-    assert set(table["statistics"]) == {"running"}
-    assert (table.groupby(["score", "dataset"]).size() == [6, 1, 6, 6, 1, 6]).all()  # known comes second by name
-    row = table.set_index(["score", "dataset", "metric"]).loc["react", "far", "auroc"]
-    inside, outside = (scores[running & (scores["dataset"] == name)]["react"] for name in ("known", "far"))
-    assert row["value"] == pytest.approx(by_sklearn("auroc", inside.to_numpy(), outside.to_numpy()), abs=1e-12)
-    # All else stays as it is without them.
-    rest = found.metrics[~found.metrics["score"].isin(["react", "msp_temperature"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(rest, made.metrics)
-    assert not found.results.differences["score"].isin(["react", "msp_temperature"]).any()
+def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics() -> None:
+    made = make(placebo=True, statistics=("recalibrated:target", "recalibrated:id", "batch:8"), shuffles=1)
+    table = made.found.table
+    rows = table[table["comparison"] == "placebo"]
+    assert set(rows["statistics"]) == {"recalibrated:target", "batch:8"} and set(rows["metric"]) == set(DETECTION)
+    assert set(rows["dataset"]) == {"far", "near"} and rows["difference"].isna().all()
+    # A0 and A1 are 30 % of the 70 ID images each, B1 and B2 halves of the 28 that are left.
+    assert rows.groupby("statistics")[["n_id", "n_ood"]].agg(set).to_dict("list") == {"n_id": [{8}, {14}], "n_ood": [{8}, {14}]}
+    parts = {name.rpartition("/")[2]: images for name, images in {**made.adaptation, **made.scored}.items() if "placebo" in name}
+    assert [len(parts[name]) for name in ("A0", "A1", "B1", "B2")] == [21, 21, 14, 14]
+    pixels = [image.tobytes() for images in parts.values() for image in images.images]
+    assert len(set(pixels)) == 70
+    from small_evaluation import outputs
+    from test_passes import with_statistics
+
+    prefix = "known/placebo-21/"
+    energies = {}
+    for adapted in ("A0", "A1"):
+        model = with_statistics(made.network.model, made.statistics(((f"{prefix}{adapted}", 21),)))
+        for part in ("B1", "B2"):
+            energies[part, adapted] = outputs(model, parts[part].images)[0].double().logsumexp(dim=1).numpy()
+    values = [
+        by_sklearn("auroc", energies["B1", "A0"], energies["B2", "A1"]),
+        by_sklearn("auroc", energies["B2", "A0"], energies["B1", "A1"]),
+    ]
+    row = rows[(rows["statistics"] == "recalibrated:target") & (rows["metric"] == "auroc")]
+    row = row[(row["detector"] == "energy") & (row["dataset"] == "far")]
+    assert row["value"].item() == pytest.approx(np.mean(values), abs=0.011)  # one pair of equal energies less or more

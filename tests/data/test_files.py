@@ -1,0 +1,334 @@
+"""Archives and folders of image files, good and bad: what is read, and which cause a refusal names."""
+
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import transforms
+
+from bnood.data.files import decode, image_files, open_image
+from bnood.data.image_set import ImageSet, StreamedSet
+from bnood.data.sources import images, load_images
+from bnood.data.splits import halves
+from bnood.errors import UserError
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def save(path: Path, image: np.ndarray | Image.Image, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
+
+
+def tree(root: Path, *files: str) -> Path:
+    """Different images at these paths."""
+    for seed, file in enumerate(files):
+        save(root / file, pixels(32, 32, 3, seed=seed))
+    return root
+
+
+def refused(source: Path, **options) -> str:
+    """The message with which a path is refused."""
+    with pytest.raises(UserError) as caught:
+        images(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+GOOD = pixels(3, 32, 32, 3)
+
+
+# --- .npz archives -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [None, np.int64, np.uint8, np.uint64, ">i4"])
+def test_archive_is_read_with_any_integer_labels(tmp_path: Path, labels) -> None:
+    arrays = {"images": np.asfortranarray(GOOD)}
+    if labels is not None:
+        arrays["labels"] = np.array([5, 0, 3]).astype(labels)
+    np.savez(tmp_path / "mine.npz", **arrays)  # type: ignore[arg-type]
+    loaded = load_images(f"{tmp_path}/mine.npz", "test")
+    assert loaded.name == "mine" and loaded.images.flags.c_contiguous
+    np.testing.assert_array_equal(loaded.images, GOOD)
+    assert (None if loaded.labels is None else loaded.labels.tolist()) == (None if labels is None else [5, 0, 3])
+
+
+BAD_ARRAYS = {
+    "no images": ({"data": GOOD}, "it has no array 'images'; expected 'images' uint8"),
+    "float": ({"images": GOOD / 255}, "images are float64 [3, 32, 32, 3]; expected uint8 [N, H, W, 3]"),
+    "grey": ({"images": GOOD[..., 0]}, "images are uint8 [3, 32, 32]; expected uint8 [N, H, W, 3]"),
+    "empty": ({"images": GOOD[:0]}, "it holds no images; expected at least one"),
+    "size": ({"images": GOOD[:, :28]}, "images are 28 x 32 pixels; expected 32 x 32"),
+    "pickles": ({"images": np.array([None])}, "can't be read (ValueError: Object arrays cannot be loaded"),
+    "few labels": ({"images": GOOD, "labels": np.arange(2)}, "labels are int64 [2]; expected int64 [3]"),
+    "column": ({"images": GOOD, "labels": np.zeros((3, 1), int)}, "labels are int64 [3, 1]; expected int64 [3]"),
+    "one number": ({"images": GOOD, "labels": np.array(3)}, "labels are int64 []; expected int64 [3]"),
+    "NaN": ({"images": GOOD, "labels": np.full(3, np.nan)}, "labels are float64 [3]; expected int64 [3]"),
+    "negative": ({"images": GOOD, "labels": np.arange(-1, 2)}, "a label is -1; expected class indices from 0 up"),
+    "large": ({"images": GOOD, "labels": np.full(3, 2**63, np.uint64)}, "labels reach 9223372036854775808; expected"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_bad_arrays_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
+    found = refused(tmp_path / "bad.npz", image_size=32)
+    assert found.startswith(f"{tmp_path}/bad.npz: ") and message in found
+
+
+@pytest.mark.parametrize("save_archive", [np.savez, np.savez_compressed])
+def test_damaged_archive_is_named(tmp_path: Path, save_archive: Callable) -> None:
+    file = tmp_path / "bad.npz"
+    save_archive(file, images=pixels(50, 32, 32, 3))
+    whole = file.read_bytes()
+    for length in (10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        assert f"{file}: it is cut short or not an .npz archive; expected" in refused(file)
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    assert f"{file}: the archive can't be read (" in refused(file)
+
+
+def test_paths_that_are_no_archive_and_no_folder_say_what_they_are(tmp_path: Path, monkeypatch) -> None:
+    assert f"{tmp_path}/none.npz: there is no such file; expected an .npz" in refused(tmp_path / "none.npz")
+    assert "there is no such file or folder; expected an .npz archive or a folder" in refused(tmp_path / "none")
+    assert "it is a file of another kind; expected" in refused(save(tmp_path / "picture.png", GOOD[0]))
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert "pipe.npz: it is a named pipe; expected an .npz archive" in refused(tmp_path / "pipe.npz")
+    (tmp_path / "set" / "test.npz").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"set/test.npz: it is a folder; expected an .npz archive"):
+        images("set", root=tmp_path)
+    (tmp_path / "link.npz").symlink_to("gone.npz")
+    assert "link.npz: it is a link to gone.npz, which cannot be read (No such file" in refused(tmp_path / "link.npz")
+    (tmp_path / "empty.npz").touch()
+    assert "empty.npz: the file is empty; expected" in refused(tmp_path / "empty.npz")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "empty.npz: it cannot be read (Permission denied); expected" in refused(tmp_path / "empty.npz")
+    assert "picture.png: it cannot be read (Permission denied); expected" in refused(tmp_path / "picture.png")
+
+
+# --- folders: which files ----------------------------------------------------------------------------------------
+
+
+def listed(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in image_files(folder)]
+
+
+def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos.v1", "a/10.png", "a/9.PNG", "b/deep/c/0.bmp", "b/x.png", "c/0.tif")
+    (folder / "a" / "notes.txt").write_text("no image")
+    (folder / "a" / "._10.png").write_text("what a Mac leaves beside an image")
+    loaded = load_images(str(folder), "train")
+    assert loaded.name == "photos.v1" and loaded.folders == ("a", "b", "c") and loaded.labels is not None
+    np.testing.assert_array_equal(loaded.images, [pixels(32, 32, 3, seed=seed) for seed in range(5)])
+    assert loaded.labels.tolist() == [0, 0, 1, 1, 2]
+    streamed = images(folder)
+    assert isinstance(streamed, StreamedSet) and streamed.labels is not None
+    assert streamed.labels.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_class_is_the_top_folder_in_the_layout_of_tiny_imagenet(tmp_path: Path) -> None:
+    tree(tmp_path, "n01/images/0.png", "n02/images/0.png", "n02/images/1.png")
+    labels = images(tmp_path).labels
+    assert labels is not None and labels.tolist() == [0, 1, 1]
+    save(tmp_path / "0.png", GOOD[0])  # one image outside the classes
+    assert images(tmp_path).labels is None
+
+
+LINKS = {
+    "two folders that link to each other": (("a/x.png", "b/y.png"), {"a/to_b": "../b", "b/to_a": "../a"}),
+    "a version and its alias": (("v1/0.png", "v1/1.png"), {"latest": "v1"}),
+    "links to itself and above": (("a/x.png",), {"a/self": ".", "a/up": "..", "a/far_up": "../..", "a/root": "/"}),
+    "a link to a file": (("x.png",), {"copy.png": "x.png"}),
+    "a link in a folder that sorts first": (("b/x.png",), {"a": "b", "0.png": "b/x.png"}),
+    "each of many folders links to all": (
+        tuple(f"{c}/x.png" for c in "abcdefghij"),
+        {f"{c}/to_{d}": f"../{d}" for c in "abcdefghij" for d in "abcdefghij" if c != d},
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "links"), LINKS.values(), ids=LINKS)
+def test_linked_files_are_listed_once_by_their_own_path(
+    tmp_path: Path, files: tuple[str, ...], links: dict[str, str]
+) -> None:
+    tree(tmp_path / "in" / "set", *files)
+    tree(tmp_path, "outside.png")
+    for link, target in links.items():
+        (tmp_path / "in" / "set" / link).symlink_to(target)
+    assert listed(tmp_path / "in" / "set") == list(files)
+
+
+def test_hard_links_and_folders_linked_from_elsewhere_are_listed_once(tmp_path: Path) -> None:
+    tree(tmp_path, "real/0.png", "real/1.png", "set/a/x.png")
+    os.link(tmp_path / "set" / "a" / "x.png", tmp_path / "set" / "a" / "y.png")
+    (tmp_path / "set" / "b").symlink_to("../real")
+    (tmp_path / "set" / "c").symlink_to("../real")
+    assert listed(tmp_path / "set") == ["a/x.png", "b/0.png", "b/1.png"]
+
+
+def test_no_scored_image_is_in_the_adaptation_split_of_a_folder_with_an_alias(tmp_path: Path) -> None:
+    folder = tree(tmp_path, *(f"v1/{number}.png" for number in range(20)))
+    (folder / "latest").symlink_to("v1")
+    loaded = load_images(f"{folder}/", "test")
+    adaptation, scoring = ({image.tobytes() for image in loaded.images[half]} for half in halves(len(loaded), 0))
+    assert len(adaptation) == len(scoring) == 10 and not adaptation & scoring
+
+
+def test_copies_count_as_images_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, GOOD[0])
+    assert len(images(tmp_path)) == 2
+
+
+def test_what_is_no_file_but_has_an_images_name_is_refused_without_opening_it(tmp_path: Path) -> None:
+    for kind, make in {
+        "a named pipe": lambda file: os.mkfifo(file),
+        "a device or a socket": lambda file: socket.socket(socket.AF_UNIX).bind(str(file)),
+        "a link to gone.png, which cannot be read (No such": lambda file: file.symlink_to("gone.png"),
+        "a device or a socket;": lambda file: file.symlink_to("/dev/zero"),
+    }.items():
+        file = tmp_path / "f.png"
+        make(file)
+        assert f"{file}: it is {kind}" in refused(tmp_path)
+        file.unlink()
+
+
+def test_folder_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    assert f"{tmp_path}/empty: there are no images in it or below it; expected" in refused(tmp_path / "empty")
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "empty: the folder can't be read (Permission denied)" in refused(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"gone: there is no such folder; expected a folder of images"):
+        image_files(tmp_path / "gone")
+
+
+# --- folders: what is in a file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(50, 71), (71, 50), (33, 32), (32, 32), (20, 9), (64, 64)])
+def test_resize_is_torchvisions(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = Image.fromarray(pixels(*shape, 3))
+    file = save(tmp_path / "image.png", image)
+    expected = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32)])(image)
+    np.testing.assert_array_equal(decode([file], 32)[0], np.asarray(expected))
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    colour, grey = Image.fromarray(pixels(32, 32, 3)), pixels(32, 32)
+    alpha = np.where(np.arange(32) < 16, 0, 255)[None, :].repeat(32, 0).astype(np.uint8)
+    palette = colour.quantize(16)
+    opaque, clear = np.asarray(palette.convert("RGB")), (np.asarray(palette) == 3)[..., None]
+    cases: list[tuple[Path, str, np.ndarray]] = [
+        (save(tmp_path / "l.png", grey), "L", np.stack([grey] * 3, -1)),
+        (save(tmp_path / "1.png", Image.fromarray(grey > 99)), "1", np.stack([(grey > 99) * 255] * 3, -1)),
+        (
+            save(tmp_path / "rgba.png", np.dstack([np.asarray(colour), alpha])),
+            "RGBA",
+            np.where(alpha[..., None] > 0, np.asarray(colour), 0),
+        ),
+        (save(tmp_path / "la.png", np.dstack([grey, alpha])), "LA", np.stack([np.where(alpha, grey, 0)] * 3, -1)),
+        (save(tmp_path / "p.png", palette), "P", opaque),
+        (save(tmp_path / "p_clear.png", palette, transparency=3), "P", np.where(clear, 0, opaque)),
+        (
+            save(tmp_path / "cmyk.tif", Image.fromarray(np.full((32, 32, 4), (0, 255, 255, 0), np.uint8), "CMYK")),
+            "CMYK",
+            np.full((32, 32, 3), (255, 0, 0)),
+        ),
+    ]
+    for file, mode, expected in cases:
+        assert Image.open(file).mode == mode
+        np.testing.assert_array_equal(np.asarray(open_image(file)), expected, err_msg=file.name)
+
+
+def deep_png(path: Path, colour_type: int, channels: int) -> None:
+    """A 16-bit PNG, written by hand: Pillow writes only grey ones."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + np.full((8, channels), 4000, ">u2").tobytes() for _ in range(8))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def deep_tiff(path: Path) -> None:
+    """A 16-bit RGB TIFF, written by hand."""
+    values = np.full((8, 8, 3), 4000, "<u2").tobytes()
+    tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
+    tags += [(277, 3, 1, 3), (278, 4, 1, 8), (279, 4, 1, len(values)), (284, 3, 1, 1)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 16, 16, 16) + values)
+
+
+DEEP: dict[str, tuple[str, int, Callable[[Path], object]]] = {
+    "PNG grey": ("x.png", 16, lambda file: deep_png(file, 0, 1)),
+    "PNG RGB": ("x.png", 16, lambda file: deep_png(file, 2, 3)),
+    "PNG grey and alpha": ("x.png", 16, lambda file: deep_png(file, 4, 2)),
+    "PNG RGBA": ("x.png", 16, lambda file: deep_png(file, 6, 4)),
+    "TIFF RGB": ("x.tif", 16, deep_tiff),
+    "TIFF grey": ("x.tif", 16, lambda file: save(file, np.zeros((8, 8), np.uint16))),
+    "TIFF float": ("x.tif", 32, lambda file: save(file, np.zeros((8, 8), np.float32))),
+    "PPM": ("x.ppm", 16, lambda file: file.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))),
+    "plain PPM": ("x.ppm", 12, lambda file: file.write_bytes(b"P3 1 1 4095\n1 2 3\n")),
+    "PGM": ("x.pgm", 16, lambda file: file.write_bytes(b"P5 8 8 65535\n" + bytes(8 * 8 * 2))),
+}
+
+
+@pytest.mark.parametrize(("name", "bits", "write"), DEEP.values(), ids=DEEP)
+def test_files_of_more_than_8_bits_are_refused_whatever_their_mode(tmp_path: Path, name: str, bits: int, write) -> None:
+    save(tmp_path / "good.png", GOOD[0])
+    write(tmp_path / name)
+    with pytest.raises(UserError) as caught:
+        load_images(f"{tmp_path}/", "test")
+    assert f"{tmp_path / name}: the image has {bits} bits per channel; expected 8" in str(caught.value)
+
+
+def test_8_bit_colour_of_every_format_is_taken(tmp_path: Path) -> None:
+    for suffix in ("bmp", "gif", "jpg", "png", "ppm", "tif", "webp"):
+        assert open_image(save(tmp_path / f"x.{suffix}", GOOD[0])).size == (32, 32)
+
+
+def test_image_beyond_the_limit_of_pixels_is_not_called_corrupt(tmp_path: Path, monkeypatch) -> None:
+    file = save(tmp_path / "large.png", np.zeros((40, 50), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
+    with pytest.raises(
+        UserError, match=r"large.png: the image has more pixels than the limit of 1800; expected a smaller"
+    ):
+        open_image(file)
+    monkeypatch.undo()
+    narrow = save(tmp_path / "narrow.png", np.zeros((1, 1001), np.uint8))
+    with pytest.raises(UserError, match=r"narrow.png: the image has 1001 x 1 pixels; expected sides up to 1000:1"):
+        open_image(narrow)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
+def test_damaged_image_says_whether_it_is_empty_cut_short_or_no_image(tmp_path: Path, suffix: str) -> None:
+    file = save(tmp_path / f"b.{suffix}", pixels(64, 64, 3))
+    whole = file.read_bytes()
+    for content, message in (
+        (b"", "it is empty"),
+        (b"no image", "it is no image of a known format; expected BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
+        (whole[: len(whole) // 2], "the image is corrupt or cut short ("),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            load_images(f"{tmp_path}/", "test")
+        assert str(caught.value).startswith(f"{file}: {message}")
+    file.unlink()
+    with pytest.raises(UserError, match="there is no such file; expected an image file"):
+        open_image(file)
+    assert isinstance(load_images("shapes", "test", count=1), ImageSet)

@@ -1,0 +1,165 @@
+"""The check before recalibrating: figures against direct computation on a small network, advice on made-up figures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from bnood.data.image_set import ImageSet
+from bnood.errors import UserError
+from bnood.evaluation.recalibration import RecalibrationCheck, advise, check_recalibration
+from bnood.networks.network import Network
+from bnood.statistics import bake, estimate_statistics, read_statistics, use_statistics
+
+SIZE = 8
+
+
+class Classifier(nn.Module):
+    takes_uint8 = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.body(images.permute(0, 3, 1, 2) / 255).mean((2, 3)))
+
+
+def images(name: str, n: int, seed: int, darker: float = 1.0) -> ImageSet:
+    random = np.random.RandomState(seed)
+    pixels = (darker * random.randint(0, 256, (n, SIZE, SIZE, 3))).astype(np.uint8)
+    return ImageSet(name, pixels, random.randint(0, 4, n))
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    model = Classifier().eval()
+    bake(model, estimate_statistics(model, [torch.from_numpy(images("train", 200, 9).images)]))
+    with torch.no_grad():  # sharp logits around 0, so that predictions differ between images
+        model.fc.weight *= 20
+        model.fc.bias -= model(torch.from_numpy(images("train", 200, 9).images)).mean(dim=0)
+    return Network(model)
+
+
+ID, TRAFFIC = images("id", 120, 0), images("traffic", 160, 1, darker=0.3)
+
+
+@pytest.fixture(scope="module")
+def check(network: Network) -> RecalibrationCheck:
+    return check_recalibration(network, ID, TRAFFIC, ood_set=images("ood", 50, 2), ood_fraction=0.2, resamples=50)
+
+
+def figure(check: RecalibrationCheck, name: str, quantity: str) -> pd.Series:
+    (row,) = (row for _, row in check.figures.iterrows() if (row["set"], row["quantity"]) == (name, quantity))
+    return row
+
+
+def test_figures_are_those_of_one_set_of_statistics_for_both_sides(network: Network, check: RecalibrationCheck) -> None:
+    order = np.random.RandomState(0).permutation(160)
+    adaptation, scoring = (TRAFFIC.subset(np.sort(part)) for part in (order[:80], order[80:]))
+    target = estimate_statistics(network.model, [torch.from_numpy(adaptation.images)])
+    assert check.statistics is not None
+    assert max(max(pair) for pair in target.distance(check.statistics).values()) < 1e-5
+    softmax = {}
+    for statistics, column in (("running", "running"), (target, "traffic_statistics")):
+        with use_statistics(network.model, statistics), torch.no_grad():  # type: ignore[arg-type]
+            logits = {s.name: network.model(torch.from_numpy(s.images)).double() for s in (ID, scoring)}
+        softmax[column] = {name: each.softmax(1).numpy() for name, each in logits.items()}
+        for name, each in logits.items():
+            assert figure(check, name, "mean_msp")[column] == pytest.approx(
+                softmax[column][name].max(1).mean(), rel=1e-4
+            )
+            energy = each.logsumexp(1).mean().item()
+            assert figure(check, name, "mean_energy")[column] == pytest.approx(energy, rel=1e-4)
+        accuracy = (softmax[column]["id"].argmax(1) == ID.labels).mean()
+        assert figure(check, "id", "accuracy")[column] == pytest.approx(accuracy)
+        truth = np.r_[np.ones(120), np.zeros(80)]
+        scores = np.r_[softmax[column]["id"].max(1), softmax[column]["traffic"].max(1)]
+        assert figure(check, "traffic", "auroc_msp")[column] == pytest.approx(roc_auc_score(truth, scores), rel=1e-6)
+    for name in ("id", "traffic"):
+        flipped = softmax["running"][name].argmax(1) != softmax["traffic_statistics"][name].argmax(1)
+        assert figure(check, name, "predictions_flipped")["difference"] == pytest.approx(flipped.mean())
+        assert 0 < flipped.mean() < 1
+    row = figure(check, "traffic", "mean_msp")
+    assert row["difference"] == pytest.approx(row["traffic_statistics"] - row["running"])
+    assert row["low"] < row["difference"] < row["high"]
+
+
+def test_layers_compare_the_traffic_with_a_second_half_of_the_id_images(check: RecalibrationCheck) -> None:
+    assert check.layers["layer"].tolist() == ["body.1", "body.4"]
+    first = check.layers.iloc[0]
+    assert first["mean_shift"] > 5 * first["id_mean_shift"] > 0
+    assert first["log_std_ratio"] > 5 * first["id_log_std_ratio"] > 0
+
+
+def test_stability_falls_with_the_number_of_images(check: RecalibrationCheck) -> None:
+    assert check.stability["n"].tolist() == [40, 20]
+    assert check.stability["relative_distance"].is_monotonic_increasing
+    assert 0 < check.stability["relative_distance"].iloc[0] < 1
+
+
+def test_a_stated_ood_fraction_has_a_column(network: Network, check: RecalibrationCheck) -> None:
+    column = "with_20%_ood"
+    assert check.figures[column].notna().all()
+    # The OOD images are bright as the ID images are, so that they bring the statistics back towards the running ones.
+    row = figure(check, "id", "mean_msp")
+    assert row["traffic_statistics"] != row[column]
+    assert column not in check_recalibration(network, ID, TRAFFIC, stability=False, resamples=2).figures
+
+
+def test_the_network_is_left_as_it_was_and_a_seed_gives_the_same_figures(network: Network) -> None:
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    first, second = (
+        check_recalibration(network, ID, TRAFFIC, resamples=10, forward_batch=batch) for batch in (128, 33)
+    )
+    pd.testing.assert_frame_equal(first.figures, second.figures, rtol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
+    assert not network.model.training
+
+
+def test_unlabelled_id_images_have_no_accuracy_and_the_same_advice(network: Network) -> None:
+    labelled, unlabelled = (
+        check_recalibration(network, each, TRAFFIC, resamples=10, stability=False)
+        for each in (ID, ImageSet("id", ID.images))
+    )
+    assert "accuracy" not in set(unlabelled.figures["quantity"])
+    assert labelled.advice == unlabelled.advice
+
+
+def test_baked_statistics_are_what_was_checked(network: Network, check: RecalibrationCheck) -> None:
+    model = Classifier().eval()
+    model.load_state_dict(network.model.state_dict())
+    assert check.statistics is not None
+    bake(model, check.statistics)
+    assert max(max(pair) for pair in read_statistics(model).distance(check.statistics).values()) < 1e-5
+
+
+def test_without_batchnorm_the_advice_is_one_line() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4))
+    found = check_recalibration(Network(model), ID, TRAFFIC)
+    assert str(found) == "do not: nothing to gain (the network has no BatchNorm layer, so it keeps no statistics)"
+
+
+def test_printing_shows_advice_figures_layers_and_stability(check: RecalibrationCheck) -> None:
+    lines = str(check).splitlines()
+    assert lines[0] == f"{check.advice} ({check.reason})"
+    assert all(any(word in line for line in lines) for word in ("auroc_msp", "body.4", "relative_distance"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traffic": TRAFFIC.subset(np.arange(39))}, "traffic: 39 images are too few"),
+        ({"id_set": ID.subset(np.arange(3))}, "id: 3 images are too few"),
+        ({"ood_fraction": 1.0}, "the OOD fraction is 1.0"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(network: Network, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_recalibration(network, **({"id_set": ID, "traffic": TRAFFIC} | changes))
