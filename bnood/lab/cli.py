@@ -27,9 +27,9 @@ from bnood.lab.checks import Check, check_lab
 from bnood.lab.options import LabOptions
 from bnood.lab.train import is_done, read_records, train_network
 from bnood.report.lab import write_lab_report
+from bnood.training.atomic import write_beside
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
-from bnood.training.atomic import write_beside
 
 WIDTH = 100  # columns of what is printed
 
@@ -62,10 +62,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = build_parser()
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
-        config = parser.parse_args(given)
-        if config.get("name") is None or config.get("grids") is None:
-            raise UserError("a lab needs a config: give --config, for example --config configs/lab/demo.yaml")
-        made = parser.instantiate_classes(config)
+        made = parser.instantiate_classes(parser.parse_args(given))
     options = LabOptions(**{key: made[key] for key in LabOptions.__dataclass_fields__})
     run_lab(options, shlex.join(["python", "scripts/lab.py", *given]))
     return options.folder
@@ -89,10 +86,10 @@ def run_lab(options: LabOptions, command: str) -> list[Check]:
     train, validation = draw_images(options)
     assert train.labels is not None
     console.print(f"{len(networks)} networks, {len(todo)} to train", highlight=False)
-    jobs = (joblib.delayed(_train_and_name)(options, one, train, validation) for one in todo)
+    jobs = (joblib.delayed(train_network)(options, one, train, validation) for one in todo)
     parallel = joblib.Parallel(n_jobs=min(options.workers, max(1, len(todo))), return_as="generator_unordered")
-    for count, line in enumerate(parallel(jobs), start=1):
-        console.print(f"{count}/{len(todo)} {line}", highlight=False)
+    for count, done in enumerate(parallel(jobs), start=1):
+        console.print(f"{count}/{len(todo)} {done['name']}: {done['ended']}, {done['seconds']:.0f} s", highlight=False)
     found = [read_records(options, one) for one in networks]
     table = pd.concat([records for records, _ in found], ignore_index=True)
     checks = check_lab(table, int(train.labels.max()) + 1, options.thresholds)
@@ -109,20 +106,14 @@ def run_lab(options: LabOptions, command: str) -> list[Check]:
     write_beside(options.folder / "checks.json", lambda path: path.write_text(content + "\n"))
     write_beside(options.folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))
     page = write_lab_report(
-        options.folder, table, [check.row for check in checks], title=f"Normalisation lab: {options.name}", commands=[command], record=record,
-        notes=diverged, config=asdict(options),
+        options.folder, table, [check.row for check in checks], title=f"Normalisation lab: {options.name}",
+        commands=[command], record=record, notes=diverged, config=asdict(options),
     )[0]  # fmt: skip
     console.print(printed(checks))
     for line in diverged:
         console.print(Text(f"note: {line}"))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return checks
-
-
-def _train_and_name(*arguments: object) -> str:
-    """One line about a training, for the terminal."""
-    done = train_network(*arguments)  # type: ignore[arg-type]
-    return f"{arguments[1].name}: {done['ended']} in {done['seconds']:.0f} s"  # type: ignore[attr-defined]
 
 
 def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:

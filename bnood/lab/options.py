@@ -111,8 +111,8 @@ class LabOptions:
         download: let torchvision download what is missing.
     """
 
-    name: str
-    grids: list[Grid]
+    name: str = "lab"
+    grids: list[Grid] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     images: str = "shapes"
     train_count: int = 5000
@@ -129,7 +129,7 @@ class LabOptions:
         if self.name in ("", ".", "..") or "/" in self.name:
             raise UserError(f"name is {self.name!r}; expected a folder name without a path")
         if not self.grids:
-            raise UserError("grids is empty; a lab needs at least one grid of networks")
+            raise UserError("grids is empty; give a config, for example --config configs/lab/demo.yaml")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {self.seeds}; expected one or more seeds, each once")
         for name in ("train_count", "validation_count", "batch_size", "workers"):

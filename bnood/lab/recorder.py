@@ -1,4 +1,4 @@
-"""What happens inside a plain network: gradients, pre-activations and units of every hidden layer.
+"""What happens inside a plain network: gradients, pre-activations and dead units of every hidden layer.
 
 A *unit* is a column of an MLP's layer, or a channel of a ConvNet's over all pixels. Training does not notice a record:
 gradients come from ``torch.autograd.grad``, which leaves ``.grad`` alone, and :func:`bnood.statistics.use_statistics`
@@ -7,7 +7,6 @@ leaves BatchNorm's buffers alone.
 =================== ===================================================================================================
 gradient_norm       Frobenius norm of the loss's gradient on the layer's weight, with batch statistics as in training
 dead_share          ReLU: share of units that are off for all probe images, at all pixels
-saturated_share     sigmoid: share of values below 0.05 or above 0.95; tanh: beyond 0.9 on either side
 preactivation_mean  mean of the activation's input in evaluation mode (BatchNorm: with running averages)
 preactivation_std   its standard deviation over units, images and pixels
 offset              root mean square of the units' means, in root mean square standard deviations: how far a unit's
@@ -26,8 +25,6 @@ from torch.nn import functional as F
 
 from bnood.networks.hidden_layer import HiddenLayer
 from bnood.statistics import has_batchnorm, use_statistics
-
-SATURATED = {nn.Sigmoid: math.log(19.0), nn.Tanh: math.atanh(0.9)}  # sigmoid(log 19) = 0.95
 
 
 def hidden_layers(network: nn.Module) -> list[HiddenLayer]:
@@ -71,12 +68,11 @@ def _inputs_of(layers: list[HiddenLayer]) -> Iterator[list[Tensor]]:
 
 
 def _units(layer: HiddenLayer, values: Tensor) -> dict[str, float]:
-    """Dead and saturated units, from the activation's input ``[N, units, ...]``; NaN where that is not finite."""
-    unknown = 0.0 if bool(values.isfinite().all()) else math.nan
-    if isinstance(layer.activation, nn.ReLU):
-        return {"dead_share": float((values.amax(dim=_all_but_units(values)) <= 0).double().mean()) + unknown}
-    bound = SATURATED.get(type(layer.activation))
-    return {} if bound is None else {"saturated_share": float((values.abs() > bound).double().mean()) + unknown}
+    """Dead units of a ReLU, from its input ``[N, units, ...]``; NaN where that is not finite."""
+    if not isinstance(layer.activation, nn.ReLU):
+        return {}
+    dead = float((values.amax(dim=_all_but_units(values)) <= 0).double().mean())
+    return {"dead_share": dead if bool(values.isfinite().all()) else math.nan}
 
 
 def _moments(values: Tensor) -> dict[str, float]:

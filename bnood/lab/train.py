@@ -65,7 +65,7 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
     SGD with Nesterov momentum 0.9 and weight decay 5e-4; a tenth of the steps warm up, a cosine follows.
 
     Returns:
-        Its settings, seconds, seconds_recording, and ended: ``trained`` or ``diverged in epoch ...``.
+        Its name, settings, seconds, seconds_recording, and ended: ``trained`` or ``diverged in epoch ...``.
     """
     torch.set_num_threads(1)
     torch.manual_seed(one.seed)
@@ -121,8 +121,8 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
     table = pd.DataFrame(records, columns=["step", "epoch", "layer", "quantity", "value"]).assign(**one.keys)
     write_beside(_file(options, one, "parquet"), lambda path: table.to_parquet(path, index=False))
     done = {
-        "settings": one.settings(options), "seconds": time.perf_counter() - began, "seconds_recording": recording,
-        "ended": ended,
+        "name": one.name, "settings": one.settings(options), "ended": ended,
+        "seconds": time.perf_counter() - began, "seconds_recording": recording,
     }  # fmt: skip
     write_beside(_file(options, one, "json"), lambda path: path.write_text(json.dumps(done, indent=2) + "\n"))
     return done

@@ -259,7 +259,7 @@ def tradeoff_picture(table: pd.DataFrame) -> Picture | None:
         accuracy[["statistics", "dataset", "value"]], left_on=["statistics", "companion"],
         right_on=["statistics", "dataset"], suffixes=("", "_accuracy"),
     )  # fmt: skip
-    if pairs.empty:
+    if not pairs["statistics"].eq(TARGET).any():
         return None
     names, shifts = list(pairs["dataset"].unique()), list(pairs["companion"].unique())
 

@@ -1,4 +1,4 @@
-"""The page of a normalisation lab: gradients, learning, pre-activations and dead units, then the statements."""
+"""The page of a normalisation lab: gradients, learning and pre-activations, then the statements."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_lab_report(
         The files that were written, the page first.
     """
     table = table[table["norm_position"] == "before"] if (table["norm_position"] == "before").any() else table
-    pictures = [_gradients(table), _learning(table), _preactivations(table), _dead(table)]
+    pictures = [_gradients(table), _learning(table), _preactivations(table)]
     return write_page(
         folder, "lab", title=title, commands=commands, notes=notes, record=record,
         pictures=[picture for picture in pictures if picture is not None],
@@ -124,17 +124,3 @@ def _preactivations(table: pd.DataFrame) -> Picture | None:
     panels = _panels(rows, draw, ("epoch", "pre-activation"))
     alt = "Line plots of the last layer's mean pre-activation over the epochs, with a band of one standard deviation."
     return Picture("preactivations", alt, panels, 2, _legend(rows)) if panels else None
-
-
-def _dead(table: pd.DataFrame) -> Picture | None:
-    rows = table[table["quantity"].isin(["dead_share", "saturated_share"])]
-    rows = rows[rows["step"] == rows.groupby([*GRID, "norm", "seed"])["step"].transform("max")]
-
-    def draw(axes: Axes, part: pd.DataFrame, colour: str) -> None:
-        mean = 100 * part.groupby("layer")["value"].mean()
-        axes.plot(mean.index, mean, color=colour, linewidth=1.5, marker="o", markersize=3.5)
-        axes.set_ylim(-2, max(10, axes.get_ylim()[1]))
-
-    panels = _panels(rows, draw, ("layer, 1 = at the input", "per cent"))
-    alt = "Line plots over the layers of the share of dead ReLU units and saturated sigmoid or tanh values."
-    return Picture("dead", alt, panels, 2, _legend(rows)) if panels else None

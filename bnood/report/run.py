@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bnood.report.changes import COLUMNS, as_text, differences
 from bnood.report.figures import run_pictures
 from bnood.report.page import write_page
 
-
-class Evaluated(Protocol):
-    """What the page needs of an evaluation (:func:`bnood.evaluate`)."""
-
-    table: pd.DataFrame
-    units: pd.DataFrame
-    layers: pd.DataFrame
-    replicates: pd.DataFrame
-    record: dict[str, Any]
-
-    @property
-    def notes(self) -> list[str]:
-        """What was left out."""
+if TYPE_CHECKING:
+    from bnood.evaluation.evaluate import Evaluation
 
 
 def write_run_report(
-    folder: Path, evaluation: Evaluated, *, title: str, commands: list[str], config: dict[str, Any] | None = None
+    folder: Path, evaluation: Evaluation, *, title: str, commands: list[str], config: dict[str, Any] | None = None
 ) -> list[Path]:
     """Write `report.html` and `figures/*.png` of one evaluation into `folder`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,14 @@ from bnood.report.figures import over_networks, run_pictures
 from bnood.report.names import change, display
 from bnood.report.page import write_page
 
-SHADES = {"supported": 10.0, "refuted": -10.0, "inconclusive": 0.0}
+SHADES = {
+    "supported": 10.0,
+    "refuted": -10.0,
+    "inconclusive": 0.0,
+    "hint: yes": 10.0,
+    "hint: no": -10.0,
+    "hint: open": 0.0,
+}
 FRACTIONS = ("AUROC", "FPR95", "probability", "share of images", "share of activations", "share of the effect")
 
 
@@ -27,7 +34,7 @@ class Judged(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """`rows` (hypothesis, statement, network, seed, verdict, reason, effect, low, high, unit, threshold and
-        estimates), `thresholds`, `reasons` and `made`."""
+        estimates), `thresholds` and `reasons`."""
 
 
 def write_study_report(
@@ -42,6 +49,7 @@ def write_study_report(
     layers: pd.DataFrame | None = None,
     sentence: str = "",
     notes: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write `report.html` and `figures/*.png` of a study into `folder`.
 
@@ -55,6 +63,7 @@ def write_study_report(
         units, layers: the other tables of the evaluations, pooled, with columns network and seed.
         sentence: the answer in one sentence, if there is one.
         notes: what the study left out.
+        record: versions, commit and machine.
 
     Returns:
         The files that were written, the page first.
@@ -67,7 +76,7 @@ def write_study_report(
     across = [_verdict_picture(judged), *([_seeds_picture(differences)] if len(differences) else [])]
     by_network = [(name, part) for name, part in differences.groupby("network", sort=False)] if len(differences) else []
     return write_page(
-        folder, "study", title=title, commands=commands, sentence=sentence, notes=notes, record=found.get("made"),
+        folder, "study", title=title, commands=commands, sentence=sentence, notes=notes, record=record,
         pictures=[*first[:1], *across, *first[1:]],
         others=[(display(name), own) for name, own in pictures.items()],
         answer=[_answer(row) for row in judged], answer_columns=["Question", "Network", "Verdict", "Effect", "Why"],

@@ -36,9 +36,10 @@ def replicates_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True
 
     def add(statistics: str, dataset: str, role: str, detector: str, metric: str, value: float, **keys: object) -> None:
         row = {
-            "run": f"{network}-s{seed}", "network": network, "norm": network[:2], "seed": seed, "statistics": statistics,
-            "estimator": "one_pass", "n_calibration": 1000, "fitted_under": "condition", "dataset": dataset, "role": role,
-            "companion": "", "comparison": "ood" if role == "ood" and metric in ("auroc", "fpr95") else "",
+            "run": f"{network}-s{seed}", "network": network, "norm": network[:2], "seed": seed,
+            "statistics": statistics, "estimator": "one_pass", "n_calibration": 1000, "fitted_under": "condition",
+            "dataset": dataset, "role": role, "companion": "",
+            "comparison": "ood" if role == "ood" and metric in ("auroc", "fpr95") else "",
             "detector": detector, "metric": metric, "value": value, "n_id": 500, "n_ood": 400,
         }  # fmt: skip
         row["replicates"] = value + 0.005 * draw.randn(RESAMPLES)

@@ -1,0 +1,44 @@
+"""Display names and printed numbers."""
+
+import math
+
+import pytest
+
+from bnood.report.names import change, display, number, scale
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("running", "running"),
+        ("batch:128", "batch of 128, pure"),
+        ("batch:128@0.1", "batch of 128, 10 % OOD"),
+        ("recalibrated:mixture@0.5", "mixture, 50 % OOD"),
+        ("recalibrated:target", "target"),
+        ("recalibrated:target/first:3", "target in the first 3 layers"),
+        ("recalibrated:target/only:0", "target in layer 0 alone"),
+        ("recalibrated:target/variance", "target variances alone"),
+        ("path:0.5", "running to target, λ = 0.5"),
+        ("prior:16", "batch with a prior of 16"),
+        ("prior:16/batch:64", "batch of 64 with a prior of 16"),
+        ("bn-at-gn", "BatchNorm at GroupNorm's accuracy"),
+        ("my_own_set", "my own set"),
+    ],
+)
+def test_display_names_of_the_grammar(name: str, shown: str) -> None:
+    assert display(name).replace("\u00a0", " ") == shown
+
+
+def test_fractions_are_printed_in_per_cent_and_differences_in_points() -> None:
+    assert number(0.9146, scale("auroc", "energy")) == "91.5\u00a0%"
+    assert change(-0.0234, -0.03, -0.01, scale("auroc", "msp")) == "\u22122.3 [\u22123.0, \u22121.0] points"
+
+
+def test_energies_and_ratios_are_printed_as_they_are() -> None:
+    assert scale("mean", "energy") == scale("unit_mean_max_ratio", "units") == 1
+    assert number(8.4785, 1) == "8.48"
+    assert change(0.5, math.nan, math.nan, 1) == "+0.50"
+
+
+def test_missing_values_are_a_dash() -> None:
+    assert number(math.nan, 100) == change(math.nan, 0, 0, 1) == "\u2013"

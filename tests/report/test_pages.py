@@ -1,0 +1,164 @@
+"""The pages of a run and a study: self-contained, complete, in display names."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import report_pages as made
+
+from bnood.report.changes import differences
+from bnood.report.charts import Panel, Picture, lines
+from bnood.report.figures import TARGET, rows
+from bnood.report.run import write_run_report
+from bnood.report.study import write_study_report
+
+COMMANDS = ["python scripts/eval_ood.py --run 'runs/a <b>'"]
+INTERNAL = ("msp_temperature", "bn-at-gn", "recalibrated:", "batch:128", "unit_mean", "max_logit")
+
+
+class Page(HTMLParser):
+    """Tags in their order, text outside of style and pictures, and what would be loaded from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.text, self.links, self.ids, self._inside = "", [], [], []  # type: ignore[var-annotated]
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br"):
+            self._inside.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value]
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._inside or "svg" in self._inside:
+            return
+        self.text += data
+        if self._inside and self._inside[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
+    files = write_run_report(
+        tmp_path_factory.mktemp("run"),
+        made.evaluated(),
+        title="a <b>",
+        commands=COMMANDS,
+        config={"model": {"norm": "bn"}},
+    )
+    return files, files[0].read_text()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
+    draws = pd.concat(
+        [made.replicates_of("bn", 0), made.replicates_of("bn", 1), made.replicates_of("bn-at-gn", 0, False)]
+    )
+    units = pd.concat([made.units_of().assign(network="bn", seed=seed) for seed in (0, 1)])
+    files = write_study_report(
+        tmp_path_factory.mktemp("study"), made.table_of(draws), draws, made.Verdict(), title="Small study",
+        commands=COMMANDS, units=units, sentence="The answer.", notes=["one network is missing"],
+    )  # fmt: skip
+    return files, files[0].read_text()
+
+
+def test_run_page_and_pictures_are_written(run: tuple[list[Path], str]) -> None:
+    files, _ = run
+    names = [path.name for path in files]
+    assert names[:2] == ["report.html", "units.png"] and len(names) == len(set(names)) == 9
+    for path in files[1:]:
+        assert path.read_bytes().startswith(b"\x89PNG") and path.parent.name == "figures"
+
+
+def test_run_page_begins_with_the_answer_and_reacts_picture(run: tuple[list[Path], str]) -> None:
+    page = Page(run[1])
+    assert page.headings[0] == "a <b>"
+    assert page.headings[1].startswith("ReAct's picture") and page.headings[2].startswith("Detectors")
+    assert page.headings[-1] == "Background"
+    assert "dtd: 40 images were used" in page.text and COMMANDS[0] in page.text and "2.15" in page.text
+
+
+@pytest.mark.parametrize("which", ["run", "study"])
+def test_pages_load_nothing_and_use_no_script(which: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(which)[1]
+    page = Page(text)
+    assert "<script" not in text
+    assert all(link == "data:," or link.startswith("#") for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+@pytest.mark.parametrize("which", ["run", "study"])
+def test_pages_use_display_names(which: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(which)[1]
+    words = re.sub(r'<pre.*?</pre>|<style.*?</style>|id="[^"]*"|<use[^>]*>|url\([^)]*\)', "", text, flags=re.DOTALL)
+    assert [name for name in INTERNAL if name in words] == []
+
+
+@pytest.mark.parametrize("which", ["run", "study"])
+def test_every_picture_has_a_caption_and_alternative_text(which: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(which)[1]
+    sections = re.findall(r'<section id="([\w.-]+)">\s*(.*?)</section>', text, flags=re.DOTALL)
+    pictures = [(name, body) for name, body in sections if "<figure" in body]
+    assert len(pictures) >= 8
+    for name, body in pictures:
+        assert re.search(r"<h2>.+</h2>\s*<p>.{40,}</p>", body), name
+        alt = re.search(r'<figure role="img" aria-label="([^"]{30,})"', body)
+        assert alt, name
+
+
+def test_every_svg_is_xml_in_the_colours_of_the_page(run: tuple[list[Path], str]) -> None:
+    found = re.findall(r"<svg.*?</svg>", run[1], flags=re.DOTALL)
+    assert len(found) > 20
+    for svg in found:
+        ElementTree.fromstring(svg)
+        assert "currentColor" in svg and "#1b1b1b" not in svg
+
+
+def test_study_page_begins_with_the_answer(study: tuple[list[Path], str]) -> None:
+    page = Page(study[1])
+    assert page.headings[1:3] == [
+        "Running against target statistics",
+        "ReAct's picture: what each penultimate unit does",
+    ]
+    head = page.text[: page.text.index("Running against target")]
+    assert "The answer." in head and "H2: Outputs are higher accordingly." in head
+    assert "\u22123.4 [\u22125.4, \u22121.4] points" in head and "not tested" in head and "no partners" in head
+    assert "one point of confidence" in page.text[page.text.index("Background") :]
+
+
+def test_study_pictures_of_other_networks_have_their_own_names(study: tuple[list[Path], str]) -> None:
+    names = {path.name for path in study[0]}
+    assert {"units.bn.png", "detection.bn-at-gn.png", "verdict.png", "seeds.png"} <= names
+
+
+def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -> None:
+    found = made.evaluated(has_batchnorm=False)
+    found.table = found.table[found.table["metric"].isin(["accuracy"])]
+    found.units = found.units.iloc[:0]
+    text = write_run_report(tmp_path, found, title="gn", commands=[])[0].read_text()
+    assert "nothing to replace" in text
+
+
+def test_differences_are_target_minus_running_over_seeds() -> None:
+    draws = pd.concat([made.replicates_of("bn", seed) for seed in (0, 1, 2)])
+    found = differences(draws).set_index(["title", "dataset"]).loc[("AUROC of MSP", "svhn")]
+    auroc = rows(draws, "auroc", "msp").query("dataset == 'svhn'").set_index(["statistics", "seed"])["value"]
+    per_seed = auroc[TARGET] - auroc["running"]
+    assert found["per_seed"] == pytest.approx(per_seed.to_numpy())
+    assert found["effect"] == pytest.approx(per_seed.mean()) and found["low"] < found["effect"] < found["high"]
+
+
+def test_equal_panels_have_different_ids() -> None:
+    panel = Panel("", lambda axes: lines(axes, [0, 1], [], "x"))
+    first, second = Picture("p", "two equal panels", [panel, panel]).svgs()
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, second)]
+    assert ids[0] and not ids[0] & ids[1]
