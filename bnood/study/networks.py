@@ -20,19 +20,12 @@ from bnood.evaluation.options import EvaluationOptions
 from bnood.study.options import NetworkOptions, StudyOptions
 from bnood.training.atomic import write_beside
 from bnood.training.run_folder import CHECKPOINT, read_summary
-from bnood.training.yaml_files import dotted, read_yaml
+from bnood.training.yaml_files import read_yaml
 
 EVALUATION = "ood"
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
-# Keys of a training config that do not decide what is learnt: where things lie and what is shown or logged.
-IRRELEVANT = {
-    *("data.root", "data.download", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
-    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
-    *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing", "trainer.profiler", "trainer.barebones"),
-    *("trainer.model_registry", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
-}
 
 
 @dataclass(frozen=True)
@@ -92,8 +85,8 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
     for spec in specs:
         if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
             raise UserError(
-                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network and "
-                "seed: give them different names, seeds or families"
+                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network "
+                "and seed: give them different names, seeds or families"
             )
     return specs
 
@@ -123,7 +116,8 @@ def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
     from bnood.statistics import batchnorm_layers
 
     layers = len(batchnorm_layers(load(options, spec).model))
-    return replace(whole, statistics=(*whole.statistics, *layer_forms(layers, options.localisation)))
+    forms = layer_forms(layers, options.localisation) if layers else []
+    return replace(whole, statistics=tuple(dict.fromkeys((*whole.statistics, *forms))))
 
 
 def layer_forms(layers: int, localisation: str) -> list[str]:
@@ -264,16 +258,17 @@ def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
                 f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away"
             )
         return
-    found, wanted = (dict(dotted(config)) for config in (read_yaml(file), expected))
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            continue
-        decides = key.startswith(("seed_everything", "trainer.", "data.", "model.")) and key not in IRRELEVANT
-        if decides and key in found and found[key] != value:
-            raise UserError(
-                f"{folder} was trained with {key} {found[key]}, but the study wants {value}: "
-                "choose another name for the study, or move the folder away"
-            )
+    from bnood.training.resume import settings_that_decide
+
+    found, wanted = (
+        settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
+        for config in (read_yaml(file), expected)
+    )
+    for key in (key for key in wanted if key in found and found[key] != wanted[key]):
+        raise UserError(
+            f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
+            "choose another name for the study, or move the folder away"
+        )
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:

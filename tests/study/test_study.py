@@ -303,7 +303,12 @@ def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_networks_of_one_name_or_seed_are_refused() -> None:
+def test_two_networks_of_one_name_or_seed_are_refused(tmp_path: Path) -> None:
+    sets = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
+    for first, second in (({"name": "a"}, {"name": "a"}), ({"name": "a", "family": "f"}, {"name": "b", "family": "f"})):
+        networks = [{"model": "timm:resnet18"} | each for each in (first, second)]
+        with pytest.raises(UserError, match="is there twice"):
+            main(["--config", str(study_config(tmp_path, networks=networks, sets=sets))])
     with pytest.raises(UserError, match="family is 'a b'"):
         NetworkOptions(model="timm:x", family="a b")
     with pytest.raises(UserError, match="name is 'a/b'"):
