@@ -5,8 +5,6 @@ terminal, and what wandb raises after the start becomes one line on standard err
 wandb is imported inside the functions, because its import takes about a second.
 """
 
-from __future__ import annotations
-
 import hashlib
 import netrc
 import os
@@ -24,7 +22,7 @@ from urllib.parse import urlsplit
 
 from bnood.errors import UserError, is_first_process
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of these for --help
     import pandas as pd
     from lightning.pytorch.loggers import WandbLogger
     from wandb import Run
@@ -70,7 +68,7 @@ def start_run(
     tags: Sequence[str],
     config: Mapping[str, Any],
     folder: Path,
-) -> Run | None:
+) -> "Run | None":
     """Start a run of its own, also if another one is still open in this process.
 
     Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
@@ -120,7 +118,7 @@ def start_run(
     return run
 
 
-def lightning_logger(run: Run | None) -> WandbLogger | None:
+def lightning_logger(run: "Run | None") -> "WandbLogger | None":
     """Lightning's logger on this run, behind the CSV logger. If wandb fails, the training goes on without it."""
     if run is None:
         return None
@@ -139,7 +137,7 @@ def lightning_logger(run: Run | None) -> WandbLogger | None:
     return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
 
 
-def define_training_metrics(run: Run | None) -> None:
+def define_training_metrics(run: "Run | None") -> None:
     """Set the step of all metrics and what the summary keeps; WandbLogger does so only for runs that it starts."""
     if run is not None:
         with _one_line_warning("metric definitions"):
@@ -149,7 +147,7 @@ def define_training_metrics(run: Run | None) -> None:
                 run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
 
 
-def log_checkpoint(run: Run | None, checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
+def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
     """Log a checkpoint as an artifact whose alias is its digest, and the training's cost into the run's summary.
 
     Args:
@@ -171,7 +169,7 @@ def log_checkpoint(run: Run | None, checkpoint: Path, name: str, summary: Mappin
         run.log_artifact(artifact, aliases=["latest", f"sha256-{digest[:16]}"])
 
 
-def use_checkpoint(run: Run | None, checkpoint: Path, name: str) -> None:
+def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
     """Record which checkpoint an evaluation read: path and digest, and online the artifact that has this digest."""
     if run is None:
         return
@@ -186,7 +184,7 @@ def use_checkpoint(run: Run | None, checkpoint: Path, name: str) -> None:
             run.use_artifact(wandb.Api().artifact(found, type="model"))
 
 
-def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> None:
+def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
     """Log an evaluation: numbers into the summary, the table, the report, and all tables as one artifact.
 
     Args:
@@ -212,7 +210,7 @@ def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_s
         run.log_artifact(artifact)
 
 
-def summary_numbers(table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> dict[str, float]:
+def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
     """At most :data:`MOST_NUMBERS` figures under running and target statistics, the most general first.
 
     ID accuracy; the mean over the primary sets of AUROC and FPR95 of MSP and energy; then AUROC, then FPR95 of each
@@ -235,7 +233,7 @@ def summary_numbers(table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> di
     return dict(list(numbers.items())[:MOST_NUMBERS])
 
 
-def finish(run: Run | None) -> str | None:
+def finish(run: "Run | None") -> str | None:
     """Finish a run; it counts as failed if an exception is under way (call this in ``finally``).
 
     Returns:
@@ -283,7 +281,7 @@ def _checked_settings(
     return settings
 
 
-def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> tuple[Run | None, str]:
+def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> "tuple[Run | None, str]":
     """An online run; or None and why not, which is "" if there is no API key and being online was not asked for."""
     import wandb
 
@@ -312,7 +310,7 @@ def _one_line_warning(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _copies_in_run_folder(run: Run) -> Iterator[None]:
+def _copies_in_run_folder(run: "Run") -> Iterator[None]:
     """Keep the copies of an artifact's files in the run's folder; wandb's default is the home directory."""
     before = os.environ.get("WANDB_DATA_DIR")
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
@@ -323,7 +321,7 @@ def _copies_in_run_folder(run: Run) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
-def _sync_command(run: Run) -> str:
+def _sync_command(run: "Run") -> str:
     folder = Path(run.dir).parent  # <folder>/wandb/offline-run-<time>-<id>
     with suppress(ValueError):
         folder = folder.relative_to(Path.cwd())

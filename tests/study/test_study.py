@@ -292,7 +292,7 @@ def test_layer_forms_of_the_places_the_cuts_and_all_layers() -> None:
         ({"evaluation": {"resamples": 1}}, "resamples is 1"),
         ({"evaluation": {"statistics": ["recalibrated:tagret"]}}, "recalibrated:tagret"),
         ({"claim": {"levle": 0.9}}, "levle"),
-        ({"sets": {"ood": [], "root": str(data_root())}}, "no OOD set"),
+        ({"sets": {"ood": [], "root": str(data_root())}}, "sets.ood is empty"),
         ({"sets": {"ood": ["marks", "nowhere"], "root": str(data_root())}}, "nowhere"),
         ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
         ({"claim": {"primary_sets": ["svhn"]}}, "svhn is not among the OOD sets (marks, grounds)"),
