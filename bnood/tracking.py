@@ -1,12 +1,9 @@
 """Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
 Every function takes None for a run that is not tracked and does nothing then. Nothing here asks a question on the
-terminal. W&B must never cost a result: whatever it raises after the start becomes one line on standard error.
-
-wandb is imported inside the functions: its import takes about a second, which ``--no-wandb`` need not wait for.
+terminal, and what wandb raises after the start becomes one line on standard error: it must never cost a result.
+wandb is imported inside the functions, because its import takes about a second.
 """
-
-from __future__ import annotations
 
 import hashlib
 import netrc
@@ -17,22 +14,22 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from bnood.errors import UserError
+from bnood.errors import UserError, is_first_process
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of these for --help
     import pandas as pd
     from lightning.pytorch.loggers import WandbLogger
     from wandb import Run
 
 INIT_SECONDS, FINISH_SECONDS = 20, 120
 LONGEST_TAG = 64  # wandb refuses longer ones
-MOST_NUMBERS = 22  # with report and table, a summary of at most 25 keys
+MOST_NUMBERS = 23  # with report and table, a summary of 25 keys
 STEP = "trainer/global_step"  # the name that Lightning's WandbLogger gives to the step
 TRAINING_SUMMARIES = {
     "train/loss": "min,last", "train/accuracy": "max,last", "validation/loss": "min,last",
@@ -46,14 +43,13 @@ class TrackingOptions:
     """What is logged to Weights & Biases, and where.
 
     Args:
-        enabled: whether runs are logged at all; False also saves the import of wandb.
+        enabled: whether runs are logged at all.
         project: the project that the runs belong to.
         entity: user or team that owns the project; None for the account's default.
         group: groups runs in the project; None: each network with its evaluations.
         tags: tags beside those that every run gets (norm, seed, set), of 1 to 64 characters each.
         mode: ``offline`` writes files for ``wandb sync``; ``online`` uploads while the run goes on. ``auto`` follows
-            the environment's WANDB_MODE or wandb's own settings, and is online only if an API key is configured.
-            ``WANDB_MODE=disabled`` turns logging off whatever is set here.
+            WANDB_MODE or wandb's settings, and is online only with an API key. ``WANDB_MODE=disabled`` always wins.
     """
 
     enabled: bool = True
@@ -72,40 +68,42 @@ def start_run(
     tags: Sequence[str],
     config: Mapping[str, Any],
     folder: Path,
-) -> Run | None:
+) -> "Run | None":
     """Start a run of its own, also if another one is still open in this process.
 
-    Without an API key it is offline. If the server cannot be reached or refuses, it is offline too, and one line on
-    standard error says why and how to upload it later.
+    Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
+    says why and how to upload it later.
 
     Args:
         options: section ``wandb`` of the config.
         name: the run's name.
         job_type: ``training`` or ``evaluation``.
-        tags: tags of this run, beside those of the options; cut to 64 characters.
+        tags: of this run, beside those of the options; cut to 64 characters.
         config: everything that the run was configured with; may be nested.
-        folder: the network's folder; all files of wandb go to ``folder/wandb``, and its name is the default group.
+        folder: the network's folder; wandb writes to ``folder/wandb``, and the folder's name is the default group.
 
     Returns:
-        The run. None if tracking is off, if this process is not the first of a distributed training, or if wandb does
-        not work even offline.
+        The run; None if tracking is off, if another process of this training tracks it, or if wandb does not work.
 
     Raises:
         UserError: if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
     """
-    first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     mode = os.environ.get("WANDB_MODE", "")
-    if not options.enabled or not first or mode == "disabled":
+    if not options.enabled or not is_first_process() or mode == "disabled":
         return None
     if mode and mode not in ("online", "offline", "shared", "dryrun", "run"):
         raise UserError(f"the environment's WANDB_MODE is {mode!r}: it has to be online, offline or disabled")
-    root = _writable(folder)
-    if "wandb" not in sys.modules:
-        # wandb's reports about itself would make the process wait for up to 30 s at its end if the server hangs.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:  # wandb itself would carry on in the system's temporary folder, where nobody looks
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        (folder / "wandb" / f".{os.getpid()}.probe").touch()
+        (folder / "wandb" / f".{os.getpid()}.probe").unlink()
+    except OSError as error:
+        raise UserError(f"{folder / 'wandb'}: cannot be written ({error.strerror}); --no-wandb does without") from error
+    # wandb's reports about itself would make the process wait for up to 30 s at its end if the server hangs.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    settings = _checked_settings(options, name, job_type, tags, root)
+    settings = _checked_settings(options, name, job_type, tags, folder.resolve())
     run, obstacle = None, ""
     with _one_line_warning(f"the run {name} at all"):
         mode = options.mode if options.mode != "auto" else mode or wandb.setup().settings.mode
@@ -120,12 +118,8 @@ def start_run(
     return run
 
 
-def lightning_logger(run: Run | None) -> WandbLogger | None:
-    """Lightning's logger on this run. It leaves checkpoints alone; see :func:`log_checkpoint`.
-
-    Put it behind the CSV logger: the trainer's ``log_dir`` is that of the first logger. If wandb fails while metrics
-    are logged, one line says so, and the training goes on without it.
-    """
+def lightning_logger(run: "Run | None") -> "WandbLogger | None":
+    """Lightning's logger on this run, behind the CSV logger. If wandb fails, the training goes on without it."""
     if run is None:
         return None
     from lightning.pytorch.loggers import WandbLogger
@@ -143,52 +137,40 @@ def lightning_logger(run: Run | None) -> WandbLogger | None:
     return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
 
 
-def define_training_metrics(run: Run | None) -> None:
-    """Set the step of all metrics and what the summary keeps, for instance ``{"max": 0.95, "last": 0.94}``.
-
-    WandbLogger defines its step only for runs that it starts itself, so this has to.
-    """
-    if run is None:
-        return
-    with _one_line_warning("metric definitions"):
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, step_sync=True)
-        for metric, summary in TRAINING_SUMMARIES.items():
-            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
-
-
-def log_summary(run: Run | None, numbers: Mapping[str, float]) -> None:
-    """Put numbers into the summary: seconds, images_per_second and parameters of a training, for instance."""
+def define_training_metrics(run: "Run | None") -> None:
+    """Set the step of all metrics and what the summary keeps; WandbLogger does so only for runs that it starts."""
     if run is not None:
-        with _one_line_warning("the summary"):
-            run.summary.update(dict(numbers))
+        with _one_line_warning("metric definitions"):
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP, step_sync=True)
+            for metric, summary in TRAINING_SUMMARIES.items():
+                run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
 
 
-def log_checkpoint(run: Run | None, checkpoint: Path, name: str, metadata: Mapping[str, Any]) -> None:
-    """Log a checkpoint as an artifact of type ``model``; its alias is its digest, which evaluations refer to.
+def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
+    """Log a checkpoint as an artifact whose alias is its digest, and the training's cost into the run's summary.
 
     Args:
         run: the training run.
-        checkpoint: the file; its content now is what counts. One copy of it is kept in the run's folder.
-        name: the name of the network; characters that artifacts may not have become ``-``.
-        metadata: shown with the artifact, for instance its accuracy.
+        checkpoint: the file as it is now; one copy of it is kept in the run's folder until it is uploaded.
+        name: of the network; characters that artifacts may not have become ``-``.
+        summary: the content of ``summary.json``, which is shown with the artifact.
     """
     if run is None:
         return
     import wandb
 
     with _one_line_warning(f"the checkpoint {checkpoint}"), _copies_in_run_folder(run):
+        cost = ("seconds", "images_per_second", "parameters")
+        run.summary.update({key: summary[key] for key in cost if key in summary})
         digest = _digest(checkpoint)
-        artifact = wandb.Artifact(artifact_name(name), type="model", metadata={**metadata, "sha256": digest})
+        artifact = wandb.Artifact(artifact_name(name), type="model", metadata={**summary, "sha256": digest})
         artifact.add_file(str(checkpoint), skip_cache=True)
-        run.log_artifact(artifact, aliases=["latest", _alias(digest)])
+        run.log_artifact(artifact, aliases=["latest", f"sha256-{digest[:16]}"])
 
 
-def use_checkpoint(run: Run | None, checkpoint: Path, name: str) -> None:
-    """Record which checkpoint an evaluation consumed: path and sha256 in the config, online also the artifact.
-
-    The artifact is found by the file's digest, so that it is the very network that was evaluated.
-    """
+def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
+    """Record which checkpoint an evaluation read: path and digest, and online the artifact that has this digest."""
     if run is None:
         return
     with _one_line_warning("which checkpoint was evaluated"):
@@ -198,11 +180,11 @@ def use_checkpoint(run: Run | None, checkpoint: Path, name: str) -> None:
         if not run.offline:
             import wandb
 
-            found = f"{run.entity}/{run.project}/{record['artifact']}:{_alias(digest)}"
+            found = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
             run.use_artifact(wandb.Api().artifact(found, type="model"))
 
 
-def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> None:
+def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
     """Log an evaluation: numbers into the summary, the table, the report, and all tables as one artifact.
 
     Args:
@@ -220,44 +202,38 @@ def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_s
         wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped in silence
         text = table.select_dtypes(exclude="number").columns
         content = table.assign(**{column: table[column].astype(object).fillna("") for column in text})
-        logged: dict[str, Any] = {"table": wandb.Table(dataframe=content)}
-        report = folder / "report.html"
-        if report.exists():
-            logged["report"] = wandb.Html(report.read_text(), inject=False)
-        run.log(logged)
+        report = wandb.Html((folder / "report.html").read_text(), inject=False)
+        run.log({"table": wandb.Table(dataframe=content), "report": report})
         artifact = wandb.Artifact(artifact_name(f"{run.name}-tables"), type="evaluation")
         for file in sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")]):
             artifact.add_file(str(file), skip_cache=True)
         run.log_artifact(artifact)
 
 
-def summary_numbers(table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> dict[str, float]:
-    """At most :data:`MOST_NUMBERS` figures of an evaluation, the most general first.
+def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
+    """At most :data:`MOST_NUMBERS` figures under running and target statistics, the most general first.
 
-    ID accuracy, then AUROC and FPR95 of MSP and energy under running and target statistics: their mean over the
-    primary sets, then AUROC of each set, then FPR95 of each set. Keys are ``<set>/<statistics>/<detector>/<metric>``.
+    ID accuracy; the mean over the primary sets of AUROC and FPR95 of MSP and energy; then AUROC, then FPR95 of each
+    set. Keys are ``<set>/<statistics>/<detector>/<metric>``.
     """
     plain = table[table["companion"].fillna("") == ""]
     accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
     numbers = {"id_accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
-    found = plain[(plain["comparison"] == "ood") & plain["detector"].isin(("msp", "energy"))]
-    sets = list(primary_sets) or list(dict.fromkeys(found["dataset"]))
-    rows = found[found["dataset"].isin(sets)].set_index(["metric", "statistics", "detector", "dataset"])["value"]
-    for metrics, names in ((("auroc", "fpr95"), ["mean"]), (("auroc",), sets), (("fpr95",), sets)):
-        for name in names:
-            for metric in metrics:
-                for statistics in ("running", "recalibrated:target"):
-                    for detector in ("msp", "energy"):
-                        wanted = sets if name == "mean" else [name]
-                        values = [float(rows[key]) for each in wanted
-                                  if (key := (metric, statistics, detector, each)) in rows.index]  # fmt: skip
-                        if values:
-                            slug = statistics.replace("recalibrated:", "")
-                            numbers[f"{_plain(name)}/{slug}/{detector}/{metric}"] = sum(values) / len(values)
+    sides = plain["statistics"].isin(("running", "recalibrated:target")) & plain["detector"].isin(("msp", "energy"))
+    found = plain[sides & (plain["comparison"] == "ood") & plain["metric"].isin(("auroc", "fpr95"))]
+    found = found[found["dataset"].isin(primary_sets)] if primary_sets else found
+    keys = ["statistics", "detector", "metric"]
+    mean = found.groupby(keys, sort=False)["value"].mean().reset_index().assign(dataset="mean")
+    for part in (mean, found[found["metric"] == "auroc"], found[found["metric"] == "fpr95"]):
+        for row in part.to_dict("records"):
+            parts = (row["dataset"], row["statistics"].removeprefix("recalibrated:"), row["detector"], row["metric"])
+            # wandb takes a dot in a key for nesting.
+            key = "/".join(re.sub(r"[^A-Za-z0-9_-]+", "_", str(each)) for each in parts)
+            numbers[key] = float(row["value"])
     return dict(list(numbers.items())[:MOST_NUMBERS])
 
 
-def finish(run: Run | None) -> str | None:
+def finish(run: "Run | None") -> str | None:
     """Finish a run; it counts as failed if an exception is under way (call this in ``finally``).
 
     Returns:
@@ -279,27 +255,6 @@ def artifact_name(name: str) -> str:
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _alias(digest: str) -> str:
-    return f"sha256-{digest[:16]}"
-
-
-def _plain(name: str) -> str:
-    """A set's name as part of a key; wandb takes a dot for nesting."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, absolute. wandb itself would carry on in the system's temporary folder, where nobody looks."""
-    probe = folder / "wandb" / f".{os.getpid()}.probe"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{probe.parent}: cannot be written ({error.strerror}); turn wandb off to do without") from error
-    return folder.resolve()
 
 
 def _checked_settings(
@@ -326,11 +281,15 @@ def _checked_settings(
     return settings
 
 
-def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> tuple[Run | None, str]:
+def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> "tuple[Run | None, str]":
     """An online run; or None and why not, which is "" if there is no API key and being online was not asked for."""
     import wandb
 
-    if not _has_key(str(wandb.setup().settings.base_url)):
+    # wandb itself would ask for a key on the terminal. `wandb login` leaves it in netrc.
+    known, host = False, urlsplit(str(wandb.setup().settings.base_url)).hostname or ""
+    with suppress(OSError, netrc.NetrcParseError):
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    if not known and not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
     attempt = secrets.token_hex(4)
     try:
@@ -341,37 +300,20 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
         return None, _one_line(error)
 
 
-def _has_key(address: str) -> bool:
-    """Whether there is an API key: in the environment, or where ``wandb login`` leaves it. wandb itself would ask."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
-    for file in (Path(name).expanduser() for name in files):
-        try:
-            if file.is_file() and netrc.netrc(str(file)).authenticators(urlsplit(address).hostname or ""):
-                return True
-        except (netrc.NetrcParseError, OSError):
-            continue
-    return False
-
-
 @contextmanager
 def _one_line_warning(what: str) -> Iterator[None]:
-    """Turn a failure of wandb into one line: what was computed lies in the run's folder and must not be lost."""
+    """Turn a failure of wandb, whose classes are in part private, into one line; the run's folder has everything."""
     try:
         yield
-    except Exception as error:  # any: wandb raises errors of private classes when its service process fails
+    except Exception as error:
         print(f"wandb: could not log {what}: {_one_line(error)}", file=sys.stderr)
 
 
 @contextmanager
-def _copies_in_run_folder(run: Run) -> Iterator[None]:
-    """Keep the copies of an artifact's files beside the run's own files until they are uploaded.
-
-    wandb's default is a folder in the home directory, which on some clusters cannot be written.
-    """
+def _copies_in_run_folder(run: "Run") -> Iterator[None]:
+    """Keep the copies of an artifact's files in the run's folder; wandb's default is the home directory."""
     before = os.environ.get("WANDB_DATA_DIR")
-    os.environ.setdefault("WANDB_DATA_DIR", str(_own_folder(run).parent))
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
     try:
         yield
     finally:
@@ -379,14 +321,9 @@ def _copies_in_run_folder(run: Run) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
-def _own_folder(run: Run) -> Path:
-    """``<folder>/wandb/offline-run-<time>-<id>``."""
-    return Path(run.dir).parent
-
-
-def _sync_command(run: Run) -> str:
-    folder = _own_folder(run)
-    if folder.is_relative_to(Path.cwd()):
+def _sync_command(run: "Run") -> str:
+    folder = Path(run.dir).parent  # <folder>/wandb/offline-run-<time>-<id>
+    with suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
     return f"wandb sync {shlex.quote(str(folder))}"
 

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from PIL import Image
 from wandb_files import OfflineRun, read_offline_runs
 
 from bnood import tracking
@@ -51,42 +49,21 @@ class Tiny(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def evaluation_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A metric table of five rows with known values, and scores of two sets, two conditions and two shuffles."""
-    columns = (
-        "run norm seed statistics composition batch_size dataset role score metric value low high n companion n_id"
-    )
-    known, ood = ("cifar10", "id"), ("svhn", "ood")
-    rows = [
-        ("r", "bn", 0, "running", "", 0, *ood, "energy", "auroc", 0.91, 0.90, 0.92, 40, "", 50),
-        ("r", "bn", 0, "batch", "mixed 0.1", 128, *ood, "msp", "fpr95", 0.33, 0.30, 0.35, 40, "cifar10", 50),
-        ("r", "bn", 0, "batch", "mixed 0.1", 128, *known, "", "accuracy", 0.875, 0.86, 0.89, 50, "svhn", 0),
-        ("r", "bn", 0, "recalibrated:id", "", 0, *ood, "msp", "mean", 0.61, np.nan, np.nan, 40, "", 50),
-        ("r", "bn", 0, "running", "", 0, *ood, "energy", "aupr_in", 0.77, 0.70, 0.80, 40, "", 50),
-    ]
-    rng = np.random.default_rng(0)
-    scores = []
-    for statistics, composition, batch_size in (("running", "", 0), ("batch", "mixed 0.1", 128)):
-        for shuffle in range(2 if batch_size else 1):
-            for dataset, role, companion, n in (("cifar10", "id", "svhn", 50), ("svhn", "ood", "cifar10", 40)):
-                scores.append(
-                    pd.DataFrame(
-                        {
-                            "statistics": statistics,
-                            "composition": composition,
-                            "batch_size": batch_size,
-                            "shuffle": shuffle,
-                            "companion": companion if batch_size else "",
-                            "dataset": dataset,
-                            "role": role,
-                            "index": np.arange(n),
-                            "msp": rng.random(n),
-                            "energy": rng.normal(5 * (role == "id") + 100 * shuffle, 1, n),
-                            "max_logit": rng.normal(0, 1, n),
-                        }
-                    )
-                )
-    return pd.DataFrame(rows, columns=columns.split()), pd.concat(scores, ignore_index=True)
+def evaluation_table(sets: tuple[str, ...] = ("svhn", "dtd", "cifar100")) -> pd.DataFrame:
+    """The rows of a metric table that matter here, with known values, and some that must not be taken for them."""
+    head = {"run": "r", "norm": "bn", "seed": 0, "companion": "", "n_id": 50}
+    ood = head | {"role": "ood", "comparison": "ood"}
+    rows = [head | {"statistics": "running", "dataset": "cifar10", "role": "id", "comparison": "", "detector": "",
+                    "metric": "accuracy", "value": 0.875}]  # fmt: skip
+    for place, name in enumerate(sets):
+        for statistics in ("running", "recalibrated:target", "batch:128@0.5"):
+            for detector in ("msp", "energy", "knn"):
+                for metric, value in (("auroc", 0.9), ("fpr95", 0.3), ("aupr_in", 0.8)):
+                    known = {"statistics": statistics, "dataset": name, "detector": detector, "metric": metric}
+                    rows.append(ood | known | {"value": value + place / 100})
+    rows.append(ood | rows[-1] | {"comparison": "placebo", "value": 0.5})
+    rows.append(ood | rows[1] | {"companion": "noise-3", "value": 0.1})
+    return pd.DataFrame(rows)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +74,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         patch.setenv("WANDB_CACHE_DIR", str(root.parent / "cache"))
-        options = TrackingOptions(project="proj", group="grid", tags=("extra",), mode="offline")
+        options = TrackingOptions(project="proj", tags=("extra",), mode="offline")
         training = tracking.start_run(
             options, name="my run", job_type="training", tags=["norm:bn", "x" * 70], config=CONFIG, folder=root
         )
         logger = tracking.lightning_logger(training)
         assert training is not None and logger is not None
         tracking.define_training_metrics(training)
-        table, scores = evaluation_tables()
+        table = evaluation_table()
         evaluation = tracking.start_run(
             options, name="my run", job_type="evaluation", tags=["norm:bn"], config={"run": "my run"}, folder=root
         )
@@ -127,11 +104,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         checkpoint = root / "checkpoints" / "last.ckpt"
         checkpoint.parent.mkdir()
         checkpoint.write_bytes(b"weights of epoch 3")
-        tracking.log_checkpoint(training, checkpoint, "my run", {"accuracy": 0.5})
+        summary = {"accuracy": 0.5, "seconds": 7.0, "images_per_second": 900.0, "parameters": 1}
+        tracking.log_checkpoint(training, checkpoint, "my run", summary)
         tracking.use_checkpoint(evaluation, checkpoint, "my run")
-        figure = root / "histograms.png"
-        Image.fromarray(np.full((5, 7, 3), 200, np.uint8)).save(figure)
-        tracking.log_evaluation(evaluation, table, scores, [figure])
+        written = root / "ood"
+        written.mkdir()
+        table.to_csv(written / "table.csv", index=False)
+        (written / "scores.parquet").write_bytes(b"scores")
+        (written / "report.html").write_text("<!doctype html><title>The report</title>")
+        tracking.log_evaluation(evaluation, written, table)
         (root / "lines.json").write_text(json.dumps([tracking.finish(training), tracking.finish(evaluation)]))
         checkpoint.write_bytes(b"weights of a later, resumed training")
         yield root
@@ -155,9 +136,10 @@ def test_two_runs_of_one_process_are_two_files_with_their_own_data(runs: tuple[O
 
 
 def test_project_group_tags_and_config_are_recorded(runs: tuple[OfflineRun, OfflineRun]) -> None:
-    training, _ = runs
+    training = runs[0]
     record = training.record
-    assert (record.project, record.run_group, record.display_name) == ("proj", "grid", "my run")
+    assert (record.project, record.display_name) == ("proj", "my run")
+    assert {run.record.run_group for run in runs} == {"my run"}  # the network's folder
     assert list(record.tags) == ["extra", "norm:bn", "x" * 64]
     assert {key: training.config[key] for key in CONFIG} == CONFIG
     assert training.config["own"] == 7  # Lightning's own hyperparameters do not replace the config
@@ -179,7 +161,7 @@ def test_training_metrics_have_a_step_and_a_best_value(runs: tuple[OfflineRun, O
 
 def test_lightning_logger_writes_no_files_of_its_own(folder: Path) -> None:
     found = {path.name for path in folder.iterdir()} - {"hparams.yaml"}  # the CSV logger's
-    assert found == {"wandb", "checkpoints", "metrics.csv", "histograms.png", "lines.json"}
+    assert found == {"wandb", "checkpoints", "metrics.csv", "ood", "lines.json"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt"}
     with (folder / "metrics.csv").open() as file:
         assert [row["validation/accuracy"] for row in csv.DictReader(file) if row["validation/accuracy"]] == [
@@ -188,20 +170,27 @@ def test_lightning_logger_writes_no_files_of_its_own(folder: Path) -> None:
     assert not Path("lightning_logs").exists() and not Path("proj").exists()
 
 
-def test_checkpoint_is_the_training_runs_artifact_and_survives_a_change_of_the_file(
-    runs: tuple[OfflineRun, OfflineRun],
+def test_checkpoint_is_the_training_runs_artifact_copied_once_and_survives_a_change_of_the_file(
+    runs: tuple[OfflineRun, OfflineRun], folder: Path
 ) -> None:
-    training, evaluation = runs
+    training, _ = runs
     (artifact,) = training.artifacts
-    assert (artifact.type, artifact.name, list(artifact.aliases)) == ("model", "my-run", ["latest"])
-    assert json.loads(artifact.metadata) == {"accuracy": 0.5}
+    digest = hashlib.sha256(b"weights of epoch 3").hexdigest()
+    assert (artifact.type, artifact.name) == ("model", "my-run")
+    assert list(artifact.aliases) == ["latest", f"sha256-{digest[:16]}"]
+    metadata = json.loads(artifact.metadata)
+    assert metadata["accuracy"] == 0.5 and metadata["sha256"] == digest
+    assert training.summary["seconds"] == 7.0 and training.summary["images_per_second"] == 900.0
     (entry,) = artifact.manifest.contents
     assert entry.path == "last.ckpt" and entry.size == len(b"weights of epoch 3")
-    staged = Path(entry.local_path)
-    assert staged.read_bytes() == b"weights of epoch 3"
-    assert staged.is_relative_to(training.folder.parent)  # in the run's folder, not in the home folder
+    copy = Path(entry.local_path)
+    assert copy.read_bytes() == b"weights of epoch 3"
+    assert copy.is_relative_to(training.folder.parent)  # in the run's folder, not in the home folder
+    copies = [
+        path for path in folder.parent.rglob("*") if path.is_file() and path.read_bytes() == b"weights of epoch 3"
+    ]
+    assert copies == [copy]  # the checkpoint itself has changed since
     assert "WANDB_DATA_DIR" not in os.environ
-    assert [artifact.type for artifact in evaluation.artifacts] == ["run_table"]
 
 
 def test_evaluation_records_the_checkpoint_that_it_read(runs: tuple[OfflineRun, OfflineRun], folder: Path) -> None:
@@ -214,60 +203,41 @@ def test_evaluation_records_the_checkpoint_that_it_read(runs: tuple[OfflineRun, 
     assert evaluation.config["run"] == "my run"
 
 
-def test_headline_numbers_are_the_summary(runs: tuple[OfflineRun, OfflineRun]) -> None:
+def test_the_summary_is_short_and_holds_the_general_figures(runs: tuple[OfflineRun, OfflineRun]) -> None:
     _, evaluation = runs
-    expected = {
-        "ood/svhn/running/energy/auroc": 0.91,
-        "ood/svhn/batch/mixed_0_1/128/msp/fpr95": 0.33,
-        "id/cifar10/batch/mixed_0_1/128/with_svhn/accuracy": 0.875,
-        "ood/svhn/recalibrated_id/msp/mean": 0.61,
-    }
-    numbers = {key: value for key, value in evaluation.summary.items() if key.startswith(("ood/svhn", "id/"))}
-    assert numbers == expected
-    assert all(evaluation.metrics[key].summary.last for key in expected)
+    keys = {key for key in evaluation.summary if not key.startswith("_")}
+    assert len(keys) <= 25 and {"table", "report"} <= keys
+    numbers = {key: evaluation.summary[key] for key in keys - {"table", "report"}}
+    assert numbers == tracking.summary_numbers(evaluation_table())
+    assert numbers["id_accuracy"] == 0.875
+    assert numbers["mean/running/msp/auroc"] == pytest.approx(0.91)
+    assert numbers["mean/target/energy/fpr95"] == pytest.approx(0.31)
+    assert numbers["cifar100/target/energy/auroc"] == pytest.approx(0.92)
 
 
-def test_metric_table_is_complete(runs: tuple[OfflineRun, OfflineRun]) -> None:
+def test_summary_numbers_are_of_the_primary_sets() -> None:
+    two = tracking.summary_numbers(evaluation_table(("svhn", "dtd.v2", "noise")), ["svhn", "dtd.v2"])
+    assert len(two) == 23 and two["mean/running/msp/auroc"] == pytest.approx(0.905)
+    assert "dtd_v2/running/msp/auroc" in two and not any(key.startswith("noise") for key in two)
+    assert len(tracking.summary_numbers(evaluation_table(tuple("abcdefgh")))) == 23
+
+
+def test_metric_table_and_report_are_complete(runs: tuple[OfflineRun, OfflineRun]) -> None:
     _, evaluation = runs
-    table, _ = evaluation_tables()
-    (logged,) = [row["ood/table"] for row in evaluation.history if "ood/table" in row]
-    content = json.loads(evaluation.media(logged).read_text())
-    assert content["columns"] == list(table.columns)
-    assert len(content["data"]) == len(table) == 5
-    found = pd.DataFrame(content["data"], columns=content["columns"])
-    for column in ("value", "low", "high", "n", "batch_size"):
-        np.testing.assert_array_equal(found[column].to_numpy(float), table[column].to_numpy(float))
-    for column in ("statistics", "composition", "score", "companion"):
-        assert list(found[column]) == list(table[column])
+    (logged,) = [row for row in evaluation.history if "table" in row]
+    content = json.loads(evaluation.media(logged["table"]).read_text())
+    found, table = pd.DataFrame(content["data"], columns=content["columns"]), evaluation_table()
+    assert list(found.columns) == list(table.columns) and len(found) == len(table)
+    for column in ("value", "n_id", "statistics", "companion"):
+        assert found[column].tolist() == table[column].tolist()
+    assert "<title>The report</title>" in evaluation.media(logged["report"]).read_text()
 
 
-def test_figures_are_images(runs: tuple[OfflineRun, OfflineRun]) -> None:
+def test_all_tables_are_one_artifact(runs: tuple[OfflineRun, OfflineRun]) -> None:
     _, evaluation = runs
-    (logged,) = [row["figures/histograms"] for row in evaluation.history if "figures/histograms" in row]
-    file = evaluation.media(logged)
-    assert file.is_relative_to(evaluation.folder / "files" / "media" / "images")
-    with Image.open(file) as image:
-        assert image.size == (7, 5) and image.getpixel((0, 0)) == (200, 200, 200)
-
-
-def test_score_histograms_count_every_image_of_shuffle_0_once(runs: tuple[OfflineRun, OfflineRun]) -> None:
-    _, evaluation = runs
-    _, scores = evaluation_tables()
-    (row,) = [row for row in evaluation.history if "ood/table" in row]
-    keys = {key for key in row if key.startswith("scores/")}
-    sets = ("cifar10/running", "svhn/running", "cifar10/batch/mixed_0_1/128/with_svhn", "svhn/batch/mixed_0_1/128")
-    assert keys == {f"scores/{part}/{score}" for part in sets for score in ("msp", "energy", "max_logit")}
-    first = scores[scores["shuffle"] == 0]
-    for key in keys:
-        _, dataset, statistics, *_, score = key.split("/")
-        wanted = first[(first["dataset"] == dataset) & (first["statistics"] == statistics)][score].to_numpy()
-        histogram = row[key]
-        counts, edges = histogram["values"], np.array(histogram["bins"])
-        assert histogram["_type"] == "histogram" and len(counts) <= 64
-        assert sum(counts) == (50 if dataset == "cifar10" else 40)
-        assert (edges[0], edges[-1]) == (first[score].min(), first[score].max())  # the same for every set
-        bins = [min(int((edges <= value).sum()) - 1, len(counts) - 1) for value in wanted]
-        assert counts == [bins.count(number) for number in range(len(counts))]
+    (artifact,) = [artifact for artifact in evaluation.artifacts if artifact.type == "evaluation"]
+    assert artifact.name == "my-run-tables"
+    assert {entry.path for entry in artifact.manifest.contents} == {"table.csv", "scores.parquet"}
 
 
 def test_finishing_says_how_to_upload(folder: Path, runs: tuple[OfflineRun, OfflineRun]) -> None:
@@ -380,7 +350,7 @@ for run in runs:
     tracking.define_training_metrics(run)
     tracking.log_checkpoint(run, Path("none"), "a", {})
     tracking.use_checkpoint(run, Path("none"), "a")
-    tracking.log_evaluation(run, None, None, [])
+    tracking.log_evaluation(run, Path("none"), None)
 print("wandb" in sys.modules, sorted(os.listdir(".")))
 """
     out, _, _ = in_child(code, tmp_path / "home")
@@ -440,10 +410,10 @@ time.sleep(0.3)
 for step in range(3):
     logger.log_metrics({"train/loss": 1.0}, step)
     time.sleep(0.1)
-columns = "role dataset statistics composition batch_size companion score metric value shuffle msp energy max_logit"
-row = ["id", "d", "running", "", 0, "", "", "accuracy", 1.0, 0, 0.5, 1.0, 2.0]
-frame = pd.DataFrame([row], columns=columns.split())
-tracking.log_evaluation(run, frame, frame, [])
+frame = pd.DataFrame([["id", "running", "", "", "", "accuracy", 1.0]],
+                     columns="role statistics companion comparison detector metric value".split())
+Path("report.html").write_text("")
+tracking.log_evaluation(run, Path("."), frame)
 print(tracking.finish(run))
 assert start("b", mode="offline") is None
 """

@@ -9,9 +9,8 @@ import yaml
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
 from bnood.study.cli import main, parse
-from bnood.study.grid import StudyCell, StudyOptions
-
-BN, LN, STOPPED = StudyCell("bn", 0), StudyCell("ln", 0), StudyCell("bn", 0, "ln")
+from bnood.study.networks import RunSpec, run_specs
+from bnood.study.options import StudyOptions
 
 TRAINING: dict[str, Any] = {
     "trainer": {"max_epochs": 2, "precision": "32-true"},
@@ -25,42 +24,32 @@ TRAINING: dict[str, Any] = {
     },
     "model": {"depth": 20, "width": 8, "groups": 4},
 }
+EVALUATION = {
+    "statistics": ["running", "recalibrated"], "detectors": ["msp", "energy", "max_logit"],
+    "calibration_images": 40, "fit_images": 40, "held_out_images": 0, "shuffles": 1, "resamples": 20,
+}  # fmt: skip
 
 
-def study_config(folder: Path, recipe: dict[str, Any] | None = None, **more: Any) -> Path:
-    """Write a study config and its training config into a folder; ``more`` are settings of the study."""
+def study_config(
+    folder: Path, recipe: dict[str, Any] | None = None, entry: dict[str, Any] | None = None, **more: Any
+) -> Path:
+    """Write a study config and its training config; ``entry`` and ``more`` are settings of network and study."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training.yaml").write_text(yaml.safe_dump(recipe or TRAINING))
-    study = {
-        "name": "tiny",
+    network = {
         "training": str(folder / "training.yaml"),
         "norms": ["bn", "ln"],
         "seeds": [0],
         "overrides": {"ln": {"trainer.max_epochs": 1}},
-        "evaluation": {
-            "sets": {"id_count": 60},
-            "conditions": {"batch_sizes": [16], "shuffles": 1, "shares": [0.5], "calibration_images": 64},
-            "resamples": 50,
-            "sweeps": {
-                "interventions": {
-                    **{"id_images": 40, "ood_images": 40, "calibration_images": 40, "resamples": 50},
-                    **{
-                        "prior_batch": 8,
-                        "lambdas": [0.25, 0.5, 0.75],
-                        "priors": [16, 64, 256],
-                        "batch_sizes": [8],
-                        "shares": [0.5],
-                    },
-                },
-                "price": {"id_images": 40, "ood_images": 40, "calibration_images": 40, "resamples": 50},
-                "corruptions": ["noise"],
-                "strengths": [3],
-            },
-        },
-        "claim": {"headline_sets": ["marks", "grounds"]},
+    }
+    study = {
+        "name": "tiny",
+        "networks": [network | (entry or {})],
+        "sets": {"id_count": 60, "root": str(data_root())},
+        "evaluation": EVALUATION,
+        "claim": {"primary_sets": ["marks", "grounds"]},
         "wandb": {"enabled": False},
         "runs": str(folder / "runs"),
-        "root": str(data_root()),
     }
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study | more))
@@ -72,11 +61,15 @@ def options_of(config: Path) -> StudyOptions:
     return parse(["--config", str(config)])[0]
 
 
+def specs_of(config: Path) -> dict[str, RunSpec]:
+    """The networks of a study config, by name."""
+    return {spec.name: spec for spec in run_specs(options_of(config))}
+
+
 @cache
 def studied() -> Path:
-    """The folder of a study of BN and LN with all sweeps, run in this process; for reading only."""
-    folder = data_root() / "study"
-    return main(["--config", str(study_config(folder))])
+    """The folder of a study of BN and LN, run in this process; for reading only."""
+    return main(["--config", str(study_config(data_root() / "study"))])
 
 
 def copy_of_study(target: Path) -> Path:
@@ -84,8 +77,7 @@ def copy_of_study(target: Path) -> Path:
     folder = studied()
     config = study_config(target)
     shutil.copytree(folder, target / "runs" / folder.name)
-    file = target / "runs" / "tiny" / "study.yaml"
-    file.unlink()  # it names the folder of the training config
+    (target / "runs" / "tiny" / "study.yaml").unlink()  # it names the folder of the training config
     return config
 
 

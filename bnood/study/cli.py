@@ -155,7 +155,10 @@ def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str,
     for config in by_data.values():
         check_id_split(config["data"], sets.of_runs(), f"every network of {options.name}")
         run: Any = SimpleNamespace(config=config, name=options.name)
-        names.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
+        try:
+            names.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
+        except UserError as error:
+            raise UserError(str(error).replace("--data.", "--sets.")) from error
     if any(spec.entry.model is not None for spec in specs):
         opened = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
         names.append([one.name for one in opened])

@@ -5,6 +5,7 @@ that they give the same results bit for bit. A job that fails ends with one line
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnood.errors import UserError
+from bnood.errors import Terminated, UserError
 from bnood.study.options import ExecutorOptions
 
 
@@ -62,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
 
     Raises:
         UserError: if a worker process died, which ends the other workers too; what is finished is kept.
-        KeyboardInterrupt: on Ctrl-C and SIGTERM, after all workers have ended.
+        KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after all workers have ended.
     """
     import joblib
     from joblib.externals.loky import get_reusable_executor
@@ -75,17 +76,17 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
     if options.backend == "sequential":
         settings["n_jobs"] = 1
     elif options.backend == "loky":
-        settings["inner_max_num_threads"] = options.threads_per_worker
+        settings |= {"inner_max_num_threads": options.threads_per_worker, "initializer": become_worker}
     else:
         _start_ray(options)
         settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
-    here, threads = os.getpid(), options.threads_per_worker
-    with joblib.parallel_config(**settings), _terminated_as_interrupt():
+    surroundings = os.getpid(), options.threads_per_worker, os.getcwd()
+    with joblib.parallel_config(**settings):
         # Ray's backend has no results on the way.
         way = "list" if options.backend == "ray" else "generator_unordered"
         parallel = joblib.Parallel(return_as=way, pre_dispatch="all", batch_size=1)
         try:
-            for outcome in parallel(joblib.delayed(perform)(job, threads, here, os.getcwd()) for job in jobs):
+            for outcome in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
                 outcomes.append(outcome)
                 seconds = round(outcome.seconds)
                 shown = outcome.error or f"done in {seconds // 60}:{seconds % 60:02d}"
@@ -104,22 +105,19 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
     return outcomes
 
 
-def perform(job: Job, threads: int, parent: int, folder: str) -> Outcome:
+def perform(job: Job, study: int, threads: int, folder: str) -> Outcome:
     """Call a job's function in the surroundings that all jobs have.
 
     Args:
         job: the job.
+        study: the process that runs the study; any other one that calls this is a worker.
         threads: of torch.
-        parent: the process that runs the study. Any other process that calls this is a worker, which Ctrl-C leaves to
-            its parent and which ends with it.
         folder: the working directory.
     """
-    began, error, worker = time.perf_counter(), None, os.getpid() != parent
+    began, error = time.perf_counter(), None
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    if worker:
+    if os.getpid() != study:
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         with job.log.open("a") as output:  # also for what libraries in C print
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
@@ -133,6 +131,8 @@ def perform(job: Job, threads: int, parent: int, folder: str) -> Outcome:
             job.call(*job.arguments)
         except UserError as problem:
             error = " ".join(str(problem).split())
+        except Terminated:
+            raise
         # A defect of the program in one job must not cost the others: its traceback goes to the log.
         except (Exception, SystemExit) as problem:
             if isinstance(problem.__context__, KeyboardInterrupt):  # Lightning ends a training that way
@@ -144,11 +144,17 @@ def perform(job: Job, threads: int, parent: int, folder: str) -> Outcome:
     return Outcome(job.name, error, time.perf_counter() - began)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone: killed, it can end nobody itself."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def become_worker() -> None:
+    """What a worker process does first: it leaves Ctrl-C to its parent, and ends when that is gone, even if killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start_ray(options: ExecutorOptions) -> None:
@@ -157,26 +163,9 @@ def _start_ray(options: ExecutorOptions) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
     if not ray.is_initialized():  # RAY_ADDRESS names a cluster that runs already
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": options.workers * options.threads_per_worker}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **own)
+        cores = None if os.environ.get("RAY_ADDRESS") else options.workers * options.threads_per_worker
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     register_ray()
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that workers end with the study."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,13 @@ from bnood.evaluation.options import EvaluationOptions
 from bnood.study.options import NetworkOptions, StudyOptions
 from bnood.training.atomic import write_beside
 from bnood.training.run_folder import CHECKPOINT, read_summary
-from bnood.training.yaml_files import dotted, read_yaml
+from bnood.training.yaml_files import read_yaml
 
 EVALUATION = "ood"
+GREY = "grey"  # a shift of photographs: the ID images without colour
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
-# Keys of a training config that do not decide what is learnt: where things lie and what is shown or logged.
-IRRELEVANT = {
-    *("data.root", "data.download", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
-    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
-    *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing", "trainer.profiler", "trainer.barebones"),
-    *("trainer.model_registry", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,17 +83,21 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
             for seed in entry.seeds
             for partner in entry.partners
         ]
-    for what, keys in (("name", [s.name for s in specs]), ("network and seed", [(s.network, s.seed) for s in specs])):
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            shown = twice[0] if isinstance(twice[0], str) else f"{twice[0][0]}, seed {twice[0][1]}"
-            raise UserError(f"networks: two have the {what} {shown}: give them different names, seeds or families")
+    for spec in specs:
+        if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
+            raise UserError(
+                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network "
+                "and seed: give them different names, seeds or families"
+            )
     return specs
 
 
 def _spec_of_run(entry: NetworkOptions) -> RunSpec:
     folder = Path(str(entry.run))
     if not (folder / CHECKPOINT).is_file():
-        raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it")
+        raise UserError(
+            f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it"
+        )
     config = read_yaml(folder / "config.yaml")
     try:
         norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
@@ -120,7 +117,8 @@ def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
     from bnood.statistics import batchnorm_layers
 
     layers = len(batchnorm_layers(load(options, spec).model))
-    return replace(whole, statistics=(*whole.statistics, *layer_forms(layers, options.localisation)))
+    forms = layer_forms(layers, options.localisation) if layers else []
+    return replace(whole, statistics=tuple(dict.fromkeys((*whole.statistics, *forms))))
 
 
 def layer_forms(layers: int, localisation: str) -> list[str]:
@@ -252,23 +250,26 @@ def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
 
 
-def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:
+def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
     """Raise :class:`UserError` if a run folder was trained otherwise than the study would train it."""
     file = folder / "config.yaml"
     if not file.exists():
         if (folder / CHECKPOINT).exists():
-            raise UserError(f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away")
-        return
-    found, wanted = (dict(dotted(config)) for config in (read_yaml(file), expected))
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            continue
-        decides = key.startswith(("seed_everything", "trainer.", "data.", "model.")) and key not in IRRELEVANT
-        if decides and key in found and found[key] != value:
             raise UserError(
-                f"{folder} was trained with {key} {found[key]}, but the study wants {value}: "
-                "choose another name for the study, or move the folder away"
+                f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away"
             )
+        return
+    from bnood.training.resume import settings_that_decide
+
+    found, wanted = (
+        settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
+        for config in (read_yaml(file), expected)
+    )
+    for key in (key for key in wanted if key in found and found[key] != wanted[key]):
+        raise UserError(
+            f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
+            "choose another name for the study, or move the folder away"
+        )
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
@@ -350,8 +351,10 @@ def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOption
     plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
     for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
         plain[section].pop(name)
-    weights = Path(str(spec.entry.weights))
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    from bnood.networks.weights import weights_file
+
+    weights = spec.entry.weights
+    digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
     return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
 
 
@@ -374,6 +377,7 @@ def _evaluate_model(
         return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
 
     id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
+    shifted = {GREY: without_colour(id_set)} if GREY in evaluation.shifts else {}
     tracked = tracking.start_run(
         options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
         config=question, folder=folder.parent,
@@ -384,6 +388,7 @@ def _evaluate_model(
             id_set,
             train_set=None if sets.train is None else opened(sets.train),
             ood_sets={one.name: one for one in ood},
+            shifted_sets=shifted,
             options=evaluation,
             classes=None if sets.classes is None else read_classes(sets.classes),
             progress=_say,
@@ -394,6 +399,27 @@ def _evaluate_model(
     finally:
         if line := tracking.finish(tracked):
             _say(line)
+
+
+class GreyPhotographs:
+    """A map-style dataset of photographs without their colour (luma of ITU-R 601, in three equal channels)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        return (item[0] if isinstance(item, tuple | list) else item).convert("L").convert("RGB")
+
+
+def without_colour(images: Any) -> Any:
+    """The photographs of a set without colour: the control for an OOD set that is grey. Labels stay."""
+    if not hasattr(images, "dataset"):
+        raise UserError(f"evaluation.shifts has {GREY}, which is for folders of photographs; {images.name} is none")
+    return replace(images, name=GREY, dataset=GreyPhotographs(images.dataset), checked=[])
 
 
 def _say(line: str) -> None:

@@ -23,7 +23,7 @@ SHARED = tuple(
     f"data.{key}" for key in ("in_distribution", "ood", "split_seed", "validation", "image_size", "train_count")
 )
 # Keys of a study that may change from one call to the next.
-FREE = ("runs", "executor", "wandb", "networks", "sets.root", "sets.download", "evaluation.workers")
+FREE = ("runs", "executor", "wandb", "networks", "demo", "sets.root", "sets.download", "evaluation.workers")
 OF_TRAINED = ("norms", "seeds", "overrides", "equal_accuracy")
 OF_MODELS = ("weights", "image_size", "mean", "std", "head")
 
@@ -156,7 +156,9 @@ class ExecutorOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
         if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
-            raise UserError(f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray")
+            raise UserError(
+                f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray"
+            )
 
 
 @dataclass

@@ -6,14 +6,17 @@ import pandas as pd
 
 from bnood.evaluation.intervals import Unusable
 from bnood.study.claim import ClaimOptions
-from bnood.study.estimates import INCONCLUSIVE, NOT_TESTED
 from bnood.study.measurements import ACCURACY, ENERGY, MSP, UNIT_MAXIMUM, Measurements, Quantity, Term
 from bnood.study.verdict import Judged, Verdict
 
 WIDTH, MOST_LINES = 100, 15
 TARGET = "recalibrated:target"
 NAMES = {"bn": "BatchNorm", "ln": "LayerNorm", "gn": "GroupNorm"}
-AUROC = {name: Quantity(name, "auroc", f"AUROC of {shown}", "%") for name, shown in (("msp", "MSP"), ("energy", "energy"))}
+AUROC = {
+    name: Quantity(name, "auroc", f"AUROC of {shown}", "%") for name, shown in (("msp", "MSP"), ("energy", "energy"))
+}
+# Fractions are printed in per cent, their differences in points.
+SCALES = {"AUROC": (100.0, 1), "probability": (100.0, 1), "share of images": (100.0, 1)}
 # The demo's questions: question, quantity, factor, decimals, unit of the change.
 QUESTIONS = (
     ("H1  Largest unit mean, relative to ID images", UNIT_MAXIMUM, 1.0, 2, ""),
@@ -34,30 +37,35 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     subjects = list(dict.fromkeys((row.network, row.seed) for row in verdict.rows_judged))
     if len(subjects) > 2:
         return _by_network(verdict, subjects)
-    lines = [f"{'':4}{'verdict':27}{'effect':40}{'estimate [interval]':>22}{'needed':>7}"]
+    lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
     for row in verdict.rows_judged:
-        one = row.headline
-        estimate = "" if one is None or not one.n_seeds else f"{one.effect:.3f} [{one.low:.3f}, {one.high:.3f}]"
-        needed = "" if one is None else f"{'<' if one.direction == 'below' else '>'} {one.threshold:g}"
-        quantity = "" if one is None else one.quantity
-        lines.append(f"{row.hypothesis:4}{row.verdict:27}{quantity[:39]:40}{estimate:>22}{needed:>7}")
-        if len(subjects) == 1 and row.reason and row.verdict.startswith((INCONCLUSIVE, NOT_TESTED)):
-            lines.append(f"{'':4}{row.reason}"[:WIDTH])
-        elif len(subjects) == 1 and row.note:
-            lines.append(f"{'':4}{row.note}"[:WIDTH])
-    return lines[:MOST_LINES]
+        lines.append(_effect_line(row))
+        why = row.reason or row.note
+        if len(subjects) == 1 and why:
+            lines.append(f"{'':4}{why}"[:WIDTH])
+    return lines
+
+
+def _effect_line(row: Judged) -> str:
+    one = row.headline
+    if one is None:
+        return f"{row.hypothesis:4}{row.verdict}"
+    factor, decimals = SCALES.get(one.unit, (1.0, 2))
+    estimate = "not estimated"
+    if one.n_seeds:
+        effect, low, high = (f"{factor * number:.{decimals}f}" for number in (one.effect, one.low, one.high))
+        estimate = f"{effect} [{low}, {high}]"
+    needed = f"{'<' if one.direction == 'below' else '>'} {factor * (one.threshold or 0.0):.2g}"
+    return f"{row.hypothesis:4}{row.verdict:29}{one.quantity[:36]:37}{estimate:>22}{needed:>8}"
 
 
 def _by_network(verdict: Verdict, subjects: Sequence[tuple[str, int | None]]) -> list[str]:
-    found: dict[tuple[str, int | None], dict[str, Judged]] = {subject: {} for subject in subjects}
-    for row in verdict.rows_judged:
-        found[row.network, row.seed][row.hypothesis] = row
     names = list(dict.fromkeys(row.hypothesis for row in verdict.rows_judged))
-    lines = [f"{'network':36}" + "".join(f"{name:13}" for name in names)]
-    for (network, seed), row in found.items():
-        title = network if seed is None else f"{network}, seed {seed} (this network)"
-        words = [row[name].verdict.partition(" (")[0] if name in row else "" for name in names]
-        lines.append(f"{title[:35]:36}" + "".join(f"{word:13}" for word in words).rstrip())
+    words = {(row.network, row.seed, row.hypothesis): row.verdict.partition(" (")[0] for row in verdict.rows_judged}
+    lines = [f"{'network':34}" + "".join(f"{name:13}" for name in names)]
+    for network, seed in subjects:
+        title = network if seed is None else f"{network} (this network)"
+        lines.append(f"{title[:33]:34}" + "".join(f"{words.get((network, seed, name), ''):13}" for name in names))
     kept = lines[: MOST_LINES - 1]
     return kept + ([f"and {len(lines) - len(kept)} more in verdict.csv"] if len(lines) > len(kept) else [])
 

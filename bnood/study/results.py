@@ -1,6 +1,7 @@
 """From the evaluated networks of a study to its pooled tables, verdict and report."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def conclude(options: StudyOptions, specs: Sequence[RunSpec], command: str, miss
     # Only now: where judging fails, no new table stands beside an earlier verdict.
     folder: Path = options.folder
     for name, content in (("table.csv", table), ("networks.csv", rows)):
-        write_beside(folder / name, lambda path, each=content: each.to_csv(path, index=False, float_format="%.6g"))
+        write_beside(folder / name, partial(content.to_csv, index=False, float_format="%.6g"))
     verdict.write(folder)
     notes = [*missing, *_far_from_partner(rows)]
     lines = demo_lines(draws, rows, options.claim) if options.demo else verdict_lines(verdict)

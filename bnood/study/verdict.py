@@ -94,7 +94,7 @@ class Judged:
         return {name: finite(v) if isinstance(v, float) else v for name, v in found.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Verdict:
     """The verdict of a study.
 
@@ -103,24 +103,24 @@ class Verdict:
         options: the thresholds.
         study: its name.
         made: versions, commit, machine and command.
+        rows: a flat mapping for each of ``rows_judged``, without its estimates, for tables and pages.
     """
 
     rows_judged: tuple[Judged, ...]
     options: ClaimOptions
     study: str = ""
     made: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(init=False)
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat mapping for each judged hypothesis, without its estimates, for tables and pages."""
-        flat = []
-        for row in self.rows_judged:
-            own = {key: value for key, value in vars(row).items() if key != "estimates"}
-            seeds = {one.seed for one in self.rows_judged if one.network == row.network}
-            # Networks of one family that are judged apart need names of their own.
-            own["network"] = f"{row.network}, seed {row.seed}" if len(seeds) > 1 else row.network
-            flat.append(own | row.figures())
-        return flat
+    def __post_init__(self) -> None:
+        self.rows = [self._flat(row) for row in self.rows_judged]
+
+    def _flat(self, row: Judged) -> dict[str, Any]:
+        own = {key: value for key, value in vars(row).items() if key != "estimates"}
+        seeds = {one.seed for one in self.rows_judged if one.network == row.network}
+        # Networks of one family that are judged apart need names of their own.
+        own["network"] = f"{row.network}, seed {row.seed}" if len(seeds) > 1 else row.network
+        return own | row.figures()
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
@@ -287,9 +287,7 @@ def judge_hypothesis(hypothesis: Hypothesis, evidence: Evidence, note: str = "")
         reason = next((one.reason for one in mean if one.group == DECIDES and one.verdict == INCONCLUSIVE), "")
         reason = reason or "its parts go both ways"
     listed = [*mean, *(one for found in by_set.values() for one in found)]
-    return Judged(
-        hypothesis.name, hypothesis.statement, evidence.network, None, verdict, reason, note, tuple(listed)
-    )
+    return Judged(hypothesis.name, hypothesis.statement, evidence.network, None, verdict, reason, note, tuple(listed))
 
 
 def judge_family(evidence: Evidence) -> list[Judged]:

@@ -110,7 +110,9 @@ def test_seeds_that_one_side_lacks_are_left_out() -> None:
 def test_networks_of_other_accuracy_are_left_out() -> None:
     # The made-up accuracies lie 0.005 apart; 0.01 is allowed.
     found = judged("H4", made_study(Truth(gaps={("ln", 1): 0.02, ("gn", 2): 0.005})))
-    assert found.verdict == "supported" and found.headline is not None and sorted(found.headline.per_seed) == [0, 2, 3, 4]
+    assert (
+        found.verdict == "supported" and found.headline is not None and sorted(found.headline.per_seed) == [0, 2, 3, 4]
+    )
     nothing = judged("H4", made_study(Truth(gaps={("gn", seed): -0.1 for seed in range(5)})))
     assert nothing.verdict == "inconclusive" and nothing.headline is not None and math.isnan(nothing.headline.effect)
     assert "accuracies of bn-at-gn and gn differ by more than the allowed gap (seed 0: -0.095" in nothing.reason

@@ -214,7 +214,10 @@ def test_a_comparison_of_fewer_than_three_seeds_is_open_where_the_verdict_is_ove
 
 
 def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
-    small, large = made_study(family="small "), made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
+    small, large = (
+        made_study(family="small "),
+        made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large "),
+    )
     alone = large.where(large.draws["network"] == "large bn")
     rows = judge(pd.concat([small.draws, alone.draws]), pd.concat([small.networks, large.networks])).rows_judged
     verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}

@@ -1,0 +1,135 @@
+"""Jobs in this process, in processes and on a local Ray cluster: surroundings, failures, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnood.errors import UserError
+from bnood.study.execution import Job, check_executor, run_jobs
+from bnood.study.options import ExecutorOptions
+
+without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
+
+
+def describe(file: Path) -> None:
+    print("describing")
+    file.write_text(f"{os.getcwd()} {torch.get_num_threads()} {torch.get_float32_matmul_precision()}")
+
+
+def refuse(text: str) -> None:
+    raise UserError(text)
+
+
+def break_down() -> None:
+    raise ZeroDivisionError("of all things")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_long(own: Path) -> None:
+    own.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
+    return [Job(name, call, arguments, folder / f"{name}.log") for name, call, arguments in parts]
+
+
+@pytest.mark.parametrize("backend", ["sequential", "loky", pytest.param("ray", marks=without_ray)])
+def test_all_backends_run_jobs_in_the_same_surroundings(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Where workers find this file's functions and the project.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    out, told = tmp_path / "out", []
+    parts = [("first", describe, (out,)), ("refused", refuse, ("svhn: no\nsuch set",)), ("broken", break_down, ())]
+    torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
+    threads = torch.get_num_threads()
+    options = ExecutorOptions(backend, workers=2, threads_per_worker=2)  # type: ignore[arg-type]
+    try:
+        check_executor(options)
+        outcomes = run_jobs(jobs_of(tmp_path, *parts), options, told.append)
+        assert torch.get_float32_matmul_precision() == "medium" and torch.get_num_threads() == threads
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert out.read_text() == f"{tmp_path} 2 highest"
+    assert {outcome.name: outcome.error for outcome in outcomes} == {
+        "first": None,
+        "refused": "svhn: no such set",
+        "broken": f"ZeroDivisionError: of all things (traceback in {tmp_path / 'broken.log'})",
+    }
+    assert "in break_down" in (tmp_path / "broken.log").read_text()
+    assert (tmp_path / "first.log").read_text() == "describing\n"
+    assert (tmp_path / "refused.log").read_text() == "error: svhn: no such set\n"
+    assert len(told) == 3 and any(line.endswith("] first: done in 0:00") for line in told)
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
+    ):
+        run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2), print)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from test_execution import ExecutorOptions, jobs_of, run_jobs, sleep_long\n"
+        "from bnood.errors import run_door\n"
+        "folder = Path(sys.argv[2])\n"
+        "def main():\n"
+        "    job = ('a', sleep_long, (folder / 'process',))\n"
+        "    run_jobs(jobs_of(folder, job), ExecutorOptions('loky', workers=2), print)\n"
+        "if __name__ == '__main__':\n"
+        "    run_door(main)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command = [sys.executable, str(tmp_path / "main.py"), str(Path(__file__).parent), str(tmp_path)]
+    study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "process"
+    wait_until(lambda: file.exists() and file.read_text() != "")
+    study.send_signal(number)
+    errors = study.communicate(timeout=60)[1]
+    assert study.returncode == status
+    assert number == signal.SIGKILL or errors.splitlines() == [{130: "interrupted", 143: "terminated"}[status]]
+    wait_until(lambda: not runs(int(file.read_text())))
+
+
+def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be asked about does not."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+@without_ray
+def test_ray_refuses_what_its_cluster_lacks() -> None:
+    with pytest.raises(UserError, match=r"executor.gpus_per_job is 1000, but no machine of the Ray cluster has more"):
+        check_executor(ExecutorOptions("ray", gpus_per_job=1000.0))
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnood.study.execution.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"ray is not installed: pip install 'bnood\[ray\]'"):
+        check_executor(ExecutorOptions("ray"))
