@@ -1,15 +1,15 @@
-"""The rim to Weights & Biases: training and evaluation each log one run, online or offline.
+"""Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
 Every function takes None for a run that is not tracked and does nothing then. Nothing here asks a question on the
-terminal, and nothing waits for a network for longer than :data:`INIT_SECONDS` at the start and
-:data:`FINISH_SECONDS` at the end of a run. What an online run could not upload stays on disk for ``wandb sync``.
+terminal. W&B must never cost a result: whatever it raises after the start becomes one line on standard error.
 
-wandb is imported inside the functions: its import takes about a second, which a run with ``--no-wandb`` need not wait.
+wandb is imported inside the functions: its import takes about a second, which ``--no-wandb`` need not wait for.
 """
 
 from __future__ import annotations
 
 import hashlib
+import netrc
 import os
 import re
 import secrets
@@ -21,30 +21,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import pandas as pd
+from urllib.parse import urlsplit
 
 from bnood.errors import UserError
-from bnood.evaluation.headlines import headline_numbers, score_histograms
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning.pytorch.loggers import WandbLogger
     from wandb import Run
 
-INIT_SECONDS = 20
-FINISH_SECONDS = 120
+INIT_SECONDS, FINISH_SECONDS = 20, 120
 LONGEST_TAG = 64  # wandb refuses longer ones
+MOST_NUMBERS = 22  # with report and table, a summary of at most 25 keys
 STEP = "trainer/global_step"  # the name that Lightning's WandbLogger gives to the step
 TRAINING_SUMMARIES = {
-    "train/loss": "min,last",
-    "train/accuracy": "max,last",
-    "validation/loss": "min,last",
-    "validation/accuracy": "max,last",
-    "validation/nll": "min,last",
-    "validation/ece": "min,last",
-    "learning_rate": None,
-    "epoch": None,
-}
+    "train/loss": "min,last", "train/accuracy": "max,last", "validation/loss": "min,last",
+    "validation/accuracy": "max,last", "validation/nll": "min,last", "validation/ece": "min,last",
+    "learning_rate": None, "epoch": None,
+}  # fmt: skip
 
 
 @dataclass
@@ -52,10 +46,10 @@ class TrackingOptions:
     """What is logged to Weights & Biases, and where.
 
     Args:
-        enabled: whether runs are logged at all; False also spares the import of wandb.
+        enabled: whether runs are logged at all; False also saves the import of wandb.
         project: the project that the runs belong to.
         entity: user or team that owns the project; None for the account's default.
-        group: groups runs in the project, for instance those of one study; None for no group.
+        group: groups runs in the project; None: each network with its evaluations.
         tags: tags beside those that every run gets (norm, seed, set), of 1 to 64 characters each.
         mode: ``offline`` writes files for ``wandb sync``; ``online`` uploads while the run goes on. ``auto`` follows
             the environment's WANDB_MODE or wandb's own settings, and is online only if an API key is configured.
@@ -86,43 +80,43 @@ def start_run(
 
     Args:
         options: section ``wandb`` of the config.
-        name: the run's name, as in ``runs/<name>``.
+        name: the run's name.
         job_type: ``training`` or ``evaluation``.
         tags: tags of this run, beside those of the options; cut to 64 characters.
         config: everything that the run was configured with; may be nested.
-        folder: the run's folder; all files of wandb go to ``folder/wandb``.
+        folder: the network's folder; all files of wandb go to ``folder/wandb``, and its name is the default group.
 
     Returns:
-        The run. None if tracking is turned off, if this process is not the first of a distributed training, or if
-        wandb does not work even offline, which takes one line and nothing else from the run.
+        The run. None if tracking is off, if this process is not the first of a distributed training, or if wandb does
+        not work even offline.
 
     Raises:
         UserError: if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
     """
-    if not options.enabled or not _is_first_process():
+    first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    mode = os.environ.get("WANDB_MODE", "")
+    if not options.enabled or not first or mode == "disabled":
         return None
-    mode = _environment_mode()
-    if mode == "disabled":
-        return None
+    if mode and mode not in ("online", "offline", "shared", "dryrun", "run"):
+        raise UserError(f"the environment's WANDB_MODE is {mode!r}: it has to be online, offline or disabled")
     root = _writable(folder)
     if "wandb" not in sys.modules:
         # wandb's reports about itself would make the process wait for up to 30 s at its end if the server hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    mode = options.mode if options.mode != "auto" else mode or wandb.setup().settings.mode
-    if mode == "disabled":
-        return None
     settings = _checked_settings(options, name, job_type, tags, root)
     run, obstacle = None, ""
-    if mode not in ("offline", "dryrun"):
-        run, obstacle = _start_online(settings, config, asked=options.mode == "online")
-    if run is None:
-        with _one_line_warning(f"the run {name} at all"):
+    with _one_line_warning(f"the run {name} at all"):
+        mode = options.mode if options.mode != "auto" else mode or wandb.setup().settings.mode
+        if mode == "disabled":
+            return None
+        if mode not in ("offline", "dryrun"):
+            run, obstacle = _start_online(settings, config, asked=options.mode == "online")
+        if run is None:
             run = wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
     if run is not None and obstacle:
-        line = f"wandb: logging offline ({obstacle}); to upload the finished run: {_sync_command(run)}"
-        print(line, file=sys.stderr)
+        print(f"wandb: logging offline ({obstacle}); to upload the finished run: {_sync_command(run)}", file=sys.stderr)
     return run
 
 
@@ -146,16 +140,13 @@ def lightning_logger(run: Run | None) -> WandbLogger | None:
                     super().log_metrics(metrics, step)
                     self.broken = False
 
-    return SurvivingLogger(
-        experiment=run, log_model=False, save_dir=run.settings.root_dir, project=run.project, name=run.name
-    )
+    return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
 
 
 def define_training_metrics(run: Run | None) -> None:
-    """Set the step of all metrics and what the summary keeps: the best and the last value of each.
+    """Set the step of all metrics and what the summary keeps, for instance ``{"max": 0.95, "last": 0.94}``.
 
-    WandbLogger defines its step only for runs that it starts itself, so this has to. The summary of a metric then is
-    a mapping, for instance ``{"max": 0.95, "last": 0.94}`` for ``validation/accuracy``.
+    WandbLogger defines its step only for runs that it starts itself, so this has to.
     """
     if run is None:
         return
@@ -166,79 +157,104 @@ def define_training_metrics(run: Run | None) -> None:
             run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
 
 
+def log_summary(run: Run | None, numbers: Mapping[str, float]) -> None:
+    """Put numbers into the summary: seconds, images_per_second and parameters of a training, for instance."""
+    if run is not None:
+        with _one_line_warning("the summary"):
+            run.summary.update(dict(numbers))
+
+
 def log_checkpoint(run: Run | None, checkpoint: Path, name: str, metadata: Mapping[str, Any]) -> None:
-    """Log a checkpoint as an artifact of type ``model`` that this run made.
+    """Log a checkpoint as an artifact of type ``model``; its alias is its digest, which evaluations refer to.
 
     Args:
         run: the training run.
-        checkpoint: the file; its content now is what counts, a later one under the same name does not.
-        name: the name of the training run; characters that artifacts may not have become ``-``.
+        checkpoint: the file; its content now is what counts. One copy of it is kept in the run's folder.
+        name: the name of the network; characters that artifacts may not have become ``-``.
         metadata: shown with the artifact, for instance its accuracy.
     """
     if run is None:
         return
     import wandb
 
-    with _one_line_warning(f"the checkpoint {checkpoint}"), _staged_in_run_folder(run):
-        artifact = wandb.Artifact(artifact_name(name), type="model", metadata=dict(metadata))
-        artifact.add_file(str(checkpoint))
-        run.log_artifact(artifact)
+    with _one_line_warning(f"the checkpoint {checkpoint}"), _copies_in_run_folder(run):
+        digest = _digest(checkpoint)
+        artifact = wandb.Artifact(artifact_name(name), type="model", metadata={**metadata, "sha256": digest})
+        artifact.add_file(str(checkpoint), skip_cache=True)
+        run.log_artifact(artifact, aliases=["latest", _alias(digest)])
 
 
 def use_checkpoint(run: Run | None, checkpoint: Path, name: str) -> None:
-    """Record which checkpoint an evaluation run consumed.
+    """Record which checkpoint an evaluation consumed: path and sha256 in the config, online also the artifact.
 
-    The file's path and sha256 go into the run's config, under ``checkpoint``. Online, the training run's artifact is
-    declared the run's input as well; offline that is impossible, and the local file serves.
-
-    Args:
-        run: the evaluation run.
-        checkpoint: the file that was read.
-        name: the name of the training run, as given to :func:`log_checkpoint`.
+    The artifact is found by the file's digest, so that it is the very network that was evaluated.
     """
     if run is None:
         return
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
-    with _one_line_warning("the checkpoint's path"):
+    with _one_line_warning("which checkpoint was evaluated"):
+        digest = _digest(checkpoint)
+        record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
         run.config.update({"checkpoint": record}, allow_val_change=True)
-    if run.offline:
-        return
-    import wandb
+        if not run.offline:
+            import wandb
 
-    with _one_line_warning(f"the artifact {record['artifact']} as the run's input"):
-        # Not run.use_artifact(name): that raises a bare ValueError where this raises wandb's own error.
-        found = wandb.Api().artifact(f"{run.entity}/{run.project}/{record['artifact']}:latest", type="model")
-        run.use_artifact(found)
+            found = f"{run.entity}/{run.project}/{record['artifact']}:{_alias(digest)}"
+            run.use_artifact(wandb.Api().artifact(found, type="model"))
 
 
-def log_evaluation(run: Run | None, table: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Path]) -> None:
-    """Log an evaluation: metric table, headline numbers, score histograms and figures.
+def log_evaluation(run: Run | None, folder: Path, table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> None:
+    """Log an evaluation: numbers into the summary, the table, the report, and all tables as one artifact.
 
     Args:
         run: the evaluation run.
-        table: the tidy metric table (``table.csv``); becomes ``ood/table``, its headlines the run's summary.
-        scores: one row per image and condition (``scores.parquet``); shuffle 0 becomes histograms ``scores/...``.
-        figures: PNG files; each becomes ``figures/<stem>``.
+        folder: what the evaluation wrote: ``*.csv``, ``*.parquet``, ``report.html``.
+        table: the content of ``table.csv``.
+        primary_sets: the OOD sets in the summary; all of them if none is named.
     """
     if run is None:
         return
     import wandb
 
-    with _one_line_warning("the evaluation"), _staged_in_run_folder(run):
-        numbers = headline_numbers(table)
-        for key in numbers:
-            run.define_metric(key, summary="last")
-        run.summary.update(numbers)
-        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped, silently here
+    with _one_line_warning("the evaluation"), _copies_in_run_folder(run):
+        run.summary.update(summary_numbers(table, primary_sets))
+        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped in silence
         text = table.select_dtypes(exclude="number").columns
         content = table.assign(**{column: table[column].astype(object).fillna("") for column in text})
-        logged: dict[str, Any] = {"ood/table": wandb.Table(dataframe=content)}
-        for key, histogram in score_histograms(scores).items():
-            logged[key] = wandb.Histogram(np_histogram=histogram)
-        for figure in figures:
-            logged[f"figures/{figure.stem}"] = wandb.Image(str(figure))
+        logged: dict[str, Any] = {"table": wandb.Table(dataframe=content)}
+        report = folder / "report.html"
+        if report.exists():
+            logged["report"] = wandb.Html(report.read_text(), inject=False)
         run.log(logged)
+        artifact = wandb.Artifact(artifact_name(f"{run.name}-tables"), type="evaluation")
+        for file in sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")]):
+            artifact.add_file(str(file), skip_cache=True)
+        run.log_artifact(artifact)
+
+
+def summary_numbers(table: pd.DataFrame, primary_sets: Sequence[str] = ()) -> dict[str, float]:
+    """At most :data:`MOST_NUMBERS` figures of an evaluation, the most general first.
+
+    ID accuracy, then AUROC and FPR95 of MSP and energy under running and target statistics: their mean over the
+    primary sets, then AUROC of each set, then FPR95 of each set. Keys are ``<set>/<statistics>/<detector>/<metric>``.
+    """
+    plain = table[table["companion"].fillna("") == ""]
+    accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
+    numbers = {"id_accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
+    found = plain[(plain["comparison"] == "ood") & plain["detector"].isin(("msp", "energy"))]
+    sets = list(primary_sets) or list(dict.fromkeys(found["dataset"]))
+    rows = found[found["dataset"].isin(sets)].set_index(["metric", "statistics", "detector", "dataset"])["value"]
+    for metrics, names in ((("auroc", "fpr95"), ["mean"]), (("auroc",), sets), (("fpr95",), sets)):
+        for name in names:
+            for metric in metrics:
+                for statistics in ("running", "recalibrated:target"):
+                    for detector in ("msp", "energy"):
+                        wanted = sets if name == "mean" else [name]
+                        values = [float(rows[key]) for each in wanted
+                                  if (key := (metric, statistics, detector, each)) in rows.index]  # fmt: skip
+                        if values:
+                            slug = statistics.replace("recalibrated:", "")
+                            numbers[f"{_plain(name)}/{slug}/{detector}/{metric}"] = sum(values) / len(values)
+    return dict(list(numbers.items())[:MOST_NUMBERS])
 
 
 def finish(run: Run | None) -> str | None:
@@ -253,44 +269,36 @@ def finish(run: Run | None) -> str | None:
     with _one_line_warning("the end of the run"):
         run.finish(exit_code=int(sys.exc_info()[0] is not None))
         complete = True
-    if run.offline or not complete:
-        return f"wandb: to upload this run: {_sync_command(run)}"
-    return f"wandb: {run.url}"
+    return f"wandb: {run.url}" if complete and not run.offline else f"wandb: to upload this run: {_sync_command(run)}"
 
 
 def artifact_name(name: str) -> str:
-    """The artifact name of a run's checkpoint: letters, digits, ``_``, ``-`` and ``.``, at most 128 of them."""
+    """The artifact name of a network: letters, digits, ``_``, ``-`` and ``.``, at most 128 of them."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
 
 
-def _environment_mode() -> str:
-    """WANDB_MODE, or "" if it is not set."""
-    mode = os.environ.get("WANDB_MODE", "")
-    known = ("online", "offline", "disabled", "shared", "dryrun", "run")
-    if mode and mode not in known:
-        raise UserError(f"the environment's WANDB_MODE is {mode!r}: it has to be online, offline or disabled")
-    return mode
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _is_first_process() -> bool:
-    """Whether this is the only process of a training or the one with rank 0: the others log nothing."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+def _alias(digest: str) -> str:
+    return f"sha256-{digest[:16]}"
+
+
+def _plain(name: str) -> str:
+    """A set's name as part of a key; wandb takes a dot for nesting."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, absolute, after a test that ``folder/wandb`` can be written.
-
-    wandb itself would carry on in the system's temporary folder, where nobody looks for the run.
-    """
+    """The folder, absolute. wandb itself would carry on in the system's temporary folder, where nobody looks."""
     probe = folder / "wandb" / f".{os.getpid()}.probe"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"{probe.parent}: cannot be written ({error.strerror}); choose another folder or turn wandb off"
-        ) from error
+        raise UserError(f"{probe.parent}: cannot be written ({error.strerror}); turn wandb off to do without") from error
     return folder.resolve()
 
 
@@ -304,21 +312,13 @@ def _checked_settings(
         if not 1 <= len(tag) <= LONGEST_TAG:
             raise UserError(f"wandb.tags: {tag!r} has {len(tag)} characters, but a tag has 1 to {LONGEST_TAG}")
     settings: dict[str, Any] = {
-        "project": options.project,
-        "entity": options.entity,
-        "run_group": options.group,
-        "run_tags": (*options.tags, *(tag[:LONGEST_TAG] for tag in tags if tag)),
-        "run_name": name,
-        "run_job_type": job_type,
-        "root_dir": str(root),
+        "project": options.project, "entity": options.entity, "run_group": options.group or root.name,
+        "run_tags": (*options.tags, *(tag[:LONGEST_TAG] for tag in tags if tag)), "run_name": name,
+        "run_job_type": job_type, "root_dir": str(root),
         "reinit": "create_new",  # wandb's default would hand out the run that is still open
-        "init_timeout": INIT_SECONDS,
-        "finish_timeout": FINISH_SECONDS,
-        "finish_timeout_raises": True,
-        "console": "off",
-        "silent": True,
-        "save_code": False,
-    }
+        "init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True,
+        "console": "off", "silent": True, "save_code": False,
+    }  # fmt: skip
     try:
         wandb.Settings(**settings)
     except (wandb.Error, ValueError) as error:
@@ -330,27 +330,29 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
     """An online run; or None and why not, which is "" if there is no API key and being online was not asked for."""
     import wandb
 
-    # There is no public question that neither prompts, nor prints, nor writes settings, nor needs the network.
-    from wandb.sdk.lib.wbauth import authenticate_session
-
-    host, attempt = wandb.setup().settings.base_url, secrets.token_hex(4)
+    if not _has_key(str(wandb.setup().settings.base_url)):
+        return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
+    attempt = secrets.token_hex(4)
     try:
-        if authenticate_session(host=host, source="bnood", prompt=False, update_session=False) is None:
-            return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
         return wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="online", run_id=attempt)), ""
-    except _failures() as error:
+    except Exception as error:  # wandb raises errors of private classes too; each of them means offline
         for remains in Path(settings["root_dir"], "wandb").glob(f"run-*-{attempt}*"):
             shutil.rmtree(remains, ignore_errors=True)  # an empty run, which `wandb sync` would upload
         return None, _one_line(error)
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What wandb raises when a server or its own service process fails; three of its errors are not wandb.Error."""
-    import wandb
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-
-    return wandb.Error, OSError, WandbApiFailedError, HandleAbandonedError, MailboxClosedError
+def _has_key(address: str) -> bool:
+    """Whether there is an API key: in the environment, or where ``wandb login`` leaves it. wandb itself would ask."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for file in (Path(name).expanduser() for name in files):
+        try:
+            if file.is_file() and netrc.netrc(str(file)).authenticators(urlsplit(address).hostname or ""):
+                return True
+        except (netrc.NetrcParseError, OSError):
+            continue
+    return False
 
 
 @contextmanager
@@ -358,20 +360,18 @@ def _one_line_warning(what: str) -> Iterator[None]:
     """Turn a failure of wandb into one line: what was computed lies in the run's folder and must not be lost."""
     try:
         yield
-    except _failures() as error:
+    except Exception as error:  # any: wandb raises errors of private classes when its service process fails
         print(f"wandb: could not log {what}: {_one_line(error)}", file=sys.stderr)
 
 
 @contextmanager
-def _staged_in_run_folder(run: Run) -> Iterator[None]:
+def _copies_in_run_folder(run: Run) -> Iterator[None]:
     """Keep the copies of an artifact's files beside the run's own files until they are uploaded.
 
-    wandb's default is a folder in the home directory, which then holds a copy of every checkpoint of every offline
-    run, and which on some clusters cannot be written.
+    wandb's default is a folder in the home directory, which on some clusters cannot be written.
     """
     before = os.environ.get("WANDB_DATA_DIR")
-    if before is None:
-        os.environ["WANDB_DATA_DIR"] = str(Path(run.settings.root_dir, "wandb"))
+    os.environ.setdefault("WANDB_DATA_DIR", str(_own_folder(run).parent))
     try:
         yield
     finally:
@@ -379,8 +379,13 @@ def _staged_in_run_folder(run: Run) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
+def _own_folder(run: Run) -> Path:
+    """``<folder>/wandb/offline-run-<time>-<id>``."""
+    return Path(run.dir).parent
+
+
 def _sync_command(run: Run) -> str:
-    folder = Path(run.settings.sync_dir)
+    folder = _own_folder(run)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     return f"wandb sync {shlex.quote(str(folder))}"

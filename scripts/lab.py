@@ -1,4 +1,4 @@
-"""The normalisation lab: python scripts/lab.py --config configs/lab/demo.yaml [--no-wandb]"""
+"""The normalisation lab: python scripts/lab.py --config configs/lab/demo.yaml"""
 
 from bnood.errors import one_line_errors
 

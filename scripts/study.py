@@ -1,9 +1,14 @@
-"""Train, evaluate and judge a grid of norms and seeds: python scripts/study.py --config configs/studies/demo.yaml"""
+"""Train, evaluate and judge networks: python scripts/study.py --config configs/studies/demo.yaml"""
 
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
+
+
+def main() -> None:
+    """Import inside, so that Ctrl-C during the imports is one line too."""
+    from bnood.study.cli import main as study
+
+    study()
+
 
 if __name__ == "__main__":
-    with one_line_errors():
-        from bnood.study.cli import main
-
-        main()
+    run_door(main)

@@ -1,4 +1,4 @@
-"""Interventions written out plainly: a copy of the network, one layer after the other, whole passes each time."""
+"""Layer forms written out plainly: a copy of the network, one layer after the other, whole passes each time."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -7,24 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnood.training.classifier import Classifier
-
 Mix = Callable[[Tensor, Tensor, str], Tensor]
-
-
-def tiny_classifier(architecture: str = "wide_resnet", depth: int = 10, width: int = 1, seed: int = 0) -> Classifier:
-    """In evaluation mode, with running statistics and affine parameters of no data at all; 7 BatchNorm layers."""
-    torch.manual_seed(seed)
-    classifier = Classifier(architecture=architecture, depth=depth, width=width, num_classes=5)  # type: ignore[arg-type]
-    for module in classifier.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        classifier.network.head.weight.mul_(5)
-    return classifier.eval()
 
 
 def batchnorm_names(model: nn.Module) -> list[str]:
@@ -33,16 +16,16 @@ def batchnorm_names(model: nn.Module) -> list[str]:
 
 
 def own(running: Tensor, found: Tensor, what: str) -> Tensor:
-    """What a matched layer normalises with, for ``mean`` and ``var``."""
+    """What a layer with target statistics normalises with, for ``mean`` and ``var``."""
     return found
 
 
-def matched_copy(classifier: Classifier, images: np.ndarray, layers: Iterable[str], mix: Mix = own) -> Classifier:
-    """A copy whose ``layers``, in their order, normalise with ``mix(running, matched, "mean" or "var")``.
+def matched_copy(model: nn.Module, images: np.ndarray, layers: Iterable[str], mix: Mix = own) -> nn.Module:
+    """A copy whose ``layers``, in their order, normalise with ``mix(running, target, "mean" or "var")``.
 
     After each layer the whole network is run again, so that the next one sees what it will see.
     """
-    changed = copy.deepcopy(classifier).eval()
+    changed = copy.deepcopy(model).eval()
     modules = dict(changed.named_modules())
     for name in layers:
         arrived: list[Tensor] = []
@@ -55,10 +38,3 @@ def matched_copy(classifier: Classifier, images: np.ndarray, layers: Iterable[st
             buffer = getattr(modules[name], f"running_{what}")
             buffer.copy_(mix(buffer.double(), values, what))
     return changed
-
-
-def outputs_of(classifier: Classifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Logits and features in evaluation mode, all images at once."""
-    with torch.no_grad():
-        logits, features = classifier(torch.from_numpy(images), return_features=True)
-    return logits, features

@@ -1,25 +1,54 @@
 """A small network with made-up statistics, and sets that differ: enough to check an evaluation without training."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bnood.data.image_set import ImageSet
-from bnood.evaluation.conditions import Images
-from bnood.training.classifier import Classifier
+from bnood.evaluation import evaluate as engine
+from bnood.evaluation.conditions import Estimate
+from bnood.evaluation.evaluate import Evaluation
+from bnood.evaluation.passes import Passes
+from bnood.evaluation.tables import Tables, Where
+from bnood.networks import build_model
+from bnood.networks.network import Network
+from bnood.statistics import BatchNormStatistics
 
 CLASSES = 5
 SIDE = 16
 
 
-def small_classifier(norm: str = "bn", seed: int = 0) -> Classifier:
+class Small(nn.Module):
+    """uint8 ``[N, H, W, 3]`` to logits, as the classifiers that are trained here."""
+
+    takes_uint8 = True
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(((images.float() - 127.5) / 63.75).permute(0, 3, 1, 2))
+
+
+def small_network(
+    norm: str = "bn",
+    seed: int = 0,
+    architecture: str = "resnet",
+    depth: int = 20,
+    width: int = 8,
+    dropout: bool = False,
+    name: str = "small",
+) -> Network:
     """ResNet-20 of width 8 in evaluation mode; its running statistics are those of no data at all."""
     torch.manual_seed(seed)
-    classifier = Classifier(depth=20, width=8, norm=norm, groups=4, num_classes=CLASSES)  # type: ignore[arg-type]
-    for module in classifier.modules():
+    model = Small(build_model(architecture, depth, width, norm, 4, CLASSES))  # type: ignore[arg-type]
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
@@ -28,8 +57,10 @@ def small_classifier(norm: str = "bn", seed: int = 0) -> Classifier:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
     with torch.no_grad():
-        classifier.network.head.weight.mul_(5)  # so that confidences lie on both sides of 0.9
-    return classifier.eval()
+        model.network.head.weight.mul_(5)  # so that confidences lie on both sides of 0.9
+    if dropout:
+        model.network.head = nn.Sequential(nn.Dropout(0.5), model.network.head)
+    return Network(model.eval(), name=name, norm=norm, seed=seed)
 
 
 def small_set(name: str, n: int, seed: int, mean: float = 128, contrast: float = 40, labels: bool = True) -> ImageSet:
@@ -40,23 +71,118 @@ def small_set(name: str, n: int, seed: int, mean: float = 128, contrast: float =
     return ImageSet(name, images, rng.integers(0, CLASSES, n) if labels else None)
 
 
-def small_images(n_id: int = 70, ood: tuple[tuple[str, int, int], ...] = (("far", 40, 50), ("near", 31, 33))) -> Images:
-    """An evaluation's images; ``ood`` names each set and the sizes of its two halves."""
-    sets = {}
-    for position, (name, first, second) in enumerate(ood):
-        mean, contrast = ((60, 20), (150, 55), (200, 30))[position]
-        whole = small_set(name, first + second, 10 + position, mean, contrast)
-        sets[name] = (whole.subset(np.arange(first)), whole.subset(np.arange(first, first + second)))
-    return Images(small_set("known", n_id, 1), replace(small_set("known", 90, 2), labels=None), sets)
+def small_sets(n_id: int = 70, ood: tuple[tuple[str, int], ...] = (("far", 100), ("near", 65))) -> dict[str, Any]:
+    """The images of an evaluation, as arguments of ``evaluate``; ``ood`` names each set and its size."""
+    looks = ((60, 20), (150, 55), (200, 30))
+    sets = {name: small_set(name, n, 10 + k, *looks[k]) for k, (name, n) in enumerate(ood)}
+    return {
+        "id_set": small_set("known", n_id, 1),
+        "train_set": small_set("known", 190, 2),
+        "held_out": small_set("held-out", 40, 3),
+        "ood_sets": sets,
+    }
 
 
 def outputs(network: nn.Module, images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits and features of one batch from a copy of the network in its present mode, so that nothing changes."""
+    model, features = copy.deepcopy(network), []
+    model.get_submodule("network.head").register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     with torch.no_grad():
-        logits, features = copy.deepcopy(network)(torch.from_numpy(images), return_features=True)
-    return logits, features
+        logits = model(torch.from_numpy(images))
+    return logits, features[0]
 
 
 def identities(images: np.ndarray) -> set[bytes]:
     """What tells images apart: their pixels."""
     return {image.tobytes() for image in images}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set under one condition and shuffle, with the outputs that its scores came from."""
+
+    where: Where
+    shuffle: int
+    index: np.ndarray
+    logits: Tensor
+    features: Tensor
+
+
+@dataclass
+class Recorded:
+    """An evaluation, and what went through the network.
+
+    Attributes:
+        cells: every set under every condition.
+        estimated: for each estimate the images that went through the network to make it.
+        passed: number of images that went through the network in all.
+        tables, passes, scored: the engine's own.
+    """
+
+    network: Network
+    found: Evaluation | None = None
+    cells: list[Cell] = field(default_factory=list)
+    estimated: dict[Estimate, list[bytes]] = field(default_factory=dict)
+    passed: int = 0
+    tables: Tables | None = None
+    passes: Passes | None = None
+    scored: dict[str, ImageSet] = field(default_factory=dict)
+
+    @property
+    def adaptation(self) -> dict[str, ImageSet]:
+        return self.passes.adaptation
+
+    def of(self, statistics: str, role: str = "") -> list[Cell]:
+        return [c for c in self.cells if c.where.statistics == statistics and role in ("", c.where.role)]
+
+    def pixels(self, cell: Cell) -> np.ndarray:
+        return self.scored[cell.where.dataset].images[cell.index]
+
+    def statistics(self, parts: tuple[tuple[str, int], ...], **more: Any) -> BatchNormStatistics:
+        return self.passes.estimates[Estimate(parts, **more)]
+
+
+def recorded(network: Network, sets: dict[str, Any], **settings: Any) -> Recorded:
+    """Evaluate, and record every set's outputs and the images behind every estimate."""
+    ran = Recorded(network)
+    outputs_of: dict[int, Any] = {}
+    making: list[Estimate] = []
+
+    class RecordedTables(Tables):
+        def __init__(self, scored: Any, *args: Any) -> None:
+            super().__init__(scored, *args)
+            ran.tables, ran.scored = self, dict(scored)
+
+        def summed_up(self, name: str, index: np.ndarray, outputs: Any) -> Any:
+            scored = super().summed_up(name, index, outputs)
+            outputs_of[id(scored.prediction)] = outputs  # detectors' scores are added to a copy with the same array
+            return scored
+
+        def add(self, where: Where, shuffles: Any) -> None:
+            new = where not in self._alone
+            super().add(where, shuffles)
+            for shuffle, each in enumerate(shuffles if new else ()):
+                found = outputs_of[id(each.prediction)]
+                ran.cells.append(Cell(where, shuffle, each.index, found.logits, found.features))
+
+    class RecordedPasses(Passes):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            ran.passes = self
+
+        def statistics(self, estimate: Estimate) -> BatchNormStatistics:
+            making.append(estimate)
+            found = super().statistics(estimate)
+            making.pop()
+            return found
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        ran.passed += len(inputs[0])
+        if making:
+            ran.estimated.setdefault(making[-1], []).extend(image.numpy().tobytes() for image in inputs[0])
+
+    hook = network.model.register_forward_pre_hook(look)
+    with patch.object(engine, "Tables", RecordedTables), patch.object(engine, "Passes", RecordedPasses):
+        ran.found = engine.evaluate(network, **sets, **settings)
+    hook.remove()
+    return ran

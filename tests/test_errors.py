@@ -1,17 +1,31 @@
-"""What the scripts print when something goes wrong."""
+"""How every script ends when something goes wrong."""
 
 import errno
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bnood.errors import UserError, one_line_errors
+from bnood.errors import UserError, run_door
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def status_and_line(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
-    with pytest.raises(SystemExit) as stopped, one_line_errors():
+    def main() -> None:
         raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_door(main)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -20,29 +34,67 @@ def status_and_line(error: BaseException, capsys: pytest.CaptureFixture[str]) ->
 
 def test_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_and_line(UserError("a is 3;\n   expected 4"), capsys) == (2, "error: a is 3; expected 4\n")
+    assert status_and_line(UserError("runs/[red]a[/red]: no"), capsys) == (2, "error: runs/[red]a[/red]: no\n")
 
 
 def test_system_errors_name_their_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(OSError) as missing:
         (tmp_path / "none").read_text()
     code, line = status_and_line(missing.value, capsys)
-    assert code == 2
-    assert line == f"error: {tmp_path / 'none'}: No such file or directory\n"
+    assert (code, line) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert status_and_line(full, capsys) == (2, "error: No space left on device\n")
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as full:
+        __import__("torch").empty(2**60)
+    for error in (full.value, MemoryError()):
+        code, line = status_and_line(error, capsys)
+        assert code == 2 and line.startswith("error: not enough memory")
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_and_line(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("a defect"), OSError("a defect"), KeyError("a defect")])
+@pytest.mark.parametrize("error", [ValueError("a defect"), OSError("a defect"), RuntimeError("a defect")])
 def test_defects_keep_their_traceback(error: Exception) -> None:
-    with pytest.raises(type(error), match="a defect"), one_line_errors():
+    def main() -> None:
         raise error
 
+    with pytest.raises(type(error), match="a defect"):
+        run_door(main)
 
-def test_nothing_happens_without_an_error() -> None:
-    with one_line_errors():
-        pass
-    assert issubclass(UserError, ValueError)
+
+DOOR = """
+import multiprocessing, sys, time
+from pathlib import Path
+from bnood.errors import run_door
+
+def main():
+    multiprocessing.Process(target=time.sleep, args=(600,), daemon=False).start()
+    try:
+        print(multiprocessing.active_children()[0].pid, flush=True)
+        time.sleep(600)
+    finally:
+        Path(sys.argv[1]).write_text("cleaned up")
+
+run_door(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_signals_clean_up_and_leave_no_child(number: int, status: int, line: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DOOR, str(tmp_path / "mark")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        child = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(60) == status
+        assert process.stderr.read() == line
+    assert (tmp_path / "mark").read_text() == "cleaned up"
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

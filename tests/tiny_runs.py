@@ -58,8 +58,8 @@ def training_arguments(runs: Path, name: str, *more: str) -> list[str]:
 def evaluation_arguments(*more: str) -> list[str]:
     """A command line of ``scripts/eval_ood.py``, all conditions, few images."""
     return [
-        *("--batch_sizes", "16", "--shuffles", "2", "--resamples", "50", "--calibration_images", "64"),
-        *("--id_count", "60", "--no-wandb", *more),
+        *("--statistics", "running,batch:16,batch:16@0.5,recalibrated", "--shuffles", "2", "--resamples", "50"),
+        *("--calibration_images", "64", "--id_count", "60", "--no-wandb", *more),
     ]
 
 

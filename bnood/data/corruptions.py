@@ -39,14 +39,9 @@ _CHUNK = 256
 def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> ImageSet:
     """The images of a set after a corruption, under the name ``<corruption>-<strength>``, with their labels.
 
-    Args:
-        images: the set; it is left as it is.
-        corruption: ``noise``, ``blur`` or ``contrast``.
-        strength: 1 to 5.
-        seed: of the noise, 0 to 2**32 - 1; the other corruptions draw nothing.
-
     Raises:
-        UserError: for another corruption, strength or seed.
+        UserError: unless the corruption is ``noise``, ``blur`` or ``contrast``, the strength 1 to 5, the seed of the
+            noise 0 to 2**32 - 1.
     """
     if corruption not in CONSTANTS:
         raise UserError(f"corruption {corruption!r}: choose from {', '.join(CORRUPTIONS)}")

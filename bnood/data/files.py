@@ -26,10 +26,10 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 # Only these are opened, whatever the suffix: their depth is known to _bits.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_TIFF_BITS_PER_SAMPLE = 258
 _ARRAYS = "'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
-# What Pillow's decoders raise on files that are cut short or damaged.
+# What Pillow's decoders and numpy's reader raise on files that are cut short or damaged.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+_ARCHIVE_ERRORS = (*_DECODING_ERRORS, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -55,33 +55,12 @@ def why_no_file(path: Path) -> str | None:
 
 
 def read_npz(path: Path, image_size: int | None, name: str | None = None) -> ImageSet:
-    """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels`` int64 ``[N]``.
-
-    Labels of another integer type are converted where int64 holds them. Pickles are never loaded. The images must be
-    ``image_size`` pixels high and wide; None allows any size.
+    """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels``, integers ``[N]``.
 
     Raises:
-        UserError: if the file is missing, unreadable or empty, lacks ``images``, holds Python objects, or an array
-            has another type, shape, size or length than stated above.
+        UserError: if the file cannot be read or lacks ``images``, an array has another type, shape or length, holds
+            Python objects (pickles are never loaded), or H and W differ from ``image_size`` (None: any).
     """
-    arrays = _read_arrays(path)
-    if "images" not in arrays:
-        raise UserError(f"{path}: it has no array 'images'; expected {_ARRAYS}")
-    images = ImageSet(str(path), np.ascontiguousarray(arrays["images"])).images  # refused if of another shape or type
-    if len(images) == 0:
-        raise UserError(f"{path}: it holds no images; expected at least one")
-    height, width = images.shape[1:3]
-    if image_size is not None and (height, width) != (image_size, image_size):
-        raise UserError(
-            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
-            "resized here, because a resize leaves traces; resize them yourself and state how)"
-        )
-    labels = as_labels(arrays["labels"], len(images), str(path)) if "labels" in arrays else None
-    return ImageSet(name or path.stem, images, labels)
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays ``images`` and ``labels`` of an archive, as far as it has them."""
     if (reason := why_no_file(path)) is not None:
         raise UserError(f"{path}: {reason}; expected an .npz archive with {_ARRAYS}")
     # The list of contents is at the end of an archive, so a file that was cut short fails here.
@@ -90,14 +69,24 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {reason}; expected an archive written by numpy.savez, with {_ARRAYS}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in ("images", "labels") if key in archive.files}
+            arrays = {key: archive[key] for key in ("images", "labels") if key in archive.files}
     except MemoryError as error:
         raise UserError(f"{path}: its arrays are larger than the memory ({one_line(error)})") from error
-    except (
-        *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
-        *(struct.error, zlib.error, zipfile.BadZipFile),
-    ) as error:
+    except _ARCHIVE_ERRORS as error:
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); expected {_ARRAYS}") from error
+    if "images" not in arrays:
+        raise UserError(f"{path}: it has no array 'images'; expected {_ARRAYS}")
+    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]))
+    if not len(found):
+        raise UserError(f"{path}: it holds no images; expected at least one")
+    height, width = found.images.shape[1:3]
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise UserError(
+            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
+            "resized here, because a resize leaves traces; resize them yourself and state how)"
+        )
+    labels = as_labels(arrays["labels"], len(found), str(path)) if "labels" in arrays else None
+    return ImageSet(name or path.stem, found.images, labels)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -164,23 +153,16 @@ class Photographs:
 def decode(files: Sequence[Path], image_size: int) -> np.ndarray:
     """The images of some files at one size (:func:`fit`): uint8 ``[N, image_size, image_size, 3]``."""
     images = np.empty((len(files), image_size, image_size, 3), np.uint8)
-
-    def fill(index: int) -> None:
-        images[index] = np.asarray(fit(open_image(files[index]), image_size))
-
     with ThreadPoolExecutor(_THREADS) as pool:  # Pillow decodes and resizes outside the interpreter's lock.
-        for _ in pool.map(fill, range(len(files))):
-            pass
+        for index, image in enumerate(pool.map(lambda file: fit(open_image(file), image_size), files)):
+            images[index] = np.asarray(image)
     return images
 
 
 def open_image(file: Path) -> Image.Image:
-    """The image of a file in mode RGB (:func:`as_rgb`).
+    """The image of a file in mode RGB (:func:`as_rgb`), the first frame of an animation; UserError says why not.
 
-    The first frame of an animation is taken. Orientation tags of cameras are not applied, as in torchvision's readers.
-
-    Raises:
-        UserError: naming the file and why it cannot be used.
+    Orientation tags of cameras are not applied, as in torchvision's readers.
     """
     if (reason := why_no_file(file)) is not None:
         raise UserError(f"{file}: {reason}; expected an image file")
@@ -195,38 +177,34 @@ def open_image(file: Path) -> Image.Image:
             return as_rgb(image, str(file))
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{file}: the image has more pixels than the limit of {limit}; expected a smaller one"
-        ) from error
-    except UnidentifiedImageError as error:
-        problem = f"it is no image of a known format ({', '.join(_FORMATS)})" if file.stat().st_size else "it is empty"
-        raise UserError(f"{file}: {problem}; expected an image file") from error
-    except _DECODING_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{file}: it cannot be read ({error.strerror}); expected an image file") from error
-        raise UserError(
-            f"{file}: the image is corrupt or cut short ({one_line(error)}); expected a complete image file"
-        ) from error
+    except (Image.DecompressionBombError, *_DECODING_ERRORS) as error:
+        if isinstance(error, Image.DecompressionBombError):
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            problem = f"the image has more pixels than the limit of {limit}; expected a smaller one"
+        elif isinstance(error, UnidentifiedImageError):
+            empty = file.stat().st_size == 0
+            problem = "it is empty" if empty else f"it is no image of a known format; expected {', '.join(_FORMATS)}"
+        elif isinstance(error, OSError) and error.errno is not None:
+            problem = f"it cannot be read ({error.strerror})"
+        else:
+            problem = f"the image is corrupt or cut short ({one_line(error)}); expected a complete file"
+        raise UserError(f"{file}: {problem}") from error
 
 
 def _bits(image: Image.Image) -> int:
     """Bits per channel in the file; Pillow's mode hides them: it opens 16-bit colour as RGB, cut to the high byte."""
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
-    details: Any = image.tile[0][3] if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
-    raw_mode, *others = details if isinstance(details, tuple) else (details,)
-    if image.format == "PPM" and others and isinstance(others[0], int):  # the largest value
-        return others[0].bit_length()
-    return 16 if ";16" in str(raw_mode) and image.format in ("PNG", "PPM") else 8
+        return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # the tag BitsPerSample
+    details: Any = image.tile[0][3] if image.format in ("PNG", "PPM") else ""  # type: ignore[attr-defined]
+    if isinstance(details, tuple):  # a PPM with another largest value than 255
+        return int(details[1]).bit_length()
+    return 16 if ";16" in details else 8
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """The image in mode RGB; whatever is transparent is laid over black, so that colours hidden under it don't count.
+    """The image in mode RGB, laid over black where it is transparent, so that colours hidden there don't count.
 
-    Raises:
-        UserError: for a mode without 8 bits per channel (16-bit and float images have no agreed scale to 0 to 255).
+    Refuses modes without 8 bits per channel: 16-bit and float images have no agreed scale to 0 to 255.
     """
     if image.mode not in MODES:
         raise UserError(f"{where}: the image has mode {image.mode}; expected 8 bits per channel: {', '.join(MODES)}")
@@ -237,10 +215,7 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:
-    """Shorter side to ``image_size`` (bilinear, antialiased when it shrinks), then the square in the centre.
-
-    The same as torchvision's ``Resize`` and ``CenterCrop`` on a PIL image in mode RGB or L.
-    """
+    """Shorter side to ``image_size`` (bilinear), then the square in the centre: torchvision's Resize and CenterCrop."""
     width, height = image.size
     shorter = min(width, height)
     size = (int(image_size * width / shorter), int(image_size * height / shorter))

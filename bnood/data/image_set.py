@@ -1,7 +1,7 @@
 """Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import Self
@@ -12,12 +12,17 @@ from bnood.errors import UserError
 class _Selectable:
     """What both kinds of image set can do."""
 
+    labels: np.ndarray | None
+    _rows: ClassVar[str]  # the attribute with one entry per image
+
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(getattr(self, self._rows))
 
     def subset(self, index: np.ndarray) -> Self:
         """The images at ``index`` (integers), in that order."""
-        raise NotImplementedError
+        labels = None if self.labels is None else self.labels[index]
+        rows = {self._rows: getattr(self, self._rows)[index]}
+        return replace(self, labels=labels, **rows)  # type: ignore[type-var]
 
     def at_most(self, count: int | None, seed: int) -> Self:
         """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""
@@ -38,13 +43,13 @@ class ImageSet(_Selectable):
         name: as in configs, tables and plots (``svhn``).
         images: uint8 ``[N, H, W, 3]``, RGB; for reading only.
         labels: int64 ``[N]``, class indices from 0, or None.
-        folders: the sorted folder names, if the labels only number these folders
-            (:func:`bnood.data.labels.folder_labels` decides whether they fit a network's classes).
+        folders: the sorted folder names, if labels only number these (:func:`bnood.data.labels.folder_labels`).
 
     Raises:
-        UserError: if an array has another shape or type, their lengths differ, or a label is negative.
+        UserError: if an array is of another shape, type or length, or a label is negative.
     """
 
+    _rows: ClassVar[str] = "images"
     name: str
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -58,14 +63,6 @@ class ImageSet(_Selectable):
             )
         _check_labels(self.labels, len(self), self.name)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def subset(self, index: np.ndarray) -> "ImageSet":
-        """The images at ``index`` (integers), in that order."""
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, images=self.images[index], labels=labels)
-
 
 @dataclass(frozen=True, eq=False)
 class StreamedSet(_Selectable):
@@ -75,17 +72,16 @@ class StreamedSet(_Selectable):
     a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
 
     Attributes:
-        name: as in configs, tables and plots.
+        name: as in :class:`ImageSet`, and so are ``labels`` and ``folders``.
         dataset: has ``__len__`` and ``__getitem__``; it must give the same item whenever it is asked.
-        labels: int64 ``[N]``, one per entry of ``index``, or None.
         index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
-        folders: as in :class:`ImageSet`.
         checked: the transforms under which items were found to be the same when read twice.
 
     Raises:
         UserError: if the dataset is not map-style, or labels do not fit.
     """
 
+    _rows: ClassVar[str] = "index"
     name: str
     dataset: Any
     labels: np.ndarray | None = None
@@ -99,17 +95,9 @@ class StreamedSet(_Selectable):
                 f"{self.name}: it is a {type(self.dataset).__name__}; expected the name or path of a set, or a "
                 "map-style dataset (with __len__ and __getitem__)"
             )
-        if self.index is None:
-            object.__setattr__(self, "index", np.arange(len(self.dataset)))
+        index = np.arange(len(self.dataset)) if self.index is None else np.asarray(self.index, np.int64)
+        object.__setattr__(self, "index", index)
         _check_labels(self.labels, len(self), self.name)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def subset(self, index: np.ndarray) -> "StreamedSet":
-        """The images at ``index`` (integers), in that order."""
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, index=self.index[index], labels=labels)
 
 
 Images = ImageSet | StreamedSet
@@ -122,8 +110,8 @@ def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     Raises:
         UserError: if they are no integers from 0 up that int64 holds, or not one per image.
     """
-    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{where}: labels reach {labels.max()}; expected int64, at most {np.iinfo(np.int64).max}")
+    if labels.dtype == np.uint64 and labels.size and labels.max() >= 2**63:
+        raise UserError(f"{where}: labels reach {labels.max()}; expected int64, at most {2**63 - 1}")
     labels = np.ascontiguousarray(labels, np.int64) if labels.dtype.kind in "iu" and labels.ndim else labels
     _check_labels(labels, count, where)
     return labels
@@ -131,8 +119,7 @@ def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
 
 def _check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (count,)):
-        raise UserError(
-            f"{where}: labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}], one per image"
-        )
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{where}: labels are {found}; expected int64 [{count}], one per image")
     if labels is not None and count and labels.min() < 0:
         raise UserError(f"{where}: a label is {labels.min()}; expected class indices from 0 up")

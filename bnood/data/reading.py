@@ -35,8 +35,8 @@ def read_batches(
         gives float tensors. With a transform, float32 ``[n, 3, h, w]``.
 
     Raises:
-        UserError: if images have unequal sizes, an item is none that :class:`StreamedSet` allows, cannot be read,
-            or differs when it is read twice, or the transform gives no float tensor ``[3, h, w]``.
+        UserError: if sizes are unequal, an item cannot be read, is none that :class:`StreamedSet` allows or differs
+            when it is read twice, or the transform gives no float tensor ``[3, h, w]``.
     """
     used = sorted({int(number) for batch in batches for number in np.unique(batch[:, 0])})
     arrays = {number: each.images for number, each in enumerate(sets) if isinstance(each, ImageSet)}

@@ -2,10 +2,6 @@
 
 import difflib
 import os
-import pickle
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,12 +41,6 @@ TORCHVISION = {
 
 _DTD_PARTS = ("train", "val", "test")
 
-# What torchvision's readers and downloads raise on files that are missing, damaged, or can't be fetched.
-_READING_ERRORS = (
-    *(RuntimeError, OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, AssertionError),
-    *(ImportError, pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error),
-)
-
 
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, else the environment's ``BNOOD_DATA``, else ``./data``."""
@@ -88,17 +78,14 @@ def images(
             ``svhn/test.npz``), or the class of the dataset.
         split: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
-        labels: class indices ``[N]``; None for none; ``auto`` for those of the source. A folder's classes are its top
-            folders (:func:`bnood.data.labels.numbered`), if every image lies in one. A dataset's are its ``targets``,
-            ``labels`` or ``samples``, as torchvision's have them.
+        labels: class indices ``[N]``; None for none; ``auto`` for those of an archive, of a folder's top folders
+            (:func:`bnood.data.labels.numbered`, if every image lies in one), or of a dataset (``dataset_labels``).
         image_size: side of the square images, in pixels; None for images as they are.
         download: let torchvision download what is missing.
-        seed: of a built-in set's pixels.
-        count: number of images of a built-in set; None for the split's own number.
+        seed, count: pixels and number of images of a built-in set; None for the split's own number.
 
     Raises:
-        UserError: if the set or the split isn't known or isn't there, a file is missing, damaged, or holds something
-            else than images of this size, or ``count`` is given for a set that isn't built in.
+        UserError: naming the set or file that isn't known, isn't there, is damaged, or is another than described here.
     """
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
@@ -109,11 +96,11 @@ def images(
         found = source
     else:
         found = StreamedSet(type(source).__name__, source, dataset_labels(source))
-    if image_size is not None and isinstance(found, StreamedSet):
-        raise UserError(f"{found.name}: image_size resizes files only; expected a dataset that gives the right size")
+    if not isinstance(source, str | Path) and (image_size, count) != (None, None):
+        raise UserError(f"{found.name}: image_size and count are for names and paths; expected neither with a dataset")
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
-    if not isinstance(labels, str):
+    if not (isinstance(labels, str) and labels == "auto"):
         given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
         found = replace(found, labels=given, folders=None)
     return found if name is None else found.renamed(name)
@@ -127,11 +114,7 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
 
 
 def check_known(name: str, root: Path | None = None) -> None:
-    """Refuse a name that :func:`images` would find nowhere; whether its images are there is not looked at.
-
-    Raises:
-        UserError: with the nearest known name. Paths pass: what lies there may come later.
-    """
+    """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
     known = not name or _is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
@@ -234,7 +217,7 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
         labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
     except UserError:
         raise
-    except _READING_ERRORS as error:
+    except Exception as error:  # readers and downloads raise a dozen types on files that are missing or damaged
         raise UserError(_fault(name, split, root, download, error)) from error
     if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
         resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)

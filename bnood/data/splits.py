@@ -13,8 +13,8 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides labelled images into training and validation images, each class in proportion.
 
-    Every class gives its proportional share, rounded down or up so that the total is exact: the classes with the
-    largest remainders are rounded up (Hamilton's method), the lower class first where remainders are equal.
+    Each share is rounded down or up so that the total is exact: up for the largest remainders (Hamilton's method), the
+    lower class first where remainders are equal.
 
     Args:
         labels: integers ``[N]``.
@@ -73,16 +73,10 @@ def _largest_remainders(sizes: np.ndarray, total: int) -> np.ndarray:
 def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
     """Divides a set into an adaptation split and a scoring split, so that no image is scored under its own statistics.
 
-    Args:
-        n: number of images, at least 2.
-        seed: 0 to 2**32 - 1.
-        name: of the set, for messages.
-
-    Returns:
-        The indices of either split, int64, sorted; disjoint, together all n. The scoring split has the odd one.
+    Returns the indices of either split, int64, sorted; disjoint, together all n. The scoring split has the odd one.
 
     Raises:
-        UserError: if there are fewer than 2 images, or the seed is out of range.
+        UserError: naming the set, if there are fewer than 2 images, or the seed is not from 0 to 2**32 - 1.
     """
     if n < 2:
         raise UserError(f"{name}: it has {n} image(s); expected at least 2, one to adapt to and one to score")

@@ -1,70 +1,36 @@
-"""Evaluating a run: its network, the sets, all conditions, and the files in ``runs/<name>/ood/``."""
+"""The engine: a network x statistics x detectors x image sets -> one tidy table with intervals."""
 
-import json
+import difflib
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bnood.data.datamodule import ImageDataModule
-from bnood.data.image_set import ImageSet
-from bnood.data.sources import load_images, set_name
-from bnood.data.splits import halves
+from bnood.data.image_set import Images
+from bnood.data.labels import folder_labels
+from bnood.data.reading import read_batches
 from bnood.errors import UserError
-from bnood.evaluation.conditions import ConditionOptions, Conditions, Images
-from bnood.evaluation.mitigations import Mitigations
-from bnood.evaluation.tables import Tables
+from bnood.evaluation.activations import layer_distances
+from bnood.evaluation.comparisons import Pair, Sets, arranged
+from bnood.evaluation.conditions import Condition, Estimate, parse_statistics
+from bnood.evaluation.fitting import Fitted, Fitting
+from bnood.evaluation.options import EvaluationOptions
+from bnood.evaluation.passes import Augment, Context, Passes, estimate_name, shuffled
+from bnood.evaluation.tables import Scored, Tables, Where
+from bnood.networks.network import Network
+from bnood.networks.outputs import Outputs
+from bnood.statistics import has_batchnorm, read_statistics
 from bnood.training.provenance import commit, machine, versions
-from bnood.training.run_folder import Run
 
-
-@dataclass
-class SetOptions:
-    """Which images are scored.
-
-    Args:
-        ood: names of the OOD sets; none: those of the run's config.
-        id_split: ``test`` (the official test images) or ``val`` (the training images held out for validation).
-        id_count: score only so many in-distribution images; none: all.
-        ood_count: open only so many images of each OOD set, before it is halved; none: all.
-        root: folder of the data sets; none: that of the run's config.
-        download: whether torchvision may download what is missing; none: as the run's config says.
-        tuning_images: images held out of training that mitigations are fitted on, at most (:mod:`bnood.evaluation.mitigations`);
-            with ``id_split`` val they are set aside and not scored, a fifth of the held-out images if these are fewer
-            than twice as many. 0: no mitigations.
-    """
-
-    ood: tuple[str, ...] | None = None
-    id_split: str = "test"
-    id_count: int | None = None
-    ood_count: int | None = None
-    root: Path | None = None
-    download: bool | None = None
-    tuning_images: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.id_split not in ("test", "val"):
-            raise UserError(f"id_split is {self.id_split!r}: choose test or val")
-        for name in ("id_count", "ood_count"):
-            count = getattr(self, name)
-            if count is not None and count < 2:
-                raise UserError(f"{name} is {count}; at least 2 images are needed")
-        if self.tuning_images < 0:
-            raise UserError(f"tuning_images is {self.tuning_images}; it has to be 0 (no mitigations) or more")
-
-    def placed(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The section data of a training config, with the root and the download that hold in the evaluation."""
-        root = data.get("root") if self.root is None else self.root
-        download = data.get("download", False) if self.download is None else self.download
-        return {**data, "root": None if root is None else Path(root), "download": download}
+Progress = Callable[[str], object]
+# What fitted detectors may take while several conditions are evaluated at once.
+BYTES_FITTED = 1 << 30
 
 
 @dataclass
@@ -72,219 +38,461 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        table: tidy metrics (:mod:`bnood.evaluation.tables`).
+        table: one row per metric (:data:`bnood.evaluation.tables.COLUMNS`), fractions between 0 and 1.
         scores: one row per image and condition.
         units: one row per penultimate unit, set and condition.
-        draws: every row of ``table`` with all its draws of the bootstrap.
-        differences: every row of ``table`` under another condition than ``running``, minus that under ``running``.
+        replicates: the rows of ``table`` with all their bootstrap replicates.
+        layers: distance of each set's target statistics from the running ones, layer by layer.
         record: options, cost, notes, versions: how the tables came about.
     """
 
     table: pd.DataFrame
     scores: pd.DataFrame
     units: pd.DataFrame
-    draws: pd.DataFrame
-    differences: pd.DataFrame
-    record: dict[str, object] = field(default_factory=dict)
+    replicates: pd.DataFrame
+    layers: pd.DataFrame
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        """One line for everything that was left out."""
-        notes = self.record["notes"]
-        assert isinstance(notes, list)
-        return notes
+        """One line for everything that was left out, or that a reader should know."""
+        return self.record["notes"]
 
+    def __str__(self) -> str:
+        from bnood.evaluation.printing import as_text
 
-def load_evaluation_images(run: Run, options: SetOptions, seed: int) -> Images:
-    """The images that a run is evaluated on; see :class:`bnood.evaluation.conditions.Images`.
+        return as_text(self.table, self.record["run"], self.notes)
 
-    Raises:
-        UserError: for sets that are missing or unreadable, empty, of one image, of another size, or unlabelled
-            where labels are needed.
-    """
-    config = options.placed(run.config["data"])
-    try:
-        data = ImageDataModule(**{**config, "ood": tuple(config["ood"])})
-    except TypeError as error:
-        raise UserError(f"{run.folder / 'config.yaml'}, section data: {error}") from error
-    train, validation = data.split()
-    validation, tuning = _set_aside(validation, options, seed)
-    id_set = validation if options.id_split == "val" else _load(data, data.in_distribution, "test")
-    id_set = replace(id_set, name=set_name(data.in_distribution, id_set))
-    if len(id_set) < 2:
-        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
-    if options.id_split == "test" and _share_contained(id_set, train) > 0.5:
-        raise UserError(
-            f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
-            "score those that were held out of training: id_split val"
-        )
-    classes = run.classifier.hparams["num_classes"]
-    if id_set.labels is not None and id_set.labels.max() >= classes:
-        raise UserError(
-            f"{id_set.name} has labels up to {id_set.labels.max()}, but the network of {run.name} has {classes} classes"
-        )
-    id_set = id_set.at_most(options.id_count, seed)
-    shuffled = np.random.RandomState(seed).permutation(len(train))
-    ood: dict[str, tuple[ImageSet, ImageSet]] = {}
-    for name in options.ood if options.ood is not None else data.ood:
-        images = _load(data, name, "test").at_most(options.ood_count, seed)
-        images = replace(images, name=set_name(name, images))
-        if images.name in ood or images.name == id_set.name:
-            raise UserError(
-                f"{name}: a set of the name {images.name!r} is already being evaluated; expected each set once, "
-                "under a name (of its file or folder) of its own"
-            )
-        calibration, scored = (images.subset(part) for part in halves(len(images), seed, name=images.name))
-        ood[images.name] = (calibration, scored)
-    if not ood:
-        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
-    return Images(id_set, train.subset(shuffled), ood, tuning)
+    def write(self, folder: Path | str) -> Path:
+        """Write all files and the report into a folder, as a whole or not at all; see :mod:`bnood.evaluation.files`."""
+        from bnood.evaluation.files import write_evaluation
 
-
-def _load(data: ImageDataModule, name: str, split: str) -> ImageSet:
-    return load_images(name, split, data.root, download=data.download, image_size=data.image_size)
-
-
-def _set_aside(held_out: ImageSet, options: SetOptions, seed: int) -> tuple[ImageSet, ImageSet | None]:
-    """What of the held-out images may be scored, and what mitigations are tuned on, every class in proportion."""
-    wanted, whole = options.tuning_images, len(held_out)
-    # Where the official test images are scored, held-out ones are there to be tuned on.
-    count = min(wanted, whole) if options.id_split == "test" or whole >= 2 * wanted else min(wanted, whole // 5)
-    if count == 0 or held_out.labels is None:
-        return held_out, None
-    order = np.random.RandomState(seed).permutation(whole)
-    by_class = order[np.argsort(held_out.labels[order], kind="stable")]
-    chosen = np.sort(by_class[(2 * np.arange(count) + 1) * whole // (2 * count)])
-    tuning = held_out.subset(chosen)
-    return (held_out if options.id_split == "test" else held_out.subset(np.setdiff1d(order, chosen))), tuning
-
-
-def _share_contained(images: ImageSet, others: ImageSet) -> float:
-    """Share of the images (of 1,000 at most) that are among the others, pixel by pixel."""
-    known = {hash(image.tobytes()) for image in others.images}
-    some = images.images[:: -(-len(images) // 1000)]
-    return float(np.mean([hash(image.tobytes()) in known for image in some]))
+        return write_evaluation(self, Path(folder))
 
 
 def evaluate(
-    run: Run,
-    images: Images,
-    options: ConditionOptions,
+    network: Network,
+    id_set: Images | None,
     *,
-    resamples: int = 1000,
-    console: Console | None = None,
+    train_set: Images | None = None,
+    held_out: Images | None = None,
+    ood_sets: Mapping[str, Images],
+    shifted_sets: Mapping[str, Images] | None = None,
+    options: EvaluationOptions | None = None,
+    statistics: Sequence[str] | None = None,
+    detectors: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    augment: Augment | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> Evaluation:
-    """Evaluate a network under all conditions.
+    """Evaluate a network under all statistics, with all detectors.
 
     Args:
-        run: the trained network; left as it was, but on the accelerator if there is one.
-        images: see :func:`load_evaluation_images`.
-        options: the conditions.
-        resamples: bootstrap resamples behind each interval.
-        console: shows a progress bar over conditions x sets; none: silent.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run.classifier.to(device)
-    conditions = Conditions(run.classifier, images, options)
-    started, summing = time.perf_counter(), 0.0
-    mitigations = _fitted(conditions)
-    scored_sets = [images.id_set, *(scored for _, scored in images.ood.values())]
-    tables = Tables(scored_sets, resamples, options.seed, mitigations)
-    with _progress(console) as progress:
-        task = progress.add_task(run.name, total=conditions.number_of_cells())
-        for cell in conditions.cells():
-            progress.update(
-                task, description=f"{run.name}: {cell.dataset}, {cell.statistics} {cell.composition}".rstrip()
-            )
-            began = time.perf_counter()
-            tables.add(cell)
-            summing += time.perf_counter() - began
-            progress.advance(task)
-        forwarded = time.perf_counter()
-        progress.update(task, description=f"{run.name}: metrics and intervals")
-        results = tables.results(run.name, run.classifier.norm, run.seed)
-    record: dict[str, object] = {
-        "run": run.name,
-        "options": asdict(options) | {"resamples": resamples},
-        "id": {"name": images.id_set.name, "n": len(images.id_set)},
-        "ood": _sizes(images.ood),
-        "mitigations": None if mitigations is None else mitigations.record(),
-        "notes": conditions.notes,
-        "images_scored": conditions.cost.scored,
-        "images_estimated_on": conditions.cost.estimated_on,
-        "estimator_images": conditions.estimator_images,
-        "estimator_passes": {name: estimate.passes for name, estimate in conditions.estimates.items()},
-        "estimator_distance": {
-            name: {"mean_shift": shift, "log_std_ratio": ratio}
-            for name, (shift, ratio) in conditions.estimator_distance.items()
-        },
-        "seconds_forward": forwarded - started - summing,
-        "seconds_metrics": time.perf_counter() - forwarded + summing,
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-    }
-    return Evaluation(results.table, tables.scores(), tables.units(), results.draws, results.differences, record)
-
-
-def _fitted(conditions: Conditions) -> Mitigations | None:
-    """The mitigations, fitted on the tuning images under ``running``; None where there are none."""
-    tuning = conditions.images.tuning
-    if tuning is None or tuning.labels is None:
-        return None
-    head = conditions.classifier.network.head
-    assert isinstance(head, torch.nn.Linear), "every network of bnood.networks has a linear head"
-    logits, features = conditions.tuning_outputs()
-    try:
-        return Mitigations.fit(head, features, logits, tuning.labels)
-    except UserError as error:
-        raise UserError(f"{tuning.name} under running: {error}") from error
-
-
-def _sizes(ood: Mapping[str, tuple[ImageSet, ImageSet]]) -> dict[str, dict[str, int]]:
-    return {name: {"calibration": len(first), "scored": len(second)} for name, (first, second) in ood.items()}
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
-
-
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write the tables and ``evaluation.json`` into ``runs/<name>/ood/``.
-
-    The tables are ``table.csv``, ``differences.csv``, ``scores.parquet``, ``units.parquet`` and ``draws.parquet``. All
-    are written beside, then renamed: files of two evaluations never stand side by side.
+        network: left as it was.
+        id_set: the in-distribution images that are scored; None: scores alone, without detection.
+        train_set: training images, for recalibration and for detectors; None: half of the ID set recalibrates.
+        held_out: labelled ID images that are neither trained on nor scored, for ReAct and the temperature.
+        ood_sets: the OOD sets by name; half of each is scored.
+        shifted_sets: labelled ID images from elsewhere, by name; see ``options.shifts`` for those made here.
+        options: how; see :class:`EvaluationOptions`.
+        statistics, detectors, settings: take the place of those options.
+        classes: names of the network's classes, in the order of its logits, for labels that come from folders.
+        augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
+        progress: is called with the name of each step that begins.
 
     Raises:
-        UserError: if the folder is read-only or the disk full; what was there before is still there then.
+        UserError: for anything that was given and does not fit.
     """
-    scores = evaluation.scores.copy()
-    for column in scores.select_dtypes(["object", "string"]):
-        scores[column] = scores[column].astype("category")
-    text = json.dumps(evaluation.record, indent=2, default=str) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-            beside = Path(partial)
-            scores.to_parquet(beside / "scores.parquet", index=False)
-            evaluation.units.to_parquet(beside / "units.parquet", index=False)
-            evaluation.draws.to_parquet(beside / "draws.parquet", index=False)
-            evaluation.table.to_csv(beside / "table.csv", index=False, float_format="%.6g")
-            evaluation.differences.to_csv(beside / "differences.csv", index=False, float_format="%.6g")
-            (beside / "evaluation.json").write_text(text)
-            for file in sorted(beside.iterdir()):
-                file.replace(folder / file.name)
-    except OSError as error:
-        # Arrow's errors name no file and the system's name one of the temporary folder.
-        reason = error.strerror or " ".join(str(error).split())
+    options = _options(options, statistics, detectors, settings)
+    if not isinstance(network, Network):
+        raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
+    conditions = parse_statistics(options.statistics)
+    notes: list[str] = []
+    if not has_batchnorm(network.model):
+        conditions = _running_alone(conditions, network, options, notes)
+    first = next(iter(ood_sets.values()), id_set)
+    if first is not None and len(first):
+        probe = np.array([[0, k] for k in range(min(8, len(first)))])
+        network.probe(next(read_batches([first], [probe], network.transform)))
+
+    def labelled(images: Images | None) -> Images | None:
+        if images is None:
+            return None
+        found, note = folder_labels(images, classes, network.num_classes)
+        notes.extend([note] if note else [])
+        return found
+
+    shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
+    known = labelled(id_set), labelled(train_set), labelled(held_out)
+    sets = arranged(*known, ood_sets, shifted, options)  # type: ignore[arg-type]
+    engine = _Engine(network, sets, options, notes, augment, progress or (lambda step: None))
+    return engine.evaluation(conditions)
+
+
+def _options(
+    options: EvaluationOptions | None, statistics: Any, detectors: Any, settings: dict[str, Any]
+) -> EvaluationOptions:
+    known = [each.name for each in fields(EvaluationOptions)]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise UserError(f"evaluate has no setting {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+    given = {"statistics": statistics, "detectors": detectors}
+    return replace(options or EvaluationOptions(), **settings, **{k: v for k, v in given.items() if v is not None})
+
+
+def check_statistics(network: Network, options: EvaluationOptions) -> None:
+    """Refuse to ask a network without BatchNorm for nothing but statistics that it lacks."""
+    if not has_batchnorm(network.model) and "running" not in options.statistics:
         raise UserError(
-            f"{folder}: the evaluation cannot be written there ({reason}); earlier files are kept"
-        ) from error
+            f"norm {network.norm} keeps no statistics, so that there is nothing to evaluate under "
+            f"{' or '.join(options.statistics)}; expected running among the statistics"
+        )
+
+
+def _running_alone(
+    conditions: list[Condition], network: Network, options: EvaluationOptions, notes: list[str]
+) -> list[Condition]:
+    check_statistics(network, options)
+    skipped = [name for name in options.statistics if name != "running"]
+    if skipped:
+        are = "is" if len(skipped) == 1 else "are"
+        notes.append(
+            f"norm {network.norm} keeps no statistics: only running is evaluated, {' and '.join(skipped)} {are} skipped"
+        )
+    return conditions[:1]
+
+
+class _Job(NamedTuple):
+    """A comparison under fixed statistics, or ID images alone (``ood_name`` "")."""
+
+    condition: Condition
+    pair: Pair
+    ours: Estimate
+    theirs: Estimate
+
+
+class _Engine:
+    """Runs the passes of all conditions and hands what they give to the tables."""
+
+    def __init__(
+        self,
+        network: Network,
+        sets: Sets,
+        options: EvaluationOptions,
+        notes: list[str],
+        augment: Augment | None,
+        tell: Progress,
+    ) -> None:
+        self.network, self.sets, self.options, self.tell, self.notes = network, sets, options, tell, notes
+        self.splits = sets.splits(options)
+        self.passes = Passes(network, sets.adaptation, options, augment, notes=notes)
+        self.fitting = Fitting(network, sets, options, notes)
+        self.tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
+
+    def evaluation(self, conditions: list[Condition]) -> Evaluation:
+        started = time.perf_counter()
+        self._fixed([condition for condition in conditions if not condition.batch_size])
+        for condition in conditions:
+            if condition.batch_size and condition.ood_fraction is None:
+                self._pure(condition)
+            elif condition.batch_size:
+                self._mixed(condition)
+        self.tell("metrics and intervals")
+        forwarded = time.perf_counter()
+        names = {"run": self.network.name, "network": self.network.name, "norm": self.network.norm}
+        names["seed"] = self.network.seed or 0
+        order = [condition.name for condition in conditions]
+        table, replicates = self.tables.results(names, self.fitting.fitted_under(), order)
+        record = self._record() | {
+            "seconds_forward": forwarded - started,
+            "seconds_metrics": time.perf_counter() - forwarded,
+        }
+        return Evaluation(table, self.tables.scores(), self.tables.units(), replicates, self._layers(conditions), record)
+
+    # Fixed statistics.
+
+    def _fixed(self, conditions: list[Condition]) -> None:
+        """All comparisons under fixed statistics, those with the same statistics of the ID side together."""
+        blocks: dict[Estimate, list[_Job]] = defaultdict(list)
+        for condition in conditions:
+            for pair in self.sets.pairs_of(condition):
+                ours, theirs = condition.estimates(self.splits, pair.id_split, pair.ood_split)
+                blocks[ours].append(_Job(condition, pair, ours, theirs))
+            # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
+            known = {pair.id_name: pair.id_split for pair in self.sets.pairs if pair.comparison == "ood" and pair.id_name}
+            for name, split in known.items() if condition.paired(self.splits) else ():
+                own = condition.alone(self.splits, split)
+                if own is not None and any(pair.id_name == name for pair in self.sets.pairs_of(condition)):
+                    blocks[own].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
+        self.fitted_under_running = self._fitted_to(Estimate())
+        at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
+        for some in _chunks(list(blocks), at_once):
+            self._blocks({ours: blocks[ours] for ours in some})
+
+    def _blocks(self, blocks: Mapping[Estimate, list[_Job]]) -> None:
+        compared = [ours for ours, jobs in blocks.items() if any(job.pair.ood_name for job in jobs)]
+        fitted = {ours: self._fitted_to(ours) if ours in compared else {} for ours in blocks}
+        # Which detectors score each set under each of its statistics.
+        wanted: dict[str, dict[Estimate, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
+        for ours, jobs in blocks.items():
+            for job in jobs:
+                for name, estimate in ((job.pair.id_name, job.ours), (job.pair.ood_name, job.theirs)):
+                    if name and ours not in wanted[name][estimate]:
+                        wanted[name][estimate].append(ours)
+        scored: dict[tuple[str, Estimate, Estimate], Scored] = {}
+        for name, images in self.sets.scored.items():
+            if name not in wanted:
+                continue
+            batches, index = self.passes.whole(images), np.arange(len(images))
+            for some in _chunks(list(wanted[name]), self.passes.together(images, self.fitting.channel_means)):
+                self.tell(f"{name} under {', '.join(estimate_name(each) or 'running' for each in some)}")
+                found = self._run([images], batches, [self.passes.fixed(estimate) for estimate in some])
+                for estimate, outputs in zip(some, found, strict=True):
+                    each = self._summed_up(name, index, outputs, estimate_name(estimate) or "running")
+                    for ours in wanted[name][estimate]:
+                        scored[name, estimate, ours] = self._with_detectors(each, outputs, fitted[ours])
+        for jobs in blocks.values():
+            for job in jobs:
+                known = scored.get((job.pair.id_name, job.ours, job.ours))
+                other = [scored[job.pair.ood_name, job.theirs, job.ours]] if job.pair.ood_name else []
+                self._rows(job.condition, job.pair, job.ours, job.theirs, [known], other)
+
+    def _fitted_to(self, estimate: Estimate) -> Fitted:
+        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
+        if estimate.parts and (self.options.fitted_under == "running"):
+            return self.fitted_under_running
+        if not estimate.parts and hasattr(self, "fitted_under_running"):
+            return self.fitted_under_running
+        context = self.passes.fixed(estimate)
+        return self.fitting.fit(lambda images: self._run([images], self.passes.whole(images), [context], False)[0][0])
+
+    # Statistics of batches.
+
+    def _pure(self, condition: Condition) -> None:
+        size, pairs = condition.batch_size, self.sets.pairs_of(condition)
+        names = dict.fromkeys(name for pair in pairs for name in (pair.id_name, pair.ood_name) if name)
+        fitted = self._fitted_in_batches(condition, size, None)
+        scored: dict[str, list[Scored]] = {}
+        for name in names:
+            images = self.sets.scored[name]
+            count = len(images) // size * size
+            if count == 0:
+                self._note(f"{name}: {len(images)} images do not fill a batch of {size}: {condition.name} is skipped")
+                continue
+            self.tell(f"{name} under {condition.name}")
+            scored[name] = []
+            for shuffle in range(self.options.shuffles):
+                index = shuffled(name, len(images), shuffle, self.options.seed)[:count]
+                batches = list(_pairs(0, index).reshape(-1, size, 2))
+                (outputs,) = self._run([images], batches, [self._context(condition)])
+                each = self._summed_up(name, index, outputs, condition.name)
+                scored[name].append(self._with_detectors(each, outputs, fitted))
+        for pair in pairs:
+            none: list[Scored] = []
+            self._rows(
+                condition, pair, None, None, scored.get(pair.id_name, none), scored.get(pair.ood_name, none)
+            )
+
+    def _mixed(self, condition: Condition) -> None:
+        together: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+        for pair in self.sets.pairs_of(condition):
+            together[pair.id_name, pair.ood_name].append(pair)
+        for (id_name, ood_name), pairs in together.items():
+            if not id_name:
+                self._note(f"{condition.name} needs ID images: it is skipped")
+                continue
+            known, other = self.sets.scored[id_name], self.sets.scored[ood_name]
+            ood_each = _ood_images(condition)
+            id_each = condition.batch_size - ood_each
+            batches = min(len(known) // id_each, len(other) // ood_each)
+            if batches == 0:
+                self._note(
+                    f"{other.name}: {len(other)} images and {len(known)} in-distribution ones do not fill a batch of "
+                    f"{condition.batch_size} with an OOD fraction of {condition.ood_fraction:g}: skipped"
+                )
+                continue
+            self._note_fraction(condition.name, condition, ood_each, condition.batch_size)
+            self.tell(f"{id_name} and {ood_name} under {condition.name}")
+            fitted = self._fitted_in_batches(condition, id_each, self.sets.adaptation[pairs[0].ood_split])
+            sides: tuple[list[Scored], list[Scored]] = ([], [])
+            for shuffle in range(self.options.shuffles):
+                indices = [
+                    shuffled(images.name, len(images), shuffle, self.options.seed)[: batches * each]
+                    for images, each in ((known, id_each), (other, ood_each))
+                ]
+                parts = [_pairs(k, index).reshape(batches, -1, 2) for k, index in enumerate(indices)]
+                (found,) = self._run([known, other], list(np.concatenate(parts, axis=1)), [self._context(condition)])
+                inside = np.arange(batches * condition.batch_size) % condition.batch_size < id_each
+                for side, images, index, rows in zip(sides, (known, other), indices, (inside, ~inside), strict=True):
+                    outputs = _at(found, rows)
+                    each = self._summed_up(images.name, index, outputs, condition.name)
+                    side.append(self._with_detectors(each, outputs, fitted))
+            for pair in pairs:
+                self._rows(condition, pair, None, None, *sides)
+
+    def _context(self, condition: Condition) -> Context:
+        return lambda: condition.context(self.network.model)
+
+    def _fitted_in_batches(self, condition: Condition, each: int, filler: Images | None) -> Fitted:
+        """Detectors fitted in batches of ``each`` fitting images, filled up with images of ``filler``, both cycled."""
+        if self.options.fitted_under == "running":
+            return self.fitted_under_running
+
+        def run(images: Images) -> Outputs:
+            order = shuffled(images.name, len(images), 0, self.options.seed)
+            count = -(-len(order) // each)
+            parts = [_pairs(0, np.resize(order, count * each)).reshape(count, each, 2)]
+            sets = [images]
+            if filler is not None:
+                others = condition.batch_size - each
+                order_of_filler = shuffled(filler.name, len(filler), 0, self.options.seed)
+                parts.append(_pairs(1, np.resize(order_of_filler, count * others)).reshape(count, others, 2))
+                sets.append(filler)
+            batches = list(np.concatenate(parts, axis=1))
+            found = self._run(sets, batches, [self._context(condition)], False)[0][0]
+            own = np.arange(count * condition.batch_size) % condition.batch_size < each
+            return found.at(own).at(np.argsort(order, kind="stable"))
+
+        return self.fitting.fit(run)
+
+    # What all have in common.
+
+    def _run(
+        self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], to_score: bool = True
+    ) -> list[tuple[Outputs, dict[str, Outputs]]]:
+        """For each context the outputs, and those of detectors that need a pass of their own."""
+        own = self.fitting.own_pass if to_score else {}
+
+        def within(context: Context, name: str) -> Context:
+            def enter() -> AbstractContextManager[object]:
+                stack = ExitStack()
+                with ExitStack() as entering:  # leaves what was entered if the second context refuses
+                    entering.enter_context(context())
+                    entering.enter_context(own[name].context(self.network))  # type: ignore[attr-defined]
+                    stack = entering.pop_all()
+                return stack
+
+            return enter
+
+        everything = [each for context in contexts for each in (context, *(within(context, name) for name in own))]
+        found = self.passes.outputs(sets, batches, everything, to_score and self.fitting.channel_means)
+        step = 1 + len(own)
+        return [
+            (found[start], dict(zip(own, found[start + 1 : start + step], strict=True)))
+            for start in range(0, len(found), step)
+        ]
+
+    def _summed_up(
+        self, name: str, index: np.ndarray, outputs: tuple[Outputs, dict[str, Outputs]], where: str
+    ) -> Scored:
+        try:
+            return self.tables.summed_up(name, index, outputs[0])
+        except UserError as error:
+            raise UserError(f"{name} under {where}: {error}") from error
+
+    def _with_detectors(self, scored: Scored, outputs: tuple[Outputs, dict[str, Outputs]], fitted: Fitted) -> Scored:
+        return replace(scored, scores=scored.scores | self.fitting.scores(fitted, *outputs))
+
+    def _rows(
+        self,
+        condition: Condition,
+        pair: Pair,
+        ours: Estimate | None,
+        theirs: Estimate | None,
+        known: Sequence[Scored | None],
+        other: Sequence[Scored],
+    ) -> None:
+        """Rows of both sides alone, and of their comparison where both were scored."""
+        id_side = [each for each in known if each is not None]
+        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, pair.comparison)
+        if pair.comparison == "ood":
+            companion = pair.dataset if condition.paired(self.splits) else ""
+            if id_side:
+                self.tables.add(self._where(condition, ours, pair.id_name, "id", companion), id_side)
+            if other and not pair.companion:
+                self.tables.add(comparison, list(other))
+        if id_side and other:
+            self.tables.compare(comparison, list(zip(id_side, other, strict=True)))
+
+    def _where(
+        self, condition: Condition, estimate: Estimate | None, dataset: str, role: str, companion: str, comparison: str = ""
+    ) -> Where:
+        images = 0 if estimate is None else estimate.images
+        estimator = "one_batch" if estimate is not None and estimate.form else self.options.estimator
+        return Where(
+            condition.name, estimator if condition.estimated else "", images, dataset, role, companion, comparison
+        )
+
+    def _note_fraction(self, what: str, condition: Condition, ood: int, total: int) -> None:
+        """A fraction that whole images cannot make up is named as asked for; the true one is noted, once."""
+        assert condition.ood_fraction is not None
+        if abs(ood / total - condition.ood_fraction) > 0.01:
+            self._note(f"{what}: the OOD fraction comes to {ood} of {total} images, {ood / total:.3g}")
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _layers(self, conditions: list[Condition]) -> pd.DataFrame:
+        """Distances of the target statistics from the running ones."""
+        parts = []
+        for condition in conditions:
+            if condition.name != "recalibrated:target":
+                continue
+            running, seen = read_statistics(self.network.model), set()
+            for pair in self.sets.pairs_of(condition):
+                estimates = condition.estimates(self.splits, pair.id_split, pair.ood_split)
+                for name, role, estimate in zip((pair.id_name, pair.ood_name), ("id", "ood"), estimates, strict=True):
+                    found = self.passes.estimates.get(estimate)
+                    if found is None or not self.sets.roles.get(name) or (name, estimate) in seen:
+                        continue
+                    seen.add((name, estimate))
+                    keys = {"dataset": name, "role": role, "n_calibration": estimate.images}
+                    parts.append(layer_distances(running, found).assign(**keys))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def _record(self) -> dict[str, Any]:
+        sets, passes, estimates = self.sets, self.passes, self.passes.named()
+        targets = {pair.dataset: len(sets.adaptation[pair.ood_split]) for pair in sets.pairs if pair.comparison == "ood"}
+        return {
+            "run": self.network.name,
+            "transform": self.network.transform_text,
+            "options": asdict(self.options),
+            "id": {"name": sets.id_name, "n": len(sets.scored[sets.id_name]) if sets.id_name else 0},
+            "ood": {name: {"adaptation": n, "scored": len(sets.scored[name])} for name, n in targets.items()},
+            "fitted_on": 0 if sets.fitting is None else len(sets.fitting),
+            "held_out": 0 if sets.held_out is None else len(sets.held_out),
+            "detectors": self.fitting.record,
+            "notes": self.notes,
+            "images_scored": passes.scored,
+            "images_estimated_on": passes.estimated_on,
+            "estimator_images": {name: images for name, (images, _) in estimates.items()},
+            "estimator_passes": {name: found.passes for name, (_, found) in estimates.items()},
+            "estimator_distance": {
+                name: {"mean_shift": shift, "log_std_ratio": ratio} for name, (shift, ratio) in passes.distances.items()
+            },
+            "versions": versions(),
+            "commit": commit(),
+            "machine": machine(),
+        }
+
+
+def _pairs(position: int, index: np.ndarray) -> np.ndarray:
+    return np.stack([np.full(len(index), position), index], axis=1)
+
+
+def _ood_images(condition: Condition) -> int:
+    """OOD images in each mixed batch: at least one, and at least one ID image beside them."""
+    assert condition.ood_fraction is not None
+    return min(condition.batch_size - 1, max(1, round(condition.ood_fraction * condition.batch_size)))
+
+
+def _at(outputs: tuple[Outputs, dict[str, Outputs]], rows: np.ndarray) -> tuple[Outputs, dict[str, Outputs]]:
+    return outputs[0].at(rows), {name: each.at(rows) for name, each in outputs[1].items()}
+
+
+def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

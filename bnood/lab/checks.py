@@ -1,357 +1,282 @@
-"""The statements that the normalisation lab looks into, as checks with intervals over seeds.
+"""The statements that the lab looks into, as a table, and the one function that judges a row of it.
 
-Each check takes figures of single seeds from the lab's tables, forms their effects per seed and holds the interval over
-seeds against a threshold that was stated before. The code of intervals and verdicts is the claim study's
-(:mod:`bnood.evaluation.intervals`, :mod:`bnood.study.claim.estimates`); here the images are not resampled, so that an interval is
-Student's t interval over seeds, on the lab's one probe batch and one set of validation images.
-
-A check's estimates are necessary parts of its statement for each architecture (:func:`bnood.study.claim.estimates.every`);
-architectures that go both ways make it inconclusive (:func:`bnood.study.claim.estimates.agreeing`). Controls are only
-reported.
+Each statement is one number per seed. Its interval (Student's t over seeds) is held against a threshold that was stated
+before. Learning is judged on training accuracy, since a small set is soon learnt by heart; validation accuracy stands
+beside it, and a network that is overfitted is called so. What a lab has not trained, or where none of the compared
+networks learns, is "not tested here".
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
 import pandas as pd
 
-from bnood.evaluation.intervals import Replicates, Unusable, linear
-from bnood.lab.results import ARCHITECTURES
-from bnood.lab.seed_figures import LabFigures, log10
-from bnood.lab.thresholds import CheckOptions
-from bnood.study.claim.estimates import (
-    FAILED,
-    INCONCLUSIVE,
-    PASSED,
-    REFUTED,
-    SUPPORTED,
-    Estimate,
-    Wanted,
-    agreeing,
-    estimated,
-    every,
-    figure,
-    not_estimated,
-)
+from bnood.evaluation.intervals import Replicates
+from bnood.lab.options import Thresholds
+from bnood.report.names import DASH, MINUS, display
 
-# Nets that have not learnt anything name one class, and have the same accuracy to the last digit. Elsewhere seeds that
-# do not differ are a sign of one network counted several times, and no verdict follows from them.
-SAME_IN_ALL = "every seed gave exactly the same figure"
-DECADES, ACCURACY, SHARE, SPREADS = "powers of ten", "accuracy", "share of units", "standard deviations"
+SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = "supported", "refuted", "undecided", "not tested here"
+Network = tuple[str, str, bool]  # activation, norm, high rate
 
 
-@dataclass
-class Check:
-    """One statement with what was found.
+class NotTested(Exception):
+    """The lab has nothing to judge a statement by; the message says why."""
 
-    Attributes:
-        check: its letter in the issue's list.
-        statement: what is claimed.
-        reading: how it is measured.
-        estimates: by architecture, those that decide.
-        controls: by architecture, those that are only reported.
-        notes: what a reader has to know beside the figures.
+
+class Records:
+    """The records of the networks of one architecture, norm before the activation.
+
+    Args:
+        table: the lab's long table (:mod:`bnood.lab.train`).
+        classes: K; a network at 1 / K has learnt nothing.
     """
 
-    check: str
+    def __init__(self, table: pd.DataFrame, classes: int) -> None:
+        self.table, self.chance = table[table["norm_position"] == "before"], 1 / classes
+
+    def quantity(self, network: Network, quantity: str) -> pd.DataFrame:
+        """The rows of one quantity of one network."""
+        activation, norm, high = network
+        table = self.table
+        rows = table[(table["activation"] == activation) & (table["norm"] == norm) & (table["high_rate"] == high)]
+        rows = rows[rows["quantity"] == quantity]
+        if rows.empty:
+            rate = " at a high learning rate" if high else ""
+            raise NotTested(f"no {display(activation)} network with {display(norm)}{rate}")
+        return rows
+
+    def gradient_ratio(self, activation: str, norm: str) -> pd.Series:
+        """log10 of the first layer's gradient over the last one's, mean over the first epoch."""
+        rows = self.quantity((activation, norm, False), "gradient_norm")
+        layers = rows[rows["epoch"] <= 1].pivot_table("value", ["seed", "step"], "layer")
+        ratio = np.log10(layers[layers.columns.min()]) - np.log10(layers[layers.columns.max()])
+        return ratio.groupby("seed").mean()
+
+    def accuracy(self, network: Network, kind: str = "train_accuracy") -> pd.Series:
+        """Final accuracy."""
+        return self._at_end(self.quantity(network, kind)).set_index("seed")["value"]
+
+    def best(self, activation: str) -> float:
+        """The highest training accuracy among the norms, mean over seeds."""
+        rows = self.table[(self.table["activation"] == activation) & (self.table["quantity"] == "train_accuracy")]
+        return float(self._at_end(rows).groupby("norm")["value"].mean().max())
+
+    def dead(self, norm: str) -> pd.Series:
+        """Share of dead ReLU units at the high rate, mean over layers, at the end."""
+        return self._at_end(self.quantity(("relu", norm, True), "dead_share")).groupby("seed")["value"].mean()
+
+    def centring(self) -> pd.Series:
+        """Change of log10 of the last layer's distance from zero, trained against untrained, sigmoid and BatchNorm."""
+        rows = self.quantity(("sigmoid", "bn", False), "offset")
+        rows = rows[rows["layer"] == rows["layer"].max()]
+        end, start = (part.set_index("seed")["value"] for part in (self._at_end(rows), rows[rows["step"] == 0]))
+        return np.log10(end) - np.log10(start)
+
+    def gain(self, activation: str, norm: str, kind: str = "train_accuracy") -> pd.Series:
+        """Accuracy with a norm minus accuracy without."""
+        return self.accuracy((activation, norm, False), kind) - self.accuracy((activation, "none", False), kind)
+
+    def inside(self) -> pd.Series:
+        """How far GroupNorm's accuracy lies inside those of LayerNorm and BatchNorm (below 0: outside), sigmoid."""
+        group, layer, batch = (self.accuracy(("sigmoid", norm, False)) for norm in ("gn", "ln", "bn"))
+        low, high = (layer, batch) if layer.mean() <= batch.mean() else (batch, layer)
+        return pd.concat([group - low, high - group], axis=1).min(axis=1, skipna=False)
+
+    @staticmethod
+    def _at_end(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["step"] == rows.groupby(["norm", "seed"])["step"].transform("max")]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A row of :data:`STATEMENTS`.
+
+    Attributes:
+        text: what is claimed.
+        measure: its number per seed.
+        threshold: the field of :class:`bnood.lab.options.Thresholds`.
+        wanted: above +threshold, below -threshold, small (within ± threshold), or inside (above -threshold).
+        printed: the number in words, `{}` being the number.
+        learning: the networks whose accuracy it is about; none if it is not about accuracy.
+    """
+
+    text: str
+    measure: Callable[[Records], pd.Series]
+    threshold: str
+    wanted: Literal["above", "below", "small", "inside"]
+    printed: str
+    learning: tuple[Network, ...] = ()
+
+
+def _compared(activation: str, *norms: str) -> tuple[Network, ...]:
+    return tuple((activation, norm, False) for norm in norms)
+
+
+POINTS = "{} points of training accuracy"
+STATEMENTS = (
+    Statement(
+        "Without a norm, the first layer of a sigmoid network gets far less gradient than the last.",
+        lambda lab: lab.gradient_ratio("sigmoid", "none"), "starved", "below", "{} times the last layer's gradient",
+    ),
+    *(
+        Statement(
+            f"{display(norm)} raises that share of the gradient.",
+            lambda lab, norm=norm: lab.gradient_ratio("sigmoid", norm) - lab.gradient_ratio("sigmoid", "none"),  # type: ignore[misc]
+            "raised", "above", "{} times as much",
+        )
+        for norm in ("bn", "ln")
+    ),
+    *(
+        Statement(
+            f"{display(norm)} lets sigmoid networks learn better.",
+            lambda lab, norm=norm: lab.gain("sigmoid", norm), "gained", "above", POINTS,  # type: ignore[misc]
+            _compared("sigmoid", "none", norm),
+        )
+        for norm in ("bn", "ln")
+    ),
+    Statement(
+        "With ReLU, BatchNorm makes little difference to what is learnt.",
+        lambda lab: lab.gain("relu", "bn"), "small", "small", POINTS, _compared("relu", "none", "bn"),
+    ),
+    Statement(
+        "With BatchNorm, the last layer's inputs come to lie around zero while a sigmoid network trains.",
+        lambda lab: lab.centring(), "centred", "below", "{} times the distance before training",
+    ),
+    Statement(
+        "At a high learning rate, deep ReLU networks without a norm lose units.",
+        lambda lab: lab.dead("none"), "lost", "above", "{} % of units are dead",
+    ),
+    *(
+        Statement(
+            f"{display(norm)} keeps these units alive.",
+            lambda lab, norm=norm: lab.dead("none") - lab.dead(norm), "lost", "above", "{} % of units fewer are dead",  # type: ignore[misc]
+        )
+        for norm in ("bn", "ln")
+    ),
+    Statement(
+        "GroupNorm lets sigmoid networks learn more than LayerNorm and less than BatchNorm, or the reverse.",
+        lambda lab: lab.inside(), "between", "inside", "{} points inside the two",
+        _compared("sigmoid", "bn", "ln", "gn"),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """A judged statement.
+
+    Attributes:
+        statement, architecture: what was asked of which networks.
+        verdict: supported, refuted, undecided or not tested here.
+        number: the figure with its interval, in words.
+        effect, low, high: the same in the unit of the threshold (powers of ten, or fractions); NaN if not tested.
+        threshold: what it was held against.
+        note: overfitted networks, validation accuracy, or why there is no verdict.
+    """
+
     statement: str
-    reading: str
-    estimates: dict[str, list[Estimate]] = field(default_factory=dict)
-    controls: dict[str, list[Estimate]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def by_architecture(self) -> dict[str, str]:
-        """The verdict for each architecture."""
-        return {name: every([each.verdict for each in found]) for name, found in self.estimates.items()}
-
-    @property
-    def verdict(self) -> str:
-        """Supported, refuted or inconclusive."""
-        return agreeing(list(self.by_architecture().values()))
+    architecture: str
+    verdict: str
+    number: str
+    effect: float
+    low: float
+    high: float
+    threshold: float
+    note: str
 
     @property
-    def sentence(self) -> str:
-        """The estimates in words, and the notes."""
-        parts = [
-            f"{ARCHITECTURES[name]} ({self.by_architecture()[name]}): "
-            + "; ".join(f"{each.quantity} {figure(each)} {each.unit}" for each in found)
-            for name, found in self.estimates.items()
-        ]
-        return " ".join(f"{part}." for part in [*parts, *self.notes])
+    def row(self) -> list[str]:
+        """As the page shows it: statement, network, verdict, number, note."""
+        return [self.statement, self.architecture, self.verdict, self.number, self.note]
 
     def to_json(self) -> dict[str, Any]:
-        """As ``checks.json`` holds it."""
-        return {
-            "check": self.check,
-            "statement": self.statement,
-            "reading": self.reading,
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "by_architecture": self.by_architecture(),
-            "estimates": [each.to_json() for found in self.estimates.values() for each in found],
-            "controls": [each.to_json() for found in self.controls.values() for each in found],
-            "notes": self.notes,
-        }
+        """As ``checks.json`` holds it: None for what is not finite."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
-Measure = Callable[[], Replicates]
+def check_lab(table: pd.DataFrame, classes: int, thresholds: Thresholds) -> list[Check]:
+    """Judge every statement for every architecture of a lab's long table."""
+    return [
+        judge(statement, Records(own, classes), architecture, thresholds)
+        for architecture, own in table.groupby("architecture")
+        for statement in STATEMENTS
+    ]
 
 
-class _Asker:
-    """Makes estimates of one architecture (their ``dataset``)."""
+def judge(statement: Statement, records: Records, architecture: str, thresholds: Thresholds) -> Check:
+    """Judge one statement by its interval over seeds."""
+    threshold, nan = getattr(thresholds, statement.threshold), math.nan
+    try:
+        values = statement.measure(records).dropna()
+        if statement.learning and records.best(statement.learning[0][0]) < records.chance + thresholds.gained:
+            raise NotTested("none of these networks learns anything")
+        if not np.isfinite(values).all() or values.empty:
+            raise NotTested("its figures are not finite; has the training diverged?")
+    except NotTested as reason:
+        return Check(statement.text, display(architecture), NOT_TESTED, DASH, nan, nan, nan, threshold, str(reason))
+    effect, low, high = _interval(values)
+    number = _printed(statement.printed, effect, low, high)
+    notes = [_learning_note(records, statement, thresholds)] if statement.learning else []
+    if len(values) < 2:
+        notes.append("one seed has no interval")
+    verdict = _verdict(low, high, threshold, statement.wanted) if len(values) > 1 else UNDECIDED
+    return Check(statement.text, display(architecture), verdict, number, effect, low, high, threshold, "; ".join(notes))
 
-    def __init__(self, lab: LabFigures, options: CheckOptions, architecture: str) -> None:
-        self.lab, self.options, self.architecture = lab, options, architecture
 
-    def network(self, activation: str, norm: str, suffix: str = "") -> str:
-        return "-".join(part for part in (self.architecture, activation, norm, suffix) if part)
+def _interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval over seeds; images are not resampled."""
+    if len(values) < 2:
+        return float(values.iloc[0]), math.nan, math.nan
+    array = values.to_numpy(np.float64)
+    found = Replicates(
+        tuple(int(seed) for seed in values.index), array, np.repeat(array[:, None], 2, axis=1)
+    ).interval()
+    return found.effect, found.low, found.high
 
-    def ask(
-        self, measure: Measure, quantity: str, unit: str, threshold: float | None = None, wanted: Wanted = "any"
-    ) -> Estimate:
-        """The estimate of a measured effect, or of why there is none."""
-        level = self.options.level
-        try:
-            found = estimated(measure(), quantity, self.architecture, unit, threshold, wanted, level)
-        except Unusable as reason:
-            return not_estimated(str(reason), quantity, self.architecture, unit, threshold, level)
-        if unit == ACCURACY and len(found.per_seed) > 1 and found.low == found.high and threshold is not None:
-            return replace(found, verdict=_exactly(found.effect, threshold, wanted), reason=SAME_IN_ALL)
-        words = {PASSED: SUPPORTED, FAILED: REFUTED}  # a small difference is what is claimed here, and no control
-        why = found.reason.replace("the interval is over images and not over seeds", "there is no interval over seeds")
-        return replace(found, verdict=words.get(found.verdict, found.verdict), reason=why)
 
-    def gain(self, activation: str, norm: str) -> Measure:
-        """Accuracy with a norm minus accuracy without."""
-        return lambda: (
-            self.lab.final_accuracy(self.network(activation, norm))
-            - self.lab.final_accuracy(self.network(activation, "none"))
+def _verdict(low: float, high: float, threshold: float, wanted: str) -> str:
+    if wanted == "small":
+        met, missed = -threshold < low and high < threshold, low > threshold or high < -threshold
+    elif wanted == "below":
+        met, missed = high < -threshold, low > -threshold
+    else:
+        bound = -threshold if wanted == "inside" else threshold
+        met, missed = low > bound, high < bound
+    return SUPPORTED if met else REFUTED if missed else UNDECIDED
+
+
+def _printed(template: str, *numbers: float) -> str:
+    """Effect and interval: powers of ten as factors, fractions in points or per cent."""
+    if "times" in template:
+        texts = [_factor(10**number) for number in numbers]
+    else:
+        sign = "+" if "training accuracy" in template else ""
+        texts = [f"{100 * number:{sign}.1f}" for number in numbers]
+    ends = f" [{texts[1]}, {texts[2]}]" if math.isfinite(numbers[1]) else ""
+    return template.replace("{}", f"{texts[0]}{ends}").replace("-", MINUS)
+
+
+def _factor(value: float) -> str:
+    """ "4.2", "1,300" or "1/1,300": two digits that matter."""
+    if value < 1:
+        return f"1/{_factor(1 / value)}"
+    digits = 10 ** max(0, math.floor(math.log10(value)) - 1) if math.isfinite(value) else 1
+    return f"{round(value / digits) * digits:,}" if value >= 10 else f"{value:.1f}"
+
+
+def _learning_note(records: Records, statement: Statement, thresholds: Thresholds) -> str:
+    """Training and validation accuracy of each compared network; which of them are overfitted."""
+    parts = []
+    for activation, norm, high in statement.learning:
+        train, validation = (
+            float(records.accuracy((activation, norm, high), f"{kind}_accuracy").mean())
+            for kind in ("train", "validation")
         )
-
-    def rise(self, activation: str, norm: str) -> Measure:
-        """log10(first / last) over the first epoch, with a norm minus without."""
-        return lambda: (
-            self.lab.gradient_ratio(self.network(activation, norm), True)
-            - self.lab.gradient_ratio(self.network(activation, "none"), True)
-        )
-
-
-def _exactly(effect: float, threshold: float, wanted: Wanted) -> str:
-    """The verdict on an effect that is the same in all seeds."""
-    met = abs(effect) < threshold if wanted == "small" else (effect > threshold) == (wanted == "above")
-    return SUPPORTED if met else REFUTED
-
-
-def check_lab(lab: LabFigures, options: CheckOptions) -> list[Check]:
-    """All six checks."""
-    checks = [
-        Check(
-            "a",
-            "In a sigmoid net without norm the gradient of the first layer is far smaller than that of the last.",
-            f"log10 of the first hidden layer's gradient norm over the last one's is below {-options.starved:g}, both "
-            "untrained and on average over the first epoch.",
-        ),
-        Check(
-            "b",
-            "In sigmoid nets BN and LN raise that ratio, and the accuracy.",
-            f"log10(first / last) over the first epoch rises by more than {options.raised:g} and the final validation "
-            f"accuracy by more than {options.gained:g}, for BN and for LN, against no norm.",
-        ),
-        Check(
-            "c",
-            "With ReLU the norm makes little difference to accuracy.",
-            f"Final validation accuracy with BN and without differ by less than {options.small:g} either way.",
-        ),
-        Check(
-            "d",
-            "With BN the last layer's pre-activations move from far off to around zero over the epochs.",
-            "Sigmoid net, last hidden layer. In training mode BN puts each unit's mean at its shift, which starts at "
-            "0: nothing is left to move. So the input of the activation is taken in evaluation mode, with the running "
-            "averages; log10 of the distance of the units' means from zero (root mean square, in standard deviations) "
-            f"falls by more than {options.centred:g} from the untrained to the trained net. Such a distance falls "
-            "where the units' means come nearer to zero, and where their standard deviations grow: both are reported "
-            "apart. What the weights learn is the same distance of the linear map's output, before the norm: it is "
-            "reported beside.",
-        ),
-        Check(
-            "e",
-            "Deep ReLU nets lose units without norm at a high learning rate, and fewer with it.",
-            f"High learning rate, share of units dead on the whole probe batch, mean over layers, at the end: above "
-            f"{options.lost:g} without norm, and above that with BN, and with LN, by more than {options.lost:g}.",
-        ),
-        Check(
-            "f",
-            "GN falls between LN and BN.",
-            f"Sigmoid nets: GN's final accuracy lies between LN's and BN's or within {options.between:g} of them, and "
-            f"so does its log10(first / last) over the first epoch, within {options.between_ratio:g}.",
-        ),
-    ]
-    parts = {"a": _starved, "b": _raised, "c": _small, "d": _centred, "e": _lost, "f": _between}
-    for check in checks:
-        for architecture in lab.architectures():
-            estimates, controls = parts[check.check](_Asker(lab, options, architecture))
-            check.estimates[architecture], check.controls[architecture] = estimates, controls
-        check.notes += _notes(check)
-    return checks
-
-
-Found = tuple[list[Estimate], list[Estimate]]
-
-
-def _starved(asker: _Asker) -> Found:
-    sigmoid, lab, bound = asker.network("sigmoid", "none"), asker.lab, -asker.options.starved
-    moments = {"untrained": False, "first epoch": True}
-    estimates = [
-        asker.ask(
-            lambda late=late: lab.gradient_ratio(sigmoid, late),  # type: ignore[misc]
-            f"log10(first / last gradient), {when}", DECADES, bound, "below",
-        )
-        for when, late in moments.items()
-    ]  # fmt: skip
-    relu = asker.network("relu", "none")
-    control = asker.ask(lambda: lab.gradient_ratio(relu, True), "ReLU without norm, first epoch", DECADES)
-    return estimates, [control]
-
-
-def _raised(asker: _Asker) -> Found:
-    def both(norm: str) -> Iterator[Estimate]:
-        bounds = (asker.options.raised, asker.options.gained) if norm != "gn" else (None, None)
-        wanted: Wanted = "above" if norm != "gn" else "any"
-        rise, gain = asker.rise("sigmoid", norm), asker.gain("sigmoid", norm)
-        yield asker.ask(rise, f"{norm.upper()}: rise of log10(first / last)", DECADES, bounds[0], wanted)
-        yield asker.ask(gain, f"{norm.upper()}: gain", ACCURACY, bounds[1], wanted)
-
-    return [*both("bn"), *both("ln")], [*both("gn")]
-
-
-def _small(asker: _Asker) -> Found:
-    bound = asker.options.small
-    estimate = asker.ask(asker.gain("relu", "bn"), "ReLU, BN minus none", ACCURACY, bound, "small")
-    controls = [
-        asker.ask(asker.gain("relu", norm), f"ReLU, {norm.upper()} minus none", ACCURACY) for norm in ("ln", "gn")
-    ]
-    return [estimate], [*controls, asker.ask(asker.gain("sigmoid", "bn"), "sigmoid, BN minus none", ACCURACY)]
-
-
-def _centred(asker: _Asker) -> Found:
-    def change(network: str, quantity: str) -> Measure:
-        lab = asker.lab
-        return lambda: lab.last_layer(network, quantity, True) - lab.last_layer(network, quantity, False)
-
-    def fall(network: str, quantity: str) -> Measure:
-        lab = asker.lab
-        return lambda: log10(lab.last_layer(network, quantity, True)) - log10(lab.last_layer(network, quantity, False))
-
-    def part(place: int) -> Measure:
-        lab = asker.lab
-        return lambda: (
-            log10(lab.centre_and_spread(bn, "running", True)[place])
-            - log10(lab.centre_and_spread(bn, "running", False)[place])
-        )
-
-    bn, bound = asker.network("sigmoid", "bn"), -asker.options.centred
-    moved = asker.ask(
-        fall(bn, "running_offset"), "log10 of the distance from zero, evaluation mode, change", DECADES, bound, "below"
-    )
-    controls = [
-        asker.ask(lambda: asker.lab.last_layer(bn, "running_offset", False), "the distance, untrained", SPREADS),
-        asker.ask(lambda: asker.lab.last_layer(bn, "running_offset", True), "the distance, trained", SPREADS),
-        asker.ask(part(0), "the units' means alone, log10 of their root mean square, change", DECADES),
-        asker.ask(part(1), "the units' standard deviations alone, the same", DECADES),
-        asker.ask(change(bn, "preactivation_offset"), "the distance, training mode, change", SPREADS),
-        asker.ask(fall(bn, "linear_offset"), "linear map's output, log10 of the distance, change", DECADES),
-        asker.ask(fall(asker.network("sigmoid", "none"), "linear_offset"), "the same without norm", DECADES),
-        asker.ask(fall(asker.network("relu", "bn"), "linear_offset"), "the same with ReLU and BN", DECADES),
-    ]
-    return [moved], controls
-
-
-def _lost(asker: _Asker) -> Found:
-    def dead(norm: str, suffix: str = "high", at_end: bool = True) -> Measure:
-        network = asker.network("relu", norm, suffix)
-        return lambda: asker.lab.mean_over_layers(network, "dead_share", at_end)
-
-    bound = asker.options.lost
-    estimates = [asker.ask(dead("none"), "dead without norm", SHARE, bound, "above")]
-    controls = [
-        asker.ask(dead("none", at_end=False), "dead without norm, untrained", SHARE),
-        asker.ask(dead("none", suffix=""), "dead without norm, main learning rate", SHARE),
-    ]
-    for norm in ("bn", "ln", "gn"):
-        decides = norm != "gn"
-        fewer = asker.ask(
-            lambda norm=norm: dead("none")() - dead(norm)(),  # type: ignore[misc]
-            f"none minus {norm.upper()}", SHARE, bound if decides else None, "above" if decides else "any",
-        )  # fmt: skip
-        (estimates if decides else controls).append(fewer)
-    return estimates, controls
-
-
-def _between(asker: _Asker) -> Found:
-    def accuracy(norm: str) -> Replicates:
-        return asker.lab.final_accuracy(asker.network("sigmoid", norm))
-
-    def ratio(norm: str) -> Replicates:
-        return asker.lab.gradient_ratio(asker.network("sigmoid", norm), True)
-
-    estimates, controls = [], []
-    for measure, name, unit, margin in (
-        (accuracy, "accuracy", ACCURACY, asker.options.between),
-        (ratio, "log10(first / last)", DECADES, asker.options.between_ratio),
-    ):
-        estimates += [
-            asker.ask(
-                lambda measure=measure, side=side: inside(measure("gn"), measure("ln"), measure("bn"), side),  # type: ignore[misc]
-                f"{name}, GN {words} of LN and BN by", unit, -margin, "above",
-            )
-            for side, words in ((-1, "above the lower"), (1, "below the higher"))
-        ]  # fmt: skip
-        controls += [
-            asker.ask(
-                lambda measure=measure, norm=norm: measure("gn") - measure(norm),  # type: ignore[misc]
-                f"{name}, GN minus {norm.upper()}", unit,
-            )
-            for norm in ("ln", "bn")
-        ]  # fmt: skip
-    return estimates, controls
-
-
-def inside(inner: Replicates, one: Replicates, other: Replicates, side: int) -> Replicates:
-    """How far ``inner`` lies above the lower (side -1) or below the higher (side 1) of two, by their means."""
-    common = linear([(0.0, inner), (0.0, one), (0.0, other)]).seeds
-    inner, one, other = (each.only(common) for each in (inner, one, other))
-    ordered = sorted((one, other), key=lambda each: float(each.values.mean()))
-    return inner - ordered[0] if side < 0 else ordered[1] - inner
-
-
-def _notes(check: Check) -> list[str]:
-    """Why an estimate is not decided (or is, though its seeds do not differ), and which seeds a comparison lacks."""
-    estimates = [each for found in check.estimates.values() for each in found]
-    several = len(check.estimates) > 1
-    reasons: dict[tuple[bool, str], list[str]] = {}
-    for each in estimates:
-        if each.reason:
-            name = f"{each.quantity} ({ARCHITECTURES[each.dataset]})" if several else each.quantity
-            reasons.setdefault((each.verdict == INCONCLUSIVE, each.reason), []).append(name)
-    notes = [
-        f"Not decided: {'; '.join(names)}, because {reason}" if is_open else f"Of {'; '.join(names)}, {reason}"
-        for (is_open, reason), names in reasons.items()
-    ]
-    dropped = sorted({seed for each in estimates for seed in each.dropped})
-    return [*notes, *([f"Seeds without a figure: {', '.join(map(str, dropped))}"] if dropped else [])]
-
-
-def checks_table(checks: list[Check]) -> pd.DataFrame:
-    """``checks.csv``: a row for each estimate and control."""
-    rows: list[Mapping[str, Any]] = []
-    for check in checks:
-        for role, group in (("estimate", check.estimates), ("control", check.controls)):
-            for architecture, found in group.items():
-                for each in found:
-                    content = each.to_json()
-                    del content["dataset"]
-                    per_seed = " ".join(f"{seed}:{value:.6g}" for seed, value in each.per_seed.items())
-                    row = {"check": check.check, "role": role, "architecture": architecture}
-                    rows.append(row | content | {"per_seed": per_seed, "check_verdict": check.verdict})
-    return pd.DataFrame(rows)
+        found = f"{display(norm)} {100 * train:.0f} % in training, {100 * validation:.0f} % in validation"
+        parts.append(found + (", overfitted" if train - validation > thresholds.overfitted else ""))
+    return "; ".join(parts)

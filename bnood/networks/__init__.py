@@ -1,4 +1,4 @@
-"""Networks for small images: ``model(x)`` gives logits, ``model(x, return_features=True)`` also the features."""
+"""The project's own networks, for small images: ``model(x)`` gives logits."""
 
 from typing import Literal
 

@@ -84,8 +84,8 @@ def _torchvision(name: str, file: Path | None, changes: Changes, head: str | Non
         entry = next((each for each in choices if each.name == "IMAGENET1K_V1"), choices.DEFAULT)
         origin = f"{entry} (assumed: name and hash of {file.name} are none of torchvision's)"
     model = build_with_weights(partial(models.get_model, name, weights=None), file)
-    if hasattr(model, "transform_input"):
-        model.transform_input = True  # GoogLeNet and Inception undo ImageNet's normalisation, as their weights expect
+    if hasattr(model, "transform_input"):  # GoogLeNet and Inception: their weights expect another normalisation
+        model.transform_input = True  # type: ignore[assignment]
     network = Network(model, _changed(entry.transforms(), changes), name=name, head=head)
     network.transform_text = f"{origin}: {network.transform_text}"
     return network

@@ -53,8 +53,6 @@ class MLP(nn.Module):
         self.head = nn.Linear(width, num_classes)
         initialise_plain(self, activation)
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, S, S]`` -> logits ``[N, K]``, with ``return_features`` also the last hidden layer's ``[N, D]``."""
-        features = self.layers(x.flatten(1))
-        logits = self.head(features)
-        return (logits, features) if return_features else logits
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, S, S]`` -> logits ``[N, K]``."""
+        return self.head(self.layers(x.flatten(1)))

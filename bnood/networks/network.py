@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnood.errors import UserError
 from bnood.networks.head import FoundHead, find_head, received_features
 from bnood.networks.outputs import Head, Outputs
-from bnood.statistics import has_batchnorm
+from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
 
 PROBE_IMAGES = 8
 
@@ -63,7 +62,7 @@ class Network:
         for what, given in (("transform", transform), ("call", call)):
             if given is not None and not callable(given):
                 raise UserError(f"{what} has to be callable, not {type(given).__name__}")
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.transform = transform
         self.transform_text = described(transform)
         self.name = name or type(self.model).__name__
@@ -119,7 +118,7 @@ class Network:
         """
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
-            with _evaluation_mode(self.model), _exact_eager_pass():
+            with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self._found = find_head(self.model, lambda: self._checked_logits(few), self._head_name)
         return self._found
 
@@ -147,7 +146,8 @@ class Network:
 
         def keep_mean(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                means[name] = args[0].float().mean(dim=tuple(range(2, args[0].ndim))) if args[0].ndim > 2 else args[0]
+                x = args[0].float()
+                means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
 
             return hook
 
@@ -157,17 +157,17 @@ class Network:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             if head.feature_width:
                 stack.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
-            for name, layer in self.model.named_modules() if channel_means else ():
-                if isinstance(layer, _BatchNorm):
-                    stack.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
+            layers = batchnorm_layers(self.model) if channel_means else {}
+            for name, layer in layers.items():
+                stack.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
             logits = self._logits(batch)
         if features is None:
             if head.feature_width:
                 raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
             features = logits.new_empty(len(logits), 0)
-        for layer_name, rows in {head.name: features, **means}.items():
+        for name, rows in {head.name: features, **means}.items():
             if len(rows) != len(logits):
-                raise UserError(f"{self.name}: layer {layer_name!r} receives {len(rows)} rows for {len(logits)} images")
+                raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
 
     def _logits(self, batch: Any) -> Tensor:
@@ -209,27 +209,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training:
             module.training = flag
-
-
-@contextmanager
-def _exact_eager_pass() -> Iterator[None]:
-    """No gradients, no compiled graph, and no TensorFloat-32 convolutions, which are exact to 1e-3 only."""
-    allowed = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
-    while True:
-        inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _layer_name(model: nn.Module, head: str | nn.Module) -> str:

@@ -51,8 +51,6 @@ class PlainConvNet(nn.Module):
         self.head = nn.Linear(width, num_classes)
         initialise_plain(self, activation)
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
-        features = self.layers(x).mean(dim=(2, 3))
-        logits = self.head(features)
-        return (logits, features) if return_features else logits
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
+        return self.head(self.layers(x).mean(dim=(2, 3)))

@@ -6,14 +6,11 @@ most CIFAR papers call "ResNet-18" (width 64). ``depth`` 20, 32, 44, 56 and 110 
 three-stage CIFAR networks (section 4.2, width 16), here with projection shortcuts.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from bnood.networks.initialisation import initialise
 from bnood.networks.norm import Norm, norm_layer
 
-Stage = Callable[[Tensor], Tensor]
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 THREE_STAGES = {depth: ((depth - 2) // 6,) * 3 for depth in (20, 32, 44, 56, 110)}
 
@@ -80,19 +77,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(inputs, num_classes)
         initialise(self, norm)
 
-    def stages(self) -> list[Stage]:
-        """Stem, blocks and pooling: one after the other, they turn ``[N, 3, H, W]`` into the penultimate ``[N, D]``."""
-        return [self._stem, *self.blocks, self._pool]
-
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
-        for stage in self.stages():
-            x = stage(x)
-        logits = self.head(x)
-        return (logits, x) if return_features else logits
-
-    def _stem(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm1(self.conv1(x)))
-
-    def _pool(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
+        x = self.activation(self.norm1(self.conv1(x)))
+        return self.head(self.blocks(x).mean(dim=(2, 3)))

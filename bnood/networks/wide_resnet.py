@@ -4,15 +4,11 @@ WideResNet-40-2 (depth 40, widening factor 2) is the network of the energy score
 tables.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from bnood.networks.initialisation import initialise
 from bnood.networks.norm import Norm, norm_layer
-
-Stage = Callable[[Tensor], Tensor]
 
 
 class PreActivationBlock(nn.Module):
@@ -68,17 +64,7 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(inputs, num_classes)
         initialise(self, norm)
 
-    def stages(self) -> list[Stage]:
-        """Stem, blocks, last norm: one after the other, they turn ``[N, 3, H, W]`` into the penultimate ``[N, D]``."""
-        return [self.conv1, *self.blocks, self._pool]
-
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``, with ``return_features`` also the penultimate ``[N, D]``."""
-        for stage in self.stages():
-            x = stage(x)
-        logits = self.head(x)
-        return (logits, x) if return_features else logits
-
-    def _pool(self, x: Tensor) -> Tensor:
-        """The last norm and ReLU, and the mean over space."""
-        return torch.relu(self.norm(x)).mean(dim=(2, 3))
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
+        x = torch.relu(self.norm(self.blocks(self.conv1(x))))
+        return self.head(x.mean(dim=(2, 3)))

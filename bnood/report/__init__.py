@@ -1,0 +1,1 @@
+"""Pages and pictures of a run, a study and a lab: matplotlib figures in one self-contained HTML page."""

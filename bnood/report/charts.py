@@ -1,206 +1,232 @@
-"""Panels as interactive charts: figures of plotly.js that need no network and fit a phone.
+"""The drawing layer: a picture is a row of small panels, each an SVG in the page, all together one PNG on disk.
 
-They are written as plotly.js reads them, plain mappings: a page has some hundred panels, and plotly's Python classes
-would take longer to build than everything else in a report. The tests hold every one of them against those classes.
+Panels are about as wide as a phone, so that a page can put them side by side or below each other. Ink and grid take
+the page's colours, light or dark. Matplotlib is imported where something is drawn: whoever only evaluates does not pay.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import math
+import re
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from plotly.offline import get_plotlyjs
+import numpy as np
+import pandas as pd
 
-from bnood.report.panels import Heat, Panel, Series
-from bnood.report.study_tables import signed
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-SYMBOLS = {
-    "circle": "circle",
-    "square": "square",
-    "diamond": "diamond",
-    "triangle": "triangle-up",
-    "cross": "x",
-    "wedge": "triangle-down",
-    "pentagon": "pentagon",
+INK, GRID = "#1b1b1b", "#d9d9d9"  # in the page replaced by the colours of its light or dark mode
+ID_COLOUR = "#7f7f7f"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#9467BD")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bnood",
 }
-# Okabe and Ito's vermilion and blue, lightened so that dark figures can be read on them.
-CHANGE_COLOURS = [(0.0, "#EE9B66"), (0.5, "#FFFFFF"), (1.0, "#74B5DF")]
-GRID = "#E3E3E3"
-ROW_HEIGHT = 27  # pixels for a row of a dot plot
-LINE_HEIGHT = 16  # and for a further line of a label
-LINE = 24  # letters in a line of a dot plot's labels: on a phone they must leave room for the marks
-FACE = 0.3  # opacity of a faint mark's face; its edge stays as it is, for the contrast
+DPI = 150
 
 
-def plotly_script() -> str:
-    """The library itself, as one script of about 5 MB to be embedded once in a page."""
-    script: str = get_plotlyjs()
-    return script
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above the axes.
+        draw: draws into empty axes.
+        width, height: in inches; panels wider than 3.6 take a row of the page.
+    """
+
+    title: str
+    draw: Callable[[Axes], None]
+    width: float = 3.4
+    height: float = 2.5
 
 
-def chart(panel: Panel) -> dict[str, Any]:
-    """A panel as `data` and `layout`, without a legend, which the page shows once for all panels of a picture."""
-    pairs = zip(panel.drawn, panel.series, strict=True)
-    data = [trace for drawn, series in pairs for trace in _traces(drawn, _hover(series), bool(panel.step))]
-    if panel.heat is not None:
-        data.append(_heat(panel.heat, panel.x_label, panel.y_label))
-    return {"data": data, "layout": _layout(panel)}
+@dataclass(frozen=True)
+class Picture:
+    """Panels that belong together.
+
+    Attributes:
+        name: of the PNG file, without suffix; the page's template has the caption under this name.
+        alt: what is seen, for those who cannot see it.
+        panels: in reading order.
+        columns: panels per row of the PNG.
+        legend: label and colour of what the panels share.
+    """
+
+    name: str
+    alt: str
+    panels: Sequence[Panel]
+    columns: int = 2
+    legend: Sequence[tuple[str, str]] = ()
+
+    def svgs(self) -> list[str]:
+        """Each panel as an `<svg>` element that takes its ink from the page."""
+        return [_svg(panel, f"{self.name}-{i}-") for i, panel in enumerate(self.panels)]
+
+    def write_png(self, folder: Path) -> Path:
+        """Draw all panels into `<folder>/<name>.png`, on white."""
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
+            columns = min(self.columns, len(self.panels))
+            rows = math.ceil(len(self.panels) / columns)
+            width, height = max(p.width for p in self.panels), max(p.height for p in self.panels)
+            figure = Figure(figsize=(width * columns, height * rows + 0.3), layout="constrained")
+            grid = figure.subplots(rows, columns, squeeze=False).flat
+            for axes, panel in zip(grid, self.panels, strict=False):
+                axes.set_title(panel.title)
+                panel.draw(axes)
+            for axes in list(grid)[len(self.panels) :]:
+                axes.set_axis_off()
+            if self.legend:
+                from matplotlib.patches import Patch
+
+                handles = [Patch(color=colour, label=label) for label, colour in self.legend]
+                figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{self.name}.png"
+            figure.savefig(path, dpi=DPI)
+        return path
 
 
-def chart_json(panel: Panel) -> str:
-    """The figure as JSON that may stand inside a `<script>`: no name in it can end that element."""
-    text = json.dumps(chart(panel), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e")
+def _svg(panel: Panel, prefix: str) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
+        panel.draw(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)  # ids are unique in the whole page
+    size = f'width="{panel.width * 96:.0f}" aria-hidden="true"'
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', size, text, count=1)
+    return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
 
 
-def height(panel: Panel) -> int:
-    """In pixels: a dot plot grows with its rows, a heat map with its cells, everything else is of one height."""
-    if panel.heat is not None:
-        return 110 + 26 * len(panel.heat.rows)
-    if panel.y_ticks:
-        further = max(len(_lines(name)) for _, name in panel.y_ticks) - 1
-        row = max(ROW_HEIGHT + 8 * further, 10 * len(panel.series))
-        return 75 + row * len(panel.y_ticks) + LINE_HEIGHT * (len(_lines(panel.x_label)) - 1)
-    return 260
+def wrapped(label: str, letters: int = 18) -> str:
+    """A label in lines of so many letters."""
+    return "\n".join(textwrap.wrap(label, letters, break_long_words=False)) or label
 
 
-def _lines(text: str) -> list[str]:
-    return textwrap.wrap(text, LINE, break_long_words=False, break_on_hyphens=False) or [""]
+@dataclass(frozen=True)
+class Series:
+    """Values along the rows of :func:`dots` or the places of :func:`lines`, NaN where there is none."""
+
+    colour: str
+    values: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
-def _layout(panel: Panel) -> dict[str, Any]:
-    def axis(title: str, ticks: Sequence[tuple[float, str]], ends: tuple[float, float] | None) -> dict[str, object]:
-        found: dict[str, object] = {
-            "title": {"text": folded(title), "standoff": 6},
-            "automargin": True,
-            "gridcolor": GRID,
-            "linecolor": "#999999",
-            "showline": True,
-            "zeroline": False,
-            "ticks": "outside",
-            "tickcolor": "#999999",
-            "ticklen": 3,
-        }
-        if ticks:
-            found |= {"tickvals": [place for place, _ in ticks], "ticktext": [folded(name) for _, name in ticks]}
-        if ends is not None:
-            found["range"] = list(ends)
-        return found
-
-    def folded(text: str) -> str:
-        return "<br>".join(map(_escaped, _lines(text))) if panel.y_ticks else _escaped(text)
-
-    heat = panel.heat
-    x_ticks = [(float(i), name) for i, name in enumerate(heat.columns)] if heat else panel.x_ticks
-    y_ticks = [(float(i), name) for i, name in enumerate(heat.rows)] if heat else panel.y_ticks
-    y_range = (len(heat.rows) - 0.5, -0.5) if heat else panel.span("y")
-    return {
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "margin": {"l": 8, "r": 10, "t": 6, "b": 8},
-        "height": height(panel),
-        "showlegend": False,
-        "hovermode": "closest",
-        "xaxis": axis(panel.x_label, x_ticks, panel.span("x")),
-        "yaxis": axis(panel.y_label, y_ticks, y_range),
-        "shapes": [
-            *([_reference("x", panel.x_line)] if panel.x_line is not None else []),
-            *([_reference("y", panel.y_line)] if panel.y_line is not None else []),
-        ],
-    }
+def dots(
+    axes: Axes,
+    rows: Sequence[str],
+    series: Sequence[Series],
+    x_label: str = "",
+    line: float | None = None,
+    spread: float = 0.28,
+) -> None:
+    """One row per name, from the top, with a mark and its interval for each series, `spread` to both sides."""
+    reach = min(spread, 0.09 * (len(series) - 1))
+    for shift, one in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
+        places = np.arange(len(rows)) + shift
+        if len(one.low):
+            axes.hlines(places, one.low, one.high, color=one.colour, linewidth=1.5)
+        axes.plot(one.values, places, "o", color=one.colour, markersize=4.5, alpha=0.8)
+    if line is not None:
+        axes.axvline(line, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(rows)), [wrapped(name) for name in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x_label)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="y", visible=False)
 
 
-def _reference(along: str, place: float) -> dict[str, Any]:
-    """A dotted line across the panel at a place of one axis."""
-    other = "y" if along == "x" else "x"
-    ends = {f"{along}0": place, f"{along}1": place, f"{other}0": 0, f"{other}1": 1, f"{other}ref": f"{other} domain"}
-    return {"type": "line", "layer": "below", "line": {"color": "#777777", "width": 1, "dash": "dot"}, **ends}
+def lines(
+    axes: Axes, places: Sequence[float], series: Sequence[Series], x_label: str, names: Sequence[str] = (),
+    references: Mapping[str, float] | None = None, log: bool = False,
+) -> None:  # fmt: skip
+    """Lines with marks over numbers, or over `names` at these numbers; `references` are named horizontal lines."""
+    for one in series:
+        axes.plot(places, one.values, color=one.colour, marker="o", markersize=3.5, linewidth=1.6)
+    for style, (name, value) in zip((":", "--"), (references or {}).items(), strict=False):
+        axes.axhline(value, color=INK, linewidth=0.9, linestyle=style)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    if names:
+        axes.set_xticks(places, names)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x_label)
 
 
-def _escaped(text: str) -> str:
-    """Plotly reads a few HTML tags in its texts; names of sets and runs are to stand as they are."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def profile(
+    axes: Axes,
+    places: Sequence[float],
+    mean: pd.Series,
+    std: pd.Series,
+    colour: str,
+    line: str = "",
+    floor: float | None = None,
+) -> None:
+    """A mean with a band of one standard deviation, not below `floor`; `line` is the mean's colour."""
+    low = (mean - std).clip(lower=floor)
+    axes.fill_between(places, low, mean + std, color=colour, alpha=0.25, linewidth=0)
+    axes.plot(places, mean, color=line or colour, linewidth=1.2)
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
-    """Five significant digits, which no eye tells from sixteen; JSON knows no NaN."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+def heat(
+    axes: Axes,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shades: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    limit: float,
+) -> None:
+    """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
+    from matplotlib.colors import LinearSegmentedColormap
 
-
-def _traces(series: Series, said: Sequence[str], small: bool) -> list[dict[str, Any]]:
-    """A series as it is drawn; `said` is what its marks say when they are pointed at, `small` for crowds of marks."""
-    x, y = _rounded(series.x), _rounded(series.y)
-    name = _escaped(series.name)
-    trace: dict[str, Any] = {"type": "scatter", "y": y, "name": name}
-    trace["mode"] = "+".join(part for part, on in (("lines", series.line), ("markers", series.marker)) if on)
-    if series.line:
-        trace["line"] = {"color": series.colour, "width": 1.8, "dash": series.line}
-    if series.interval == "band":
-        called = {"text": [_escaped(label) for label in series.labels]} if series.labels else {}
-        place = "%{text}" if series.labels else "place %{x}"
-        return [*_band(series), trace | called | {"hovertemplate": f"{name}<br>{place}: %{{y:.3g}}<extra></extra>"}]
-    trace |= {"x": x, "hovertext": said, "hoverinfo": "text"}
-    if series.marker:
-        symbol, _, hollow = series.marker.partition("-")
-        symbol = SYMBOLS[symbol] + (f"-{hollow}" if hollow else "")
-        face = _see_through(series.colour, FACE) if series.faint else series.colour
-        trace["marker"] = {"color": face, "size": 6 if small else 8, "symbol": symbol}
-        trace["marker"]["line"] = {"width": 2 if hollow else 1.2 if series.faint else 0, "color": series.colour}
-    if not series.low:
-        return [trace]
-    middle = series.x if series.interval == "x" else series.y
-    bars = {
-        "type": "data", "symmetric": False, "color": series.colour, "thickness": 1.2 if small else 1.6, "width": 3,
-        "array": _rounded([end - value for end, value in zip(series.high, middle, strict=True)]),
-        "arrayminus": _rounded([value - end for end, value in zip(series.low, middle, strict=True)]),
-    }  # fmt: skip
-    return [trace | {f"error_{series.interval}": bars}]
-
-
-def _band(series: Series) -> list[dict[str, Any]]:
-    """Two lines without width, the space between them filled; x is left out, as a band's marks are 0, 1, 2 ..."""
-    fixed = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-    upper = {"y": _rounded(series.high), "fill": "tonexty", "fillcolor": _see_through(series.colour, 0.18)}
-    return [fixed | {"y": _rounded(series.low)}, fixed | upper]
-
-
-def _see_through(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
-
-
-def _hover(series: Series) -> list[str]:
-    """What a mark says when it is pointed at: its name, its value and its whole interval."""
-    if series.interval == "band":
-        return []
-    values = series.x if series.interval == "x" else series.y
-    found = []
-    for i, value in enumerate(values):
-        label = f"{_escaped(series.labels[i])}<br>" if series.labels else ""
-        ends = ""
-        if series.low and math.isfinite(series.low[i]):
-            ends = f" [{series.low[i]:.4g}, {series.high[i]:.4g}]"
-        found.append(f"{_escaped(series.name)}<br>{label}{value:.4g}{ends}")
-    return found
-
-
-def _heat(heat: Heat, x_label: str, y_label: str) -> dict[str, Any]:
-    digits = 3 if heat.limit < 1 else 2
-    cells = [[signed(value, digits) if math.isfinite(value) else "" for value in row] for row in heat.values]
-    said = [
-        [
-            _escaped(f"{y_label} {row}, {x_label} {column}: {cell}")
-            for column, cell in zip(heat.columns, line, strict=True)
-        ]
-        for row, line in zip(heat.rows, cells, strict=True)
-    ]
-    return {
-        "type": "heatmap", "x": list(range(len(heat.columns))), "y": list(range(len(heat.rows))),
-        "z": [_rounded(row) for row in heat.values], "zmin": -heat.limit, "zmax": heat.limit,
-        "colorscale": CHANGE_COLOURS, "showscale": False, "xgap": 1, "ygap": 1, "text": cells,
-        "texttemplate": "%{text}", "textfont": {"size": 11, "color": "#111111"}, "hovertext": said, "hoverinfo": "text",
-    }  # fmt: skip
+    ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
+    colours = ramp.with_extremes(bad="#E4E4E4")
+    axes.pcolormesh(
+        np.ma.masked_invalid(shades), cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5
+    )
+    for i, line in enumerate(texts):
+        for j, text in enumerate(line):
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [wrapped(name, 12) for name in columns])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [wrapped(name, 20) for name in rows])
+    axes.xaxis.set_ticks_position("top")
+    axes.tick_params(length=0)
+    axes.set_ylim(len(rows), 0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

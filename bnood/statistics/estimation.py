@@ -28,7 +28,7 @@ per pass has one pair of buffers for all its uses, so its inputs are pooled.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -89,9 +89,7 @@ def estimate_statistics(
     if method not in ("one_pass", "sequential"):
         raise UserError(f"unknown method {method!r}: choose one_pass or sequential")
     if method == "one_pass" and not (start is None and max_passes is None):
-        raise UserError(
-            "start and max_passes belong to method='sequential': one pass neither starts nor stops anywhere"
-        )
+        raise UserError("start and max_passes belong to method='sequential', not to one pass")
     if max_passes is not None and max_passes < 1:
         raise UserError(f"max_passes is {max_passes}: an estimate takes one pass at least")
     if not tolerance >= 0:
@@ -101,21 +99,19 @@ def estimate_statistics(
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
     # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
     max_passes = len(layers) + 2 if max_passes is None else max_passes
-    current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call)
+    current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call, method)
     _warn_of_others(model, layers, current)
     if method == "one_pass":
         return BatchNormStatistics(current, passes=1)
-    passes, moved = 1, float("inf") if start is None else _movement(start, current)
-    while moved > tolerance and passes < max_passes:
+    passes, moved = 1, float("nan") if start is None else _movement(start, current)
+    while not moved <= tolerance and passes < max_passes:
         found = _measure(model, once(), _complete(layers, current), call)
         passes, moved, current = passes + 1, _movement(current, found), found
-    if moved > tolerance:
-        warnings.warn(
-            f"the sequential statistics still moved by more than {tolerance} after {passes} passes; they are used "
-            "anyway",
-            stacklevel=2,
-        )
-    return BatchNormStatistics(current, passes=passes, converged=moved <= tolerance)
+    converged = moved <= tolerance
+    if not converged:
+        still = f"the sequential statistics still moved by more than {tolerance} after {passes} passes"
+        warnings.warn(f"{still}; they are used anyway", stacklevel=2)
+    return BatchNormStatistics(current, passes=passes, converged=converged)
 
 
 def measure_statistics(
@@ -159,7 +155,11 @@ def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> l
 
 
 def _measure(
-    model: nn.Module, batches: Iterable[Any], upstream: BatchNormStatistics | Mode, call: Call | None
+    model: nn.Module,
+    batches: Iterable[Any],
+    upstream: BatchNormStatistics | Mode,
+    call: Call | None,
+    method: Method = "one_pass",
 ) -> dict[str, LayerStatistics]:
     """One pass: pooled statistics of the input of each layer that ran, behind layers that use ``upstream``."""
     layers, bare = batchnorm_layers(model), unwrapped(model)
@@ -167,7 +167,7 @@ def _measure(
     number = 0
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
-        if upstream == "batch" and count == 1:
+        if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
             raise UserError(
                 f"layer {name!r} received a single value per channel in batch {number}, which has no variance: give "
                 "two images or more per batch, or leave out the last one"
@@ -179,7 +179,8 @@ def _measure(
             put(layer, bare, mean, deviations / count)
 
     # Under "batch", the context's buffers are replaced before each layer, batch by batch.
-    context = use_statistics(model, _neutral(layers, layers) if upstream == "batch" else upstream)
+    neutral = BatchNormStatistics({name: _neutral(layer) for name, layer in layers.items()})
+    context = use_statistics(model, neutral if upstream == "batch" else upstream)
     seen = False
     with context, before_layers(layers, measure):
         for number, batch in enumerate(batches, start=1):
@@ -206,14 +207,12 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         return True
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(x, Tensor):
-        what = f"begins with a {type(x).__name__}" if x is not batch else f"is a {type(x).__name__}"
-        raise UserError(
-            f"batch {number} {what}, not a tensor: convert it, or say with call= how a batch is handed to the model"
-        )
+        kind = f"{'is' if x is batch else 'begins with'} a {type(x).__name__}"
+        raise UserError(f"batch {number} {kind}, not a tensor: convert it, or give call= to hand it to the model")
     if x.ndim < 2:
         raise UserError(
-            f"batch {number} has the shape {list(x.shape)}, and images are [N, ...]: give a list of batches, each a "
-            "tensor of images or a tuple that begins with one"
+            f"batch {number} has the shape {list(x.shape)}, not [N, ...]: give a list of batches, each a tensor of "
+            "images or a tuple that begins with one"
         )
     if not len(x):
         return False
@@ -227,22 +226,20 @@ def _check_batches(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> None
         raise UserError("the batches are one tensor, which would be taken image by image: give [images], or a split")
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise UserError("the batches are a Dataset, which gives single images: put a DataLoader around it")
-    if not callable(batches) and not isinstance(batches, Iterable):
-        raise UserError(f"the batches are a {type(batches).__name__}: give a list, a DataLoader or a function")
 
 
-def _neutral(layers: dict[str, _BatchNorm], names: Iterable[str]) -> BatchNormStatistics:
-    """Means of zero and variances of one."""
-    widths = {name: layers[name].num_features for name in names}
-    return BatchNormStatistics({n: LayerStatistics(torch.zeros(w), torch.ones(w), 0) for n, w in widths.items()})
-
-
-def _complete(layers: dict[str, _BatchNorm], statistics: dict[str, LayerStatistics] | BatchNormStatistics):
+def _complete(layers: dict[str, _BatchNorm], statistics: Mapping[str, LayerStatistics]) -> BatchNormStatistics:
     """These statistics, and something to normalise with for layers that have none: such as did not run."""
-    return BatchNormStatistics({**_neutral(layers, (n for n in layers if not tracks(layers[n]))), **statistics})
+    return BatchNormStatistics(
+        {name: _neutral(layer) for name, layer in layers.items() if not tracks(layer)} | dict(statistics)
+    )
 
 
-def _movement(before: dict[str, LayerStatistics] | BatchNormStatistics, found: dict[str, LayerStatistics]) -> float:
+def _neutral(layer: _BatchNorm) -> LayerStatistics:
+    return LayerStatistics(torch.zeros(layer.num_features), torch.ones(layer.num_features), 0)
+
+
+def _movement(before: Mapping[str, LayerStatistics], found: Mapping[str, LayerStatistics]) -> float:
     """The largest distance over the layers that ran, infinite if one was unknown before."""
     if not found.keys() <= before.keys():
         return float("inf")
@@ -251,16 +248,8 @@ def _movement(before: dict[str, LayerStatistics] | BatchNormStatistics, found: d
 
 
 def _warn_of_others(model: nn.Module, layers: dict[str, _BatchNorm], found: dict[str, LayerStatistics]) -> None:
-    missed = [name for name in layers if name not in found]
+    missed, fixed = [name for name in layers if name not in found], fixed_layers(model)
     if missed:
-        warnings.warn(
-            f"evaluation did not run {listed(missed)}: no statistics were estimated for "
-            f"{'it' if len(missed) == 1 else 'them'}",
-            stacklevel=3,
-        )
-    fixed = fixed_layers(model)
+        warnings.warn(f"evaluation did not run {listed(missed)}: the statistics leave that out", stacklevel=3)
     if fixed:
-        kinds = ", ".join(sorted(set(fixed.values())))
-        warnings.warn(
-            f"{listed(list(fixed))} ({kinds}) keep fixed statistics, which no estimate replaces", stacklevel=3
-        )
+        warnings.warn(f"{fixed} keep fixed statistics, which no estimate replaces", stacklevel=3)

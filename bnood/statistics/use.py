@@ -1,11 +1,8 @@
-"""Using BatchNorm statistics: read a model's own, let it normalise with others for a while, or write them in for good.
-
-``use_statistics`` never writes to what the model owns. Every buffer of every module is set aside and a copy put in
-its place; on leaving, the originals return. So it does not matter what a layer does with its buffers in train mode.
-"""
+"""Using BatchNorm statistics: read a model's own, normalise with others for a while, or write others in for good."""
 
 import contextlib
 import inspect
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,34 +23,27 @@ from bnood.statistics.moments import channel_moments
 from bnood.statistics.values import BatchNormStatistics, LayerStatistics
 
 Mode = Literal["running", "batch"]
-Buffers = dict[str, Tensor | None]
 # From a layer's name and its input's statistics to those it shall normalise with.
 Decide = Callable[[str, LayerStatistics], LayerStatistics | None]
 HALF = (torch.float16, torch.bfloat16)
+CAN_PAUSE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 @dataclass(eq=False, frozen=True)
-class _Entry:
+class _Context:
     """One open context: the thread and the frame that opened it, and the names of the layers in it."""
 
     thread: int
     frame: int  # its id; the frame itself would keep its local variables alive
-    can_pause: bool  # the frame is a generator's or coroutine's
+    can_pause: bool  # the frame is a generator's or a coroutine's
     names: dict[nn.Module, str]
 
 
-@dataclass(frozen=True)
-class _State:
-    """What a module has to get back when a context is left."""
-
-    attributes: dict[str, Any]
-    buffers: Buffers
-    parameters: dict[str, Any]
-
-
-# The open contexts of each module, outermost first, with the state to restore when the context is left. The first
-# state is the module's own: what "running" means, however deep contexts nest.
-_OPEN: WeakKeyDictionary[nn.Module, dict[_Entry, _State]] = WeakKeyDictionary()
+# What a module gets back when a context is left: the contents of its "attributes", "buffers" and "parameters".
+_State = dict[str, dict[str, Any]]
+# The contexts that each module is in, outermost first, with the state to restore when each is left. The first state is
+# the module's own: what "running" means, however deep contexts nest.
+_OPEN: WeakKeyDictionary[nn.Module, dict[_Context, _State]] = WeakKeyDictionary()
 _LOCK = threading.RLock()
 
 
@@ -61,16 +51,17 @@ def read_statistics(model: nn.Module) -> BatchNormStatistics:
     """The running statistics of all BatchNorm layers, copied; within :func:`use_statistics` too the model's own.
 
     Raises:
-        UserError: if the model has no BatchNorm layer, or one that was built with ``track_running_stats=False``, or
-            one whose running statistics are not finite.
+        UserError: if the model has no BatchNorm layer, one that was built with ``track_running_stats=False``, or one
+            whose running statistics are not finite.
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
-        own = own_buffers(layer)
-        mean, var, batches = own.get("running_mean"), own.get("running_var"), own.get("num_batches_tracked")
-        if mean is None or var is None:
+        if not tracks(layer):
             raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False)")
-        read[name] = LayerStatistics(mean.flatten(), var.flatten(), 0 if batches is None else int(batches))
+        own = own_buffers(layer)
+        seen = own.get("num_batches_tracked")
+        seen = 0 if seen is None else int(seen)
+        read[name] = LayerStatistics(own["running_mean"].flatten(), own["running_var"].flatten(), seen)
     return BatchNormStatistics(read)
 
 
@@ -78,22 +69,23 @@ def read_statistics(model: nn.Module) -> BatchNormStatistics:
 def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> Iterator[nn.Module]:
     """Let every BatchNorm layer normalise with the given statistics; everything else is in evaluation mode.
 
-    On leaving, also by an error, every module has its own buffers, training flag and hooks back, and every BatchNorm
-    layer all its attributes. Contexts nest; the innermost counts, and "running" is the model's own.
+    Inside, copies stand in for the buffers of all modules. On leaving, also by an error, every module has its own
+    buffers, training flag and hooks back, and a BatchNorm layer all its attributes. Contexts nest; the innermost
+    counts, and "running" is the model's own.
 
     Limits:
-        - One context at a time: entering while another thread or a paused generator holds the model is refused. Give
-          each its own copy of the model. Inside a generator the context stays open while the generator is paused.
-        - What is written into buffers inside is lost on leaving, by ``load_state_dict``, ``.to()`` or ``.double()``
-          too: load and convert outside. A copy, ``state_dict`` or export taken inside keeps the statistics in use;
-          :func:`bake` is the cleaner way to that.
+        - Entering while another thread or a paused generator holds the model is refused: give each a copy of the
+          model. A context in a generator stays open while the generator is paused.
+        - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too: load and
+          convert outside. A copy, ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"``
+          as flags; :func:`bake` does that in the open.
         - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside, or the
           gradients are those of other statistics.
-        - Half precision: layers that use torch's batch_norm get float32 statistics, and float32 copies of their scale
-          and shift, made on entering; gradients reach the originals. Layers written out by hand get the statistics in
-          their own type, and are refused where it cannot hold them.
-        - Under ``"batch"``, a subclass with its own forward does what it does in train mode, on copies of its buffers.
-          A synchronised BatchNorm shares the batch among processes.
+        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics and, made on entering,
+          float32 copies of scale and shift; gradients reach the originals. Layers that are written out by hand get
+          statistics of their own type, and are refused if it cannot hold them.
+        - Under ``"batch"``, a subclass with its own forward does what it does in train mode, and SyncBatchNorm shares
+          the batch among processes.
 
     Args:
         model: the network; compiled or wrapped ones too.
@@ -106,14 +98,9 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             another number of channels; if ``"running"`` is asked of a layer that keeps none; if another context holds
             the model. Under ``"batch"``, also where a forward pass gives a layer a single value per channel.
     """
-    layers = batchnorm_layers(model)
-    modules = [module for _, module in named_modules(model)]
-    opener = _opener(sys._getframe())
-    can_pause = bool(
-        opener.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
-    )
-    names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
-    entry = _Entry(threading.get_ident(), id(opener), can_pause, names)
+    layers, modules = batchnorm_layers(model), [module for _, module in named_modules(model)]
+    opener, names = _opener(sys._getframe()), {layer: name for name, layer in layers.items()}
+    context = _Context(threading.get_ident(), id(opener), bool(opener.f_code.co_flags & CAN_PAUSE), names)  # type: ignore[arg-type]
     del opener
     handles = []
     try:
@@ -121,14 +108,13 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             _refuse_overlap(layers)
             _check_usable(layers, statistics)
             for module in modules:
-                _OPEN.setdefault(module, {})[entry] = _state(module)
+                _OPEN.setdefault(module, {})[context] = _state(module)
         copies: dict[int, Tensor] = {}
         for module in modules:
-            module.training = False  # not .eval(): models that override train() would be run into
-            _copy_tensors(module, copies)
+            _set_aside(module, copies)
         for name, layer in layers.items():
             if statistics == "batch":
-                # Train mode without tracking hands F.batch_norm no buffers; what it writes anyway are copies.
+                # Train mode without tracking hands F.batch_norm no buffers; what a subclass writes to are copies.
                 layer.training, layer.track_running_stats = True, False
                 handles.append(layer.register_forward_pre_hook(_refuse_single_values, with_kwargs=True))
             elif isinstance(statistics, BatchNormStatistics) and name in statistics:
@@ -139,7 +125,7 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             handle.remove()
         with _LOCK:
             for module in modules:
-                _leave(module, entry)
+                _leave(module, context)
 
 
 @contextmanager
@@ -150,7 +136,7 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     returns what the layer shall normalise with; None: with what it has, its running statistics or what ``decide``
     gave before. The layers before it have been decided upon by then, so that a set that passes as *one* batch is
     normalised by the fixed point of sequential estimation in a single pass. Everything else is as in
-    :func:`use_statistics`. No gradients inside.
+    :func:`use_statistics`, without gradients.
 
     Args:
         model: the network.
@@ -158,13 +144,13 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
         layers: names of the layers that are asked for; the others use their running statistics. None: all.
 
     Raises:
-        UserError: as :func:`use_statistics`; if ``layers`` names one that the model lacks; in the forward pass, if
-            ``decide`` returns values that are not finite, a negative variance or another number of channels.
+        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns what is not finite, a
+            negative variance or another number of channels.
     """
-    layers_by_name = batchnorm_layers(model)
-    names = list(layers_by_name) if layers is None else list(layers)
+    all_layers = batchnorm_layers(model)
+    names = list(all_layers if layers is None else layers)
     for name in names:
-        if name not in layers_by_name:
+        if name not in all_layers:
             raise UserError(f"the model has no BatchNorm layer {name!r}")
 
     def act(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
@@ -174,37 +160,37 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
             _check_channels(name, layer, chosen)
             put(layer, model, chosen.mean, chosen.var)
 
-    with use_statistics(model, "running"), before_layers({name: layers_by_name[name] for name in names}, act):
+    with use_statistics(model, "running"), before_layers({name: all_layers[name] for name in names}, act):
         yield model
 
 
 def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
-    """Write statistics into the model for good: its running means and variances become these.
+    """Write statistics into the model for good: they replace the values of its running means and variances.
 
-    Nothing else changes: not the weights, not ``num_batches_tracked``, not the layers that the statistics leave out.
-    Afterwards evaluation mode, and a ``state_dict`` saved and loaded, give the outputs that
-    ``use_statistics(model, statistics)`` gives. (In half precision, up to the rounding of the model's own buffers.)
-    The old values are gone: keep :func:`read_statistics` of before to go back.
+    Nothing else changes: neither weights nor ``num_batches_tracked`` nor layers that the statistics leave out. After
+    it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, and so does a saved and loaded
+    ``state_dict``; in half precision, up to the rounding of the buffers. Keep ``read_statistics(model)`` to go back.
 
     Raises:
-        UserError: if the statistics do not fit the model, if a layer keeps no running statistics, if its buffers'
-            type cannot hold the values, or inside :func:`use_statistics`. The model is untouched then.
+        UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
+            cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
     """
     layers = batchnorm_layers(model)
-    with _LOCK:
-        if any(layer in _OPEN for layer in layers.values()):
-            raise UserError("statistics cannot be written into a model inside use_statistics: leave the context first")
-        _check_usable(layers, statistics)
-        written: list[tuple[Tensor, Tensor]] = []
-        for name, given in statistics.items():
-            own = own_buffers(layers[name])
-            for values, buffer in ((given.mean, own.get("running_mean")), (given.var, own.get("running_var"))):
-                if buffer is None:
-                    raise UserError(f"layer {name!r} has no buffers to write to (track_running_stats=False)")
-                written.append((buffer, _held(name, _shaped(values, buffer), buffer.dtype)))
-        with torch.no_grad():
-            for buffer, values in written:
-                buffer.copy_(values)
+    if any(layer in _OPEN for layer in layers.values()):
+        raise UserError("statistics cannot be written into a model inside use_statistics: leave the context first")
+    if not isinstance(statistics, BatchNormStatistics):
+        raise UserError(f"only BatchNormStatistics can be written into a model, not {statistics!r}")
+    _check_usable(layers, statistics)
+    values = []
+    for name, given in statistics.items():
+        if not tracks(layers[name]):
+            raise UserError(f"layer {name!r} has no buffers to write to (track_running_stats=False)")
+        for key, new in (("running_mean", given.mean), ("running_var", given.var)):
+            own = layers[name].get_buffer(key)
+            values.append((own, _converted(name, new, own, own.dtype, own.device)))
+    with torch.no_grad():
+        for own, new in values:
+            own.copy_(new)
 
 
 @contextmanager
@@ -219,7 +205,7 @@ def before_layers(
         def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Not in a context inside this one, and not for a copy made inside, which took the hook along.
             if layer is layers[name] and _innermost(layer) is context:
-                act(name, layers[name], *channel_moments(_input(name, args, kwargs)))
+                act(name, layers[name], *channel_moments(_input(layer, args, kwargs)))
 
         return measure
 
@@ -227,202 +213,181 @@ def before_layers(
     # A graph that was compiled without the hooks would not call them, one compiled with them would never stop to.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
-            handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+            for name, layer in layers.items():
+                handles.append(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def own_buffers(layer: nn.Module) -> Buffers:
-    """The layer's own buffers, whatever context it is in."""
-    entries = _OPEN.get(layer)
-    return layer._buffers if not entries else next(iter(entries.values())).buffers
-
-
 def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
-    """Inside a context: let the layer normalise with these statistics, in fresh buffers."""
-    reference = next((tensor for module in (layer, model) for tensor in floating_tensors(module)), None)
-    kind = torch.float32 if reference is None else reference.dtype
-    device = mean.device if reference is None else reference.device
-    held_in_float32 = kind in HALF and _calls_torch(layer)
-    if held_in_float32:
-        # Half-precision buffers would round means by up to 1 / 256 and overflow in float16. Torch takes float32
-        # statistics for half-precision inputs, if scale and shift are float32 too; autograd follows the conversion.
+    """Inside a context: let the layer normalise with these statistics, in fresh buffers of its or the model's type."""
+    reference = next((tensor for module in (layer, model) for tensor in floating_tensors(module)), mean.float())
+    kind, name, own = reference.dtype, _innermost(layer).names[layer], own_buffers(layer)
+    code = getattr(layer.forward, "__code__", None)
+    if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
+        # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
+        # statistics for inputs in half precision if scale and shift are float32 too; in a forward written out by
+        # hand they would spread to its output. Autograd follows the conversion.
         kind = torch.float32
         with torch.enable_grad():
-            for key, parameter in layer._parameters.items():
-                if parameter is not None and parameter.dtype in HALF:
-                    layer._parameters[key] = parameter.float()  # type: ignore[assignment]
-    own = own_buffers(layer)
+            half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
+            layer._parameters.update({key: p.float() for key, p in half.items()})  # type: ignore[misc]
     for key, values in (("running_mean", mean), ("running_var", var)):
-        values = _shaped(values, own.get(key)).to(device=device, copy=True)
-        layer._buffers[key] = _held(_innermost(layer).names[layer], values, kind)
+        layer._buffers[key] = _converted(name, values, own.get(key), kind, reference.device)
 
 
-def _innermost(layer: nn.Module) -> _Entry:
-    return next(reversed(_OPEN[layer]))
+def own_buffers(layer: nn.Module) -> dict[str, Any]:
+    """The layer's own buffers, whatever context it is in."""
+    return next(iter(_OPEN[layer].values()))["buffers"] if layer in _OPEN else layer._buffers
 
 
-def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Floating-point parameters and buffers, which tell a module's device and type."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            yield tensor
-
-
-def _held(name: str, values: Tensor, kind: torch.dtype) -> Tensor:
-    """The values in another type, which has to be able to hold them."""
-    converted = values.to(kind)
-    if kind == torch.float16 and not torch.isfinite(converted).all():
-        raise UserError(
-            f"layer {name!r} is in float16, which cannot hold its statistics (up to {float(values.abs().max()):.4g}, "
-            "the limit is 65504): convert the layer to float32 or bfloat16"
-        )
-    return converted
-
-
-def _shaped(values: Tensor, own: Tensor | None) -> Tensor:
-    """Values ``[C]`` for a buffer of another shape: ``[1, C, 1, 1]``, or ``[parts * C]`` as ghost BatchNorm keeps."""
-    if own is None or own.shape == values.shape:
-        return values
-    return values.repeat(own.numel() // values.numel()).view(own.shape)
-
-
-def _calls_torch(layer: _BatchNorm) -> bool:
-    """Whether the layer's forward calls torch's batch_norm; written out by hand, float32 would spread to its output."""
-    names = getattr(getattr(layer.forward, "__code__", None), "co_names", ())
-    return "batch_norm" in names or "super" in names
-
-
-def _input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value
-    raise UserError(f"layer {name!r} was called without a tensor, so there is nothing to normalise")
-
-
-def _refuse_single_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
-    for x in (*args, *kwargs.values()):
-        if layer.training and isinstance(x, Tensor) and x.ndim > 1 and x.numel() == x.shape[1]:
-            name = repr(_innermost(layer).names[layer]) if layer in _OPEN else type(layer).__name__
-            raise UserError(
-                f"layer {name} received a single value per channel, in a batch of shape {list(x.shape)}: it has no "
-                "variance; give 'batch' statistics batches of two images or more"
-            )
-
-
-def _state(module: nn.Module) -> _State:
-    if isinstance(module, _BatchNorm):
-        return _State(dict(vars(module)), dict(module._buffers), dict(module._parameters))
-    return _State({"training": module.training}, dict(module._buffers), {})
-
-
-def _copy_tensors(module: nn.Module, copies: dict[int, Tensor]) -> None:
-    """Put copies in the place of a module's buffers; ``copies`` keeps those shared that are shared.
-
-    BatchNorm layers start from their own, not from those of a context around this one, and their tensors that are
-    not registered as buffers are copied too.
-    """
-
-    def copied(tensor: Tensor) -> Tensor:
-        if is_lazy(tensor):
-            return tensor
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone()
-        return copies[id(tensor)]
-
-    buffers: Buffers = dict(module._buffers)
-    if isinstance(module, _BatchNorm):
-        state = next(iter(_OPEN[module].values()))
-        buffers, attributes = state.buffers, vars(module)
-        layer_parameters = state.parameters
-        module._parameters.update(layer_parameters)
-        attributes.update({key: copied(value) for key, value in attributes.items() if isinstance(value, Tensor)})
-        attributes["track_running_stats"] = state.attributes["track_running_stats"]
-    module._buffers.update({key: None if value is None else copied(value) for key, value in buffers.items()})
-
-
-def _leave(module: nn.Module, entry: _Entry) -> None:
-    """Restore a module; if a later context is still open, leave it running and let it restore this state instead."""
-    entries = _OPEN.get(module, {})
-    if entry not in entries:
-        return
-    later = list(entries)[list(entries).index(entry) + 1 :]
-    state = entries.pop(entry)
-    if later:
-        entries[later[0]] = state
-        return
-    if not entries:
-        del _OPEN[module]
-    for key in vars(module).keys() - state.attributes.keys() if isinstance(module, _BatchNorm) else ():
-        del vars(module)[key]
-    vars(module).update(state.attributes)
-    module._buffers.clear()
-    module._buffers.update(state.buffers)
-    module._parameters.update(state.parameters)
-
-
-def _opener(frame: FrameType) -> FrameType:
-    """The frame whose ``with`` statement opens a context, behind context managers that are made of others."""
-    while (caller := frame.f_back) is not None:
-        in_contextlib = frame.f_code.co_filename == contextlib.__file__
-        if not (in_contextlib or caller.f_code.co_filename == contextlib.__file__ or "enter__" in frame.f_code.co_name):
-            break
-        frame = caller
-    return frame
-
-
-def _refuse_overlap(layers: Mapping[str, _BatchNorm]) -> None:
-    """Refuse to enter unless every open context is around this one: same thread, and not a paused generator's."""
-    entries = {entry for layer in layers.values() for entry in _OPEN.get(layer, ())}
-    if not entries:
-        return
-    stack, frame = set(), sys._getframe()
-    while frame is not None:
-        stack.add(id(frame))
-        frame = frame.f_back  # type: ignore[assignment]
-    for entry in entries:
-        if entry.thread != threading.get_ident():
-            raise UserError(
-                "another thread has statistics in use on this model: use a lock, or a copy of the model per thread"
-            )
-        if entry.can_pause and entry.frame not in stack:
-            raise UserError(
-                "a paused generator or coroutine has statistics in use on this model: finish or close it first, or "
-                "use a copy of the model"
-            )
-
-
-def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatistics | Mode) -> None:
-    if isinstance(statistics, BatchNormStatistics):
-        for name, given in statistics.items():
-            if name not in layers:
-                raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
-            _check_channels(name, layers[name], given)
-    elif statistics not in ("running", "batch"):
-        raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
-    needs_running = list(layers) if statistics == "running" else []
-    if isinstance(statistics, BatchNormStatistics):
-        needs_running = [name for name in layers if name not in statistics]
-    for name in needs_running:
-        if not tracks(layers[name]):
-            raise UserError(
-                f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
-            )
-
-
-def tracks(layer: _BatchNorm) -> bool:
+def tracks(layer: nn.Module) -> bool:
     """Whether the layer has running statistics of its own."""
     own = own_buffers(layer)
     return own.get("running_mean") is not None and own.get("running_var") is not None
 
 
+def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Floating-point parameters and buffers, which tell a module's device and type."""
+    return filter(torch.is_floating_point, itertools.chain(module.parameters(), module.buffers()))
+
+
+def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of values ``[C]`` in the shape of a buffer: ``[1, C, 1, 1]``, or ``[parts * C]`` of ghost BatchNorm."""
+    if own is not None and own.shape != values.shape:
+        values = values.repeat(own.numel() // values.numel()).view(own.shape)
+    converted = values.to(device, kind, copy=True)
+    if kind == torch.float16 and not torch.isfinite(converted).all():
+        raise UserError(
+            f"layer {name!r} is in float16, which cannot hold its statistics (up to {float(values.abs().max()):.4g}; "
+            "the limit is 65504): convert the layer to float32 or bfloat16"
+        )
+    return converted
+
+
+def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise UserError(f"a {type(layer).__name__} was called without a tensor, so it has no input to normalise")
+
+
+def _refuse_single_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
+    x = _input(layer, args, kwargs)
+    if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
+        name = repr(_innermost(layer).names[layer]) if layer in _OPEN else type(layer).__name__
+        raise UserError(
+            f"layer {name} received a single value per channel, in a batch of shape {list(x.shape)}, which has no "
+            "variance: 'batch' needs two images or more"
+        )
+
+
+def _innermost(layer: nn.Module) -> _Context:
+    return next(reversed(_OPEN[layer]))
+
+
+def _state(module: nn.Module) -> _State:
+    attributes = dict(vars(module)) if isinstance(module, _BatchNorm) else _caches(module)
+    attributes["training"] = module.training
+    return {
+        "attributes": attributes,
+        "buffers": dict(module._buffers),
+        "parameters": dict(module._parameters),
+    }
+
+
+def _caches(module: nn.Module) -> dict[str, Any]:
+    """Such as LeViT's biases: filled in evaluation mode, and stale after the next step if training goes on."""
+    if not module.training:
+        return {}
+    return {key: value for key, value in vars(module).items() if type(value) is dict and not key.startswith("_")}
+
+
+def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
+    """Evaluation mode, with copies in the place of the buffers; ``copies`` keeps shared what is shared.
+
+    A BatchNorm layer goes back to its own state first, not to that of a context around this one.
+    """
+    buffers = dict(module._buffers)
+    if isinstance(module, _BatchNorm):
+        own = next(iter(_OPEN[module].values()))
+        buffers, vars(module)["track_running_stats"] = own["buffers"], own["attributes"]["track_running_stats"]
+        module._parameters.update(own["parameters"])
+    for key, buffer in buffers.items():
+        if buffer is not None and not is_lazy(buffer):
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.detach().clone()
+            module._buffers[key] = copies[id(buffer)]
+    vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
+    vars(module)["training"] = False  # not .eval(): models that override train() would be run into
+
+
+def _leave(module: nn.Module, context: _Context) -> None:
+    """Restore a module. If a later context is still open, it keeps the module and restores this state instead."""
+    contexts = _OPEN.get(module, {})
+    if context not in contexts:
+        return
+    later = list(contexts)[list(contexts).index(context) + 1 :]
+    state = contexts.pop(context)
+    if later:
+        contexts[later[0]] = state
+        return
+    if not contexts:
+        del _OPEN[module]
+    if isinstance(module, _BatchNorm):
+        vars(module).clear()
+    vars(module).update(state["attributes"])
+    module._buffers.clear()
+    module._buffers.update(state["buffers"])
+    module._parameters.update(state["parameters"])
+
+
+def _opener(frame: FrameType) -> FrameType:
+    """The frame whose ``with`` statement opens a context, behind context managers that are made of others."""
+    while (caller := frame.f_back) is not None and (
+        contextlib.__file__ in (frame.f_code.co_filename, caller.f_code.co_filename)
+        or "enter__" in frame.f_code.co_name
+    ):
+        frame = caller
+    return frame
+
+
+def _refuse_overlap(layers: Mapping[str, _BatchNorm]) -> None:
+    """Refuse to enter unless every open context is around this one: in this thread, and not a paused generator's."""
+    contexts = {context for layer in layers.values() for context in _OPEN.get(layer, ())}
+    running, frame = set(), sys._getframe() if contexts else None
+    while frame is not None:
+        running.add(id(frame))
+        frame = frame.f_back
+    for context in contexts:
+        elsewhere = context.thread != threading.get_ident()
+        if elsewhere or (context.can_pause and context.frame not in running):
+            raise UserError(
+                f"{'another thread' if elsewhere else 'a paused generator or coroutine'} has statistics in use on this "
+                "model: wait until it is done, or give it a copy of the model"
+            )
+
+
+def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatistics | Mode) -> None:
+    given = statistics if isinstance(statistics, BatchNormStatistics) else {}
+    if not isinstance(statistics, BatchNormStatistics) and statistics not in ("running", "batch"):
+        raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
+    for name in given:
+        if name not in layers:
+            raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
+        _check_channels(name, layers[name], given[name])
+    for name, layer in layers.items():
+        if statistics != "batch" and name not in given and not tracks(layer):
+            raise UserError(
+                f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
+            )
+
+
 def _check_channels(name: str, layer: _BatchNorm, given: LayerStatistics) -> None:
     own = own_buffers(layer).get("running_mean")
-    # Ghost BatchNorm keeps several means per channel; what it keeps and what is estimated both fit.
-    if given.mean.numel() not in (layer.num_features, None if own is None else own.numel()):
-        raise UserError(
-            f"layer {name!r} has {layer.num_features} channels, but the statistics have {given.mean.numel()}"
-        )
+    # Ghost BatchNorm keeps several means per channel: both what it keeps and what is estimated fit.
+    if len(given.mean) not in (layer.num_features, None if own is None else own.numel()):
+        raise UserError(f"layer {name!r} has {layer.num_features} channels, but the statistics have {len(given.mean)}")

@@ -32,19 +32,19 @@ class LayerStatistics:
     count: int
 
     def check(self, name: str) -> None:
-        """Raise ``UserError``, naming the layer, unless these can be normalised with."""
+        """Raise ``UserError``, naming the layer, unless a layer can normalise with these."""
+        wrong = None
         if self.mean.ndim != 1 or self.mean.shape != self.var.shape:
-            raise UserError(
-                f"layer {name!r}: mean and variance need one value per channel each, but have the shapes "
-                f"{list(self.mean.shape)} and {list(self.var.shape)}"
-            )
-        for what, values in (("mean", self.mean), ("variance", self.var)):
-            if not torch.isfinite(values).all():
-                raise UserError(f"layer {name!r}: the {what} is NaN or infinite in some channel")
-        if (self.var < 0).any():
-            raise UserError(f"layer {name!r}: the variance is negative in some channel ({float(self.var.min()):.4g})")
-        if self.count < 0:
-            raise UserError(f"layer {name!r}: the count is {self.count}; it cannot be negative")
+            shapes = f"{list(self.mean.shape)} and {list(self.var.shape)}"
+            wrong = f"mean and variance have the shapes {shapes}; each needs one value per channel"
+        elif not torch.isfinite(self.mean).all() or not torch.isfinite(self.var).all():
+            wrong = "the mean or the variance is NaN or infinite in some channel"
+        elif (self.var < 0).any():
+            wrong = f"the variance is negative in some channel ({float(self.var.min()):.4g})"
+        elif self.count < 0:
+            wrong = f"the count is {self.count}; it cannot be negative"
+        if wrong:
+            raise UserError(f"layer {name!r}: {wrong}")
 
 
 class BatchNormStatistics(Mapping[str, LayerStatistics]):

@@ -1,37 +1,17 @@
-"""The command line of ``scripts/study.py``: train, evaluate, pool and judge a grid of norms and seeds."""
+"""The command line of ``scripts/study.py``: train, evaluate and judge the networks of a study."""
 
-import fcntl
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
-from rich.console import Console
-from rich.text import Text
 
 from bnood.errors import UserError
-from bnood.evaluation.run_evaluation import is_evaluated
-from bnood.study.board import Board
-from bnood.study.cells import evaluate_cell, is_stopped, stop_cell, train_cell
-from bnood.study.executors import Job, Outcome, run_jobs
-from bnood.study.grid import (
-    StudyCell,
-    StudyOptions,
-    cell_evaluation,
-    check_same_study,
-    check_same_training,
-    expected_config,
-    stopped_cells,
-    trained_cells,
-    training_state,
-    write_study_file,
-)
-from bnood.study.preflight import check_evaluation
-from bnood.study.results import conclude
+from bnood.study.options import StudyOptions, check_same_study, write_study_file
 from bnood.training.command_line import one_line_parsing
 
 
@@ -39,13 +19,13 @@ def build_parser() -> ArgumentParser:
     """Options of ``scripts/study.py``."""
     parser = ArgumentParser(
         prog="scripts/study.py",
-        description="Train, evaluate and judge a grid of norms and seeds; see configs/studies/.",
+        description="Train, evaluate and judge networks; rerun to resume. See configs/studies/.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(StudyOptions)
-    parser.add_argument("--partial", type=bool, default=False, help="Judge what is there, also if cells failed.")
+    parser.add_argument("--partial", type=bool, default=False, help="Judge what is there, also if networks failed.")
     parser.add_argument(
         "--judge_only", type=bool, default=False, help="Train and evaluate nothing; judge what is there."
     )
@@ -86,159 +66,101 @@ def main(arguments: list[str] | None = None) -> Path:
         The study's folder.
 
     Raises:
-        UserError: for bad input, and if a cell failed.
+        UserError: for bad input, and if a network failed.
     """
     given = sys.argv[1:] if arguments is None else arguments
     options, partial, judge_only = parse(given)
-    command = shlex.join(["python", "scripts/study.py", *_without_judging_only(given)])
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
-    run_study(options, partial=partial, judge_only=judge_only, command=command, console=console)
+    command = shlex.join(["python", "scripts/study.py", *given])
+    run_study(options, partial=partial, judge_only=judge_only, command=command)
     return options.folder
 
 
-def _without_judging_only(given: list[str]) -> list[str]:
-    """The command line that makes the whole study: what is finished it leaves as it is."""
-    kept = [each for each in given if not each.startswith("--judge_only=")]
-    if "--judge_only" in kept:
-        place = kept.index("--judge_only")
-        del kept[place : place + 2]
-    return kept
-
-
-def run_study(
-    options: StudyOptions, *, partial: bool, command: str, console: Console, judge_only: bool = False
-) -> None:
+def run_study(options: StudyOptions, *, partial: bool = False, judge_only: bool = False, command: str) -> None:
     """Do what is not yet done, then judge.
 
     Args:
         options: the study.
-        partial: judge what is there, also if cells failed.
-        command: what to type to get this study again, for the report.
-        console: shows progress and the verdict.
+        partial: judge what is there, also if networks failed.
         judge_only: train and evaluate nothing.
+        command: what to type to get this study again, for the report.
 
     Raises:
-        UserError: for bad input, and if a cell failed.
+        UserError: for bad input, and if a network failed.
     """
+    from bnood.study.execution import Job, check_executor, run_jobs
+    from bnood.study.networks import is_done, make_and_evaluate, run_specs
+    from bnood.study.results import conclude
+    from bnood.training.atomic import locked
+
+    specs = run_specs(options)
     check_same_study(options)
-    expected: dict[str, dict[str, Any]] = {
-        norm: expected_config(options, StudyCell(norm, options.seeds[0])) for norm in options.norms
-    }
-    for cell in trained_cells(options):
-        check_same_training(options.folder / cell.name, expected[cell.norm] | {"seed_everything": cell.seed})
-    cells = [*trained_cells(options), *stopped_cells(options)]
-    epochs = {norm: int(config["trainer"]["max_epochs"]) for norm, config in expected.items()}
-    if judge_only:
-        if not options.folder.is_dir():
-            raise UserError(f"{options.folder}: there is no such study to be judged; run it without --judge_only true")
-    elif len(evaluated_cells(options, cells, epochs)) < len(cells):
-        check_evaluation(options, expected)
-    with sole_user(options.folder):
-        board = Board([cell.name for cell in cells], options.folder, console, f"study {options.name}")
-        outcomes: dict[str, Outcome] = {}
-        if not judge_only:
-            write_study_file(options)
-            with board:
-                jobs = plan(options, cells, epochs, command, board)
-                outcomes = run_jobs(jobs, options.executor, board)
-        failed = {name: outcome for name, outcome in outcomes.items() if outcome.error}
-        evaluated = evaluated_cells(options, cells, epochs)
+    expected = _check_trainings(options, specs)
+    if judge_only and not options.folder.is_dir():
+        raise UserError(f"{options.folder}: there is no such study to be judged; run it without --judge_only true")
+    failed: list[str] = []
+    if not judge_only:
+        check_executor(options.executor)
+        if not all(is_done(options, spec) for spec in specs):
+            _check_sets(options, specs, expected)
+        write_study_file(options)
+    with locked(options.folder, "another process is working on this study"):
+        # Stopped networks need two others; everything else can be done side by side.
+        for stage in ([s for s in specs if not s.partner], [s for s in specs if s.partner]):
+            if judge_only or failed:
+                break
+            left = [spec for spec in stage if not is_done(options, spec)]
+            logs = options.folder / "logs"
+            jobs = [Job(s.name, make_and_evaluate, (options, s, command), logs / f"{s.name}.log") for s in left]
+            if jobs:
+                print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
+            outcomes = run_jobs(jobs, options.executor, lambda line: print(line, flush=True))
+            failed += [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
+        done = [spec for spec in specs if is_done(options, spec)]
+        missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
         if not failed or partial:
-            missing = list(missing_lines(options, cells, evaluated, epochs))
             for line in missing:
-                console.print(Text(f"note: {line}"))
-            conclude(options, evaluated, command, console, missing)
+                print(f"note: {line}")
+            conclude(options, done, command, missing)
     if failed:
-        raise UserError(_failure(failed, partial))
+        judged = "" if partial else "; no verdict is written (--partial true judges what is there)"
+        raise UserError(f"{len(failed)} failed: {'; '.join(failed)}{judged}")
 
 
-def plan(
-    options: StudyOptions, cells: Sequence[StudyCell], epochs: dict[str, int], command: str, board: Board
-) -> list[Job]:
-    """What is still to be done, trainings first; what is done is marked on the board."""
-    training, evaluation = [], []
-    wanted: set[str] = set()
-    for cell in cells:
-        folder = options.folder / cell.name
-        name = f"{cell.name} training"
-        sources = () if cell.partner is None else (f"bn-s{cell.seed} training", f"{cell.partner}-s{cell.seed} training")
-        after = tuple(source for source in sources if source in wanted)
-        done = not after and (
-            is_stopped(options, cell) if cell.partner else training_state(folder, epochs[cell.norm]) == "done"
-        )
-        if done:
-            board.was_done(cell.name, "training")
-        else:
-            call: Any = stop_cell if cell.partner else train_cell
-            training.append(_job(options, name, call, (options, cell), after))
-            wanted.add(name)
-        if done and is_evaluated(folder, cell_evaluation(options, cell)):
-            board.was_done(cell.name, "evaluation")
-        else:
-            after = (name,) if name in wanted else ()
-            evaluation.append(_job(options, f"{cell.name} evaluation", evaluate_cell, (options, cell, command), after))
-    return training + evaluation
+def _check_trainings(options: StudyOptions, specs: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """The training configs by network, after a check that what is trained already was trained by them."""
+    from bnood.study.networks import check_same_training, expected_config
+
+    expected: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        if spec.entry.training is not None and not spec.partner:
+            config = expected.setdefault(spec.network, expected_config(options, spec))
+            check_same_training(options.folder / spec.name, config | {"seed_everything": spec.seed})
+    return expected
 
 
-def _job(options: StudyOptions, name: str, call: Any, arguments: tuple[Any, ...], after: tuple[str, ...]) -> Job:
-    return Job(name, call, arguments, options.folder / "logs" / f"{name.replace(' ', '-')}.log", after)
-
-
-def evaluated_cells(options: StudyOptions, cells: Sequence[StudyCell], epochs: dict[str, int]) -> list[StudyCell]:
-    """Those of the cells that are trained to their end and evaluated as the study wants it.
-
-    Args:
-        options: the study.
-        cells: of it.
-        epochs: that a network of each norm has when it is trained.
-    """
-    return [
-        cell
-        for cell in cells
-        if is_evaluated(options.folder / cell.name, cell_evaluation(options, cell))
-        and not _is_half_trained(options, cell, epochs)
-    ]
-
-
-def _is_half_trained(options: StudyOptions, cell: StudyCell, epochs: dict[str, int]) -> bool:
-    return cell.partner is None and training_state(options.folder / cell.name, epochs[cell.norm]) == "half"
-
-
-def missing_lines(
-    options: StudyOptions, cells: Sequence[StudyCell], evaluated: Sequence[StudyCell], epochs: dict[str, int]
-) -> Iterator[str]:
-    """A line for each seed that a network lacks."""
-    for cell in cells:
-        if cell not in evaluated:
-            half = _is_half_trained(options, cell, epochs)
-            why = "is not trained to its end (without --judge_only it goes on)" if half else "is not evaluated"
-            yield f"{cell.name} {why}: seed {cell.seed} is missing for {cell.network}"
-
-
-def _failure(failed: dict[str, Outcome], partial: bool) -> str:
-    """One line about what failed, without what was left out for it."""
-    own = [f"{name}: {outcome.error}" for name, outcome in failed.items() if not outcome.left_out]
-    left_out = len(failed) - len(own)
-    more = f"; {left_out} that need them were left out" if left_out else ""
-    judged = "" if partial else "; no verdict is written (--partial true judges what is there)"
-    return f"{len(own)} failed: {'; '.join(own)}{more}{judged}"
-
-
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Keep other processes from working on a study at the same time; a process that is killed leaves no lock.
+def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str, dict[str, Any]]) -> None:
+    """Open every image set once before anything is trained or written: hours may pass before it is needed.
 
     Raises:
-        UserError: if another process does, or the folder cannot be written.
+        UserError: if a set is missing, damaged, too small or named twice, or a primary set is none of them.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder} can't be written: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is working on {folder}: wait for it, or end it") from error
-        yield
+    from bnood.data.sources import images
+    from bnood.evaluation.run import check_id_split, load_run_images
+    from bnood.training.yaml_files import read_yaml
+
+    sets = options.sets
+    configs = [*expected.values(), *(read_yaml(s.entry.run / "config.yaml") for s in specs if s.entry.run is not None)]
+    by_data = {str(config["data"]): config for config in configs}
+    names: list[list[str]] = []
+    for config in by_data.values():
+        check_id_split(config["data"], sets.of_runs(), f"every network of {options.name}")
+        run: Any = SimpleNamespace(config=config, name=options.name)
+        names.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
+    if any(spec.entry.model is not None for spec in specs):
+        opened = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
+        names.append([one.name for one in opened])
+    for found in names:
+        if not found:
+            raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")
+        if missing := [name for name in options.claim.primary_sets if name not in found]:
+            raise UserError(f"claim.primary_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(found)})")

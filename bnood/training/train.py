@@ -307,14 +307,15 @@ def _train(cli: TrainingCLI) -> Path:
 @contextmanager
 def _opened(cli: TrainingCLI) -> Iterator[Any]:
     """The run's folder, locked, with its config, and its W&B run; a new folder goes again if nothing was trained."""
-    folder, new = cli.run_folder, not cli.run_folder.exists()
+    folder, config, new = cli.run_folder, cli.run_folder / "config.yaml", not cli.run_folder.exists()
     with ExitStack() as stack:
         try:
-            # A folder that cannot be made is the config's error, which names file and reason.
-            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text)) if new else None
+            if new:  # where there is no folder, its config makes it; the error names file and reason
+                write_beside(config, lambda path: path.write_text(cli.config_text))
             stack.enter_context(locked(folder, "another training writes to it"))
             cli.check_free()
-            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
+            if not new:
+                write_beside(config, lambda path: path.write_text(cli.config_text))
             tracked = _start_tracking(cli)
             try:
                 yield tracked
@@ -407,6 +408,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # What is logged is the same in all processes of a training.
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from bnood.data.augmentation import crop_and_flip
+from bnood.data.augmentation import PADDING, draw_crops, padded
+from bnood.data.augmentation import crop_and_flip as crop_some
 
 
 def images(count: int, height: int = 12, width: int = 10) -> torch.Tensor:
     generator = np.random.default_rng(0)
     return torch.from_numpy(generator.integers(1, 256, (count, height, width, 3), dtype=np.uint8))
+
+
+def crop_and_flip(before: torch.Tensor, generator: torch.Generator, padding: int = PADDING) -> torch.Tensor:
+    draws = draw_crops(len(before), generator, padding)
+    return crop_some(padded(before, padding), torch.arange(len(before)), draws, padding)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -53,7 +59,7 @@ def test_every_image_gets_its_own_crop_and_flip() -> None:
 
 def test_without_crop_images_are_only_mirrored() -> None:
     before = images(50)
-    after = crop_and_flip(before, seeded(), crop=False)
+    after = crop_and_flip(before, seeded(), padding=0)
     flips = [flip for row, column, flip in draws_of(before.numpy(), after.numpy(), 0)]
     assert 10 < sum(flips) < 40
 

@@ -1,7 +1,5 @@
 """Corruptions: each against scipy, the moments that it should have, or a calculation by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -9,7 +7,6 @@ from scipy.ndimage import gaussian_filter
 from bnood.data import corruptions
 from bnood.data.corruptions import CONSTANTS, CORRUPTIONS, STRENGTHS, corrupt
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import load_images
 from bnood.errors import UserError
 
 
@@ -108,12 +105,6 @@ def test_contrast_by_hand() -> None:
     assert (changed[1] == 200).all()
 
 
-def test_contrast_is_rounded_to_the_nearest_level() -> None:
-    # Mean 10; 0.75 * (1, -1, 0, 0) + 10 = 10.75, 9.25: cutting the fraction off would give 10 and 9.
-    images = np.array([[11, 9], [10, 10]], np.uint8)[None, ..., None].repeat(3, axis=3)
-    assert corrupt(ImageSet("one", images), "contrast", 1).images[0, ..., 0].tolist() == [[11, 9], [10, 10]]
-
-
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corruption_keeps_labels_and_leaves_the_set_as_it_is(corruption: str) -> None:
     images = random_set()
@@ -124,15 +115,6 @@ def test_a_corruption_keeps_labels_and_leaves_the_set_as_it_is(corruption: str) 
     np.testing.assert_array_equal(images.images, before)
     assert changed.images.dtype == np.uint8 and changed.images.shape == before.shape
     assert corrupt(ImageSet("unlabelled", before), corruption, 2).labels is None
-
-
-@pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_every_strength_changes_photographs_more_than_the_one_before(corruption: str, real_data: Path) -> None:
-    images = load_images("cifar10", "test", real_data).subset(np.arange(64))
-    moved = [
-        np.abs(corrupt(images, corruption, each).images - images.images.astype(float)).mean() for each in STRENGTHS
-    ]
-    assert moved[0] > 0.5 and (np.diff(moved) > 0).all()
 
 
 @pytest.mark.parametrize(

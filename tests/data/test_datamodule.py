@@ -1,6 +1,8 @@
-"""The data module: what is trained on, in which order, and what is held out."""
+"""The data module: what is trained on, in which order, on which device, and what is held out."""
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
-from bnood.data.datamodule import EpochShuffle, ImageDataModule, channel_constants, has_test_images
+from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan, has_test_images
 from bnood.errors import UserError
 
 
@@ -27,8 +29,25 @@ def module(**changes: Any) -> ImageDataModule:
     return ImageDataModule(**(settings | changes))
 
 
-def rows(images: np.ndarray) -> list[bytes]:
-    return [image.tobytes() for image in images]
+def attached(rank: int = 0, devices: int = 1, epoch: int = 0, **changes: Any) -> ImageDataModule:
+    """A module as a trainer of several devices sees it at the start of an epoch."""
+    data = module(**changes)
+    data.setup("fit")
+    assert data.train_set is not None
+    done = epoch * (len(data.train_set) // data.batch_size)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=devices, current_epoch=epoch, fit_loop=SimpleNamespace(total_batch_idx=done - 1),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )  # fmt: skip
+    return data
+
+
+def rows(images: Any) -> list[bytes]:
+    return [image.tobytes() for image in np.asarray(images)]
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,17 +59,57 @@ def test_channel_constants_are_numpys(seed: int, count: int, one: int, other: in
     np.testing.assert_allclose(std, images.astype(np.float64).std(axis=(0, 1, 2)), rtol=1e-9, atol=1e-9)
 
 
-def test_epoch_shuffle_depends_on_seed_and_epoch_alone() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        shuffle = EpochShuffle(50, seed)
-        shuffle.set_epoch(epoch)
-        assert len(shuffle) == 50
-        return list(shuffle)
+# The first and the sixth batch (images, labels) of version 0.1, by augmentation and seed.
+VERSION_0_1 = {
+    ("crop_flip", 0): ("874bb542e578be1a", "89d202819688899c", "8b159986263b31ad", "a162869c9b82f97a"),
+    ("crop_flip", 3): ("484081d5a7ea914b", "bf98c948eca09d83", "3f8fe6e211962a9f", "b7c72c5cfa5f4932"),
+    ("flip", 0): ("ab0950dc071c185d", "89d202819688899c", "a385a703f8ff29f7", "a162869c9b82f97a"),
+    ("flip", 3): ("39444745b470e596", "bf98c948eca09d83", "cbd7bc9a66227cec", "b7c72c5cfa5f4932"),
+    ("none", 0): ("27d11ec6f2b80680", "89d202819688899c", "f6497cded8bd1842", "a162869c9b82f97a"),
+}
 
-    first = order(0, 0)
-    assert sorted(first) == list(range(50))
-    assert first == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+@pytest.mark.parametrize(("augmentation", "seed"), VERSION_0_1)
+def test_batches_are_those_of_version_0_1(augmentation: Any, seed: int) -> None:
+    batches = [
+        batch
+        for epoch in (0, 1)
+        for batch in attached(epoch=epoch, augmentation=augmentation, seed=seed, train_count=TRAIN).train_dataloader()
+    ]
+    assert tuple(digest(each) for step in (0, 5) for each in batches[step]) == VERSION_0_1[augmentation, seed]
+
+
+def test_an_epoch_depends_on_seed_epoch_and_step_alone() -> None:
+    def plan(seed: int, epoch: int, first: int = 7, augmentation: Any = "flip") -> torch.Tensor:
+        return epoch_plan(50, 8, seed, epoch, first, augmentation)
+
+    first = plan(0, 0)
+    assert first.shape == (6, 4, 8) and plan(0, 0, augmentation="none").shape == (6, 1, 8)
+    assert len(first[:, 0].unique()) == 48  # full batches: two images are left out
+    assert torch.equal(first, plan(0, 0))
+    assert not torch.equal(first[:, 1:], plan(0, 0, first=8)[:, 1:])
+    assert len({digest(plan(seed, epoch)[:, 0]) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_share_each_batch_of_one(devices: int) -> None:
+    whole = list(attached().train_dataloader())
+    shares = [list(attached(rank, devices).train_dataloader()) for rank in range(devices)]
+    assert len(whole) == TRAIN // 64
+    for step, batch in enumerate(whole):
+        for part in (0, 1):
+            assert torch.equal(torch.cat([share[step][part] for share in shares]), batch[part])
+
+
+@pytest.mark.parametrize(("count", "devices", "size"), [(100, 2, 30), (100, 3, 500), (7, 4, 2), (61, 2, 30), (5, 5, 1)])
+def test_several_devices_validate_each_image_once_in_as_many_batches(count: int, devices: int, size: int) -> None:
+    data = [attached(rank, devices, validation=count, evaluation_batch_size=size) for rank in range(devices)]
+    shares = [list(each.val_dataloader()) for each in data]
+    assert len({len(share) for share in shares}) == 1 and len(shares[0]) == len(data[0].val_dataloader())
+    assert max(len(labels) for share in shares for _, labels in share) <= size
+    held_out = data[0].validation_set
+    assert held_out is not None
+    assert [row for share in shares for images, _ in share for row in rows(images)] == rows(held_out.images)
 
 
 def test_split_holds_out_stratified_images_whatever_the_seed() -> None:
@@ -65,10 +124,8 @@ def test_split_holds_out_stratified_images_whatever_the_seed() -> None:
         assert [label_of[row] for row in rows(part.images)] == list(part.labels)  # type: ignore[arg-type]
     share = np.bincount(source["labels"], minlength=10) * VALIDATION / len(source["labels"])
     assert abs(np.bincount(validation.labels, minlength=10) - share).max() < 1
-    again = module(seed=6).split()[1]
-    np.testing.assert_array_equal(again.images, validation.images)
-    other = module(split_seed=1).split()[1]
-    assert rows(other.images) != rows(validation.images)
+    np.testing.assert_array_equal(module(seed=6).split()[1].images, validation.images)
+    assert rows(module(split_seed=1).split()[1].images) != rows(validation.images)
 
 
 def test_train_count_keeps_the_validation_images_and_takes_some_of_the_others() -> None:
@@ -80,26 +137,14 @@ def test_train_count_keeps_the_validation_images_and_takes_some_of_the_others() 
 
 
 def test_training_batches_are_full_and_each_image_keeps_its_label() -> None:
-    data = module(batch_size=50)
-    data.setup("fit")
+    data = attached(batch_size=50, augmentation="none")
     assert data.train_set is not None and data.train_set.labels is not None
     label_of = dict(zip(rows(data.train_set.images), data.train_set.labels, strict=True))
     batches = list(data.train_dataloader())
     assert [len(images) for images, _ in batches] == [50] * (TRAIN // 50)  # 256 images: the last 6 are left out
-    seen = [row for images, _ in batches for row in rows(images.numpy())]
+    seen = [row for images, _ in batches for row in rows(images)]
     assert len(set(seen)) == len(seen)
-    assert seen != rows(data.train_set.images)[: len(seen)]
     assert [label_of[row] for row in seen] == [int(label) for _, labels in batches for label in labels]
-
-
-def test_validation_batches_are_all_images_in_order() -> None:
-    data = module(evaluation_batch_size=30)
-    data.setup("fit")
-    batches = list(data.val_dataloader())
-    assert [len(images) for images, _ in batches] == [30, 30, 30, 10]
-    assert data.validation_set is not None and data.validation_set.labels is not None
-    np.testing.assert_array_equal(torch.cat([images for images, _ in batches]), data.validation_set.images)
-    np.testing.assert_array_equal(torch.cat([labels for _, labels in batches]), data.validation_set.labels)
 
 
 class Collect(L.LightningModule):
@@ -122,49 +167,26 @@ class Collect(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def collected(epochs: int = 1, **changes: Any) -> tuple[Collect, ImageDataModule]:
-    data, model = module(**changes), Collect()
+def test_lightning_is_given_new_batches_in_every_epoch_and_validation_images_as_they_are() -> None:
+    data, model = module(train_count=130), Collect()
     trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(model, data)
-    return model, data
-
-
-def test_training_images_are_augmented_anew_in_each_step_and_validation_images_never() -> None:
-    model, data = collected(epochs=2)
-    assert data.train_set is not None and data.validation_set is not None
-    np.testing.assert_array_equal(torch.cat(model.validation_images[:1]), data.validation_set.images)
-    # A crop of another image would not have its pixels: here only that they changed, and by what seed.
-    untouched = set(rows(data.train_set.images))
-    seen = [row for images in model.training_images for row in rows(images.numpy())]
-    assert sum(row in untouched for row in seen) < 0.1 * len(seen)
-    again, _ = collected(epochs=2)
-    other, _ = collected(epochs=2, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(model.training_images, again.training_images, strict=True))
-    assert not torch.equal(model.training_images[0], other.training_images[0])
+    expected = [images for epoch in (0, 1) for images, _ in attached(epoch=epoch, train_count=130).train_dataloader()]
+    assert len(expected) == 4
+    assert all(torch.equal(a, b) for a, b in zip(model.training_images, expected, strict=True))
+    assert data.validation_set is not None
+    assert rows(torch.cat(model.validation_images)) == rows(data.validation_set.images) * 2
 
 
 def test_steps_draw_differently() -> None:
     """The same image in every place: what is left of it shows the draws of each step."""
     one = np.random.default_rng(0).integers(1, 256, (1, SIZE, SIZE, 3), np.uint8)
     file = write_set(data_root() / "one" / "train.npz", np.repeat(one, 130, 0), np.arange(130) % 2)
-    model, _ = collected(in_distribution=str(file), validation=2)
-    first, second = model.training_images
+    (first, _), (second, _) = attached(in_distribution=str(file), validation=2).train_dataloader()
     assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("augmentation", ["flip", "none"])
-def test_flip_mirrors_and_none_leaves_alone(augmentation: Any) -> None:
-    model, data = collected(augmentation=augmentation)
-    assert data.train_set is not None
-    untouched = set(rows(data.train_set.images))
-    mirrored = set(rows(np.ascontiguousarray(data.train_set.images[:, :, ::-1])))
-    seen = [row for images in model.training_images for row in rows(images.numpy())]
-    assert all(row in untouched | mirrored for row in seen)
-    share = sum(row in untouched for row in seen) / len(seen)
-    assert share == 1 if augmentation == "none" else 0.4 < share < 0.6
 
 
 def test_bad_input_is_named() -> None:

@@ -306,7 +306,7 @@ def test_image_beyond_the_limit_of_pixels_is_not_called_corrupt(tmp_path: Path, 
     file = save(tmp_path / "large.png", np.zeros((40, 50), np.uint8))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     with pytest.raises(
-        UserError, match=r"large.png: the image has more pixels than the limit of 1800; expected a small"
+        UserError, match=r"large.png: the image has more pixels than the limit of 1800; expected a smaller"
     ):
         open_image(file)
     monkeypatch.undo()
@@ -320,8 +320,8 @@ def test_damaged_image_says_whether_it_is_empty_cut_short_or_no_image(tmp_path: 
     file = save(tmp_path / f"b.{suffix}", pixels(64, 64, 3))
     whole = file.read_bytes()
     for content, message in (
-        (b"", "it is empty; expected an image file"),
-        (b"no image", "it is no image of a known format (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP); expected"),
+        (b"", "it is empty"),
+        (b"no image", "it is no image of a known format; expected BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
         (whole[: len(whole) // 2], "the image is corrupt or cut short ("),
     ):
         file.write_bytes(content)

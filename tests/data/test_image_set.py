@@ -8,12 +8,6 @@ IMAGES = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
 LABELS = np.array([3, 1, 2, 0])
 
 
-def test_a_set_keeps_its_arrays_without_copying_them() -> None:
-    images = ImageSet("set", IMAGES, LABELS)
-    assert len(images) == 4
-    assert images.images is IMAGES and images.labels is LABELS
-
-
 @pytest.mark.parametrize(
     "images",
     [
@@ -48,10 +42,6 @@ def test_subset_takes_images_and_labels_in_the_order_of_the_index() -> None:
     assert subset.name == "set" and subset.labels is not None
     np.testing.assert_array_equal(subset.images, np.stack([IMAGES[2], IMAGES[0]]))
     np.testing.assert_array_equal(subset.labels, [2, 3])
-
-
-def test_subset_of_a_set_without_labels_has_none() -> None:
-    assert ImageSet("set", IMAGES).subset(np.array([1])).labels is None
 
 
 def test_at_most_keeps_order_and_labels_and_depends_on_the_seed() -> None:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import StratifiedShuffleSplit
 
 from bnood.data.splits import halves, stratified_split
 from bnood.errors import UserError
@@ -38,15 +37,6 @@ def test_split_is_exact_disjoint_sorted_and_proportional(sizes, share, seed, shu
         taken = sum(labels[index] == 3 * number - 2 for index in validation)
         assert abs(taken - Fraction(size * total, count)) < 1
         assert taken < size
-
-
-@pytest.mark.parametrize("total", [20, 50, 333])
-def test_class_counts_agree_with_scikit_learn(total: int) -> None:
-    labels = np.repeat(np.arange(5), [300, 150, 251, 80, 219])
-    _, theirs = next(StratifiedShuffleSplit(1, test_size=total, random_state=0).split(labels, labels))
-    _, ours = stratified_split(labels, total, seed=0)
-    # Both follow the largest remainder, except that scikit-learn breaks ties at random; these sizes have none.
-    np.testing.assert_array_equal(np.bincount(labels[ours], minlength=5), np.bincount(labels[theirs], minlength=5))
 
 
 def test_cifar_shaped_labels_give_the_same_number_of_each_class() -> None:
@@ -87,15 +77,6 @@ def test_splits_are_frozen(seed: int) -> None:
     assert halves(9, seed)[0].tolist() == sorted(mersenne_twister_shuffle(9, seed)[:4])
 
 
-def test_the_seed_decides_and_every_image_can_be_held_out() -> None:
-    labels = np.repeat([0, 1], [30, 10])
-    held_out = [stratified_split(labels, 8, seed)[1] for seed in range(100)]
-    assert len({tuple(each) for each in held_out}) > 90
-    times = np.bincount(np.concatenate(held_out), minlength=40)  # binomial: 100 draws, each 0.2
-    assert times.min() >= 4 and times.max() <= 40
-    np.testing.assert_array_equal(held_out[7], stratified_split(labels.astype(np.uint8), 8, 7)[1])
-
-
 @pytest.mark.parametrize("validation", [0, -1, 12, 13, 0.0, 1.0, 1.5, 5.0, 0.01, float("nan"), True, "3", None])
 def test_impossible_numbers_of_validation_images_are_refused(validation) -> None:
     with pytest.raises(
@@ -114,12 +95,6 @@ def test_a_class_is_never_left_without_training_images() -> None:
 def test_labels_that_are_no_integers_are_refused(labels: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"labels are .*; expected integers \[N\]"):
         stratified_split(labels, 2, 0)
-
-
-@pytest.mark.parametrize("labels", [np.zeros(0, int), np.zeros(1, int)])
-def test_too_few_labels_are_refused(labels: np.ndarray) -> None:
-    with pytest.raises(UserError, match="expected a number of images"):
-        stratified_split(labels, 1, 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
 
 
 def refusal(door: Callable[[list[str]], object], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a script's function as the script does; the one line on standard error that it has to end with."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped, one_line_errors():
-        door(arguments)
+    with pytest.raises(SystemExit) as stopped:
+        run_door(lambda: door(arguments))
     captured = capsys.readouterr()
     assert stopped.value.code == 2
     assert "Traceback" not in captured.out + captured.err

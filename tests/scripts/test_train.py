@@ -14,7 +14,7 @@ import pytest
 from refusal import refusal, tree
 from tiny_runs import SIZE, equal_weights, trained, training_arguments, write_set
 
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
 from bnood.training.run_folder import load_run
 from bnood.training.train import train
 
@@ -36,7 +36,7 @@ def test_the_script_trains_by_a_config_and_its_overrides(tmp_path: Path) -> None
     files = {name for name, content in tree(tmp_path / "runs" / "mine").items() if content is not None}
     assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv", "summary.json"}
     run = load_run(tmp_path / "runs" / "mine")
-    assert run.classifier.norm == "ln"
+    assert run.norm == "ln"
     assert (run.config["data"]["augmentation"], run.config["model"]["warmup"]) == ("flip", 0.25)  # the config's
     assert json.loads((run.folder / "summary.json").read_text())["epochs"] == 1
 
@@ -60,6 +60,8 @@ CONFIGS: list[tuple[str, str]] = [
     ("model: [1", "is not readable as YAML"),
     ("- model", "holds a list; expected a mapping"),
     ("", "holds nothing; expected a mapping"),
+    ("model: {norm: bn}\nmodel: {norm: gn}", "line 2: the key model is given a second time"),
+    ("trainer:", "line 1: the key trainer has no value"),
 ]
 
 
@@ -79,6 +81,7 @@ def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--modle.norm", "gn"], "there is no option --modle.norm (did you mean --model.norm?)"),
         (["--seed", "1"], "there is no option --seed"),
         (["--trainer.max_epoch", "1"], "there is no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
+        (["--model.width", "90000"], "not enough memory"),
         (["gn"], "'gn' is not expected here: every setting has the form --key value"),
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such config file"),
         (["--trainer.max_epochs", "two"], "trainer.max_epochs is 'two'; expected a whole number or null"),
@@ -105,17 +108,34 @@ def test_a_truncated_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest
     assert tree(tmp_path).keys() == {"last.ckpt"}
 
 
-class Interrupt(L.Callback):
-    """Ctrl-C in the second epoch."""
+class Signal(L.Callback):
+    """Ctrl-C or SIGTERM in the second epoch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
+
+
+def test_sigterm_is_one_line_and_leaves_what_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = training_arguments(tmp_path, "[red]new[/red]")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        run_door(lambda: train(arguments, callbacks=[Signal(signal.SIGTERM)]))
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143 and capsys.readouterr().err.splitlines()[-1] == "terminated"
+    files = {name for name, content in tree(tmp_path / "[red]new[/red]").items() if content is not None}
+    assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv"}
+    folder = train([*arguments, "--ckpt_path", str(tmp_path / "[red]new[/red]" / "checkpoints" / "last.ckpt")])
+    assert equal_weights(folder, trained())
+    assert capsys.readouterr().out.startswith(f"{folder}: validation accuracy")  # brackets and all
 
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, one_line_errors():
-        train(training_arguments(tmp_path / "runs", "new"), callbacks=[Interrupt()])
+    with pytest.raises(SystemExit) as ended:
+        run_door(lambda: train(training_arguments(tmp_path / "runs", "new"), callbacks=[Signal(signal.SIGINT)]))
     assert ended.value.code == 130
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "interrupted"

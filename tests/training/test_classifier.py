@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 from tiny_runs import SIZE, VALIDATION, checkpoint, data_root, trained, write_set
+from torchmetrics.classification import MulticlassCalibrationError
 
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import UserError
-from bnood.training.classifier import Classifier, cosine_with_warmup
+from bnood.training.classifier import Classifier, calibration_sums, cosine_with_warmup
 
 
 def classifier(**changes: Any) -> Classifier:
@@ -29,11 +31,23 @@ def test_forward_normalises_each_channel_by_its_constants() -> None:
     expected = (images.numpy().astype(np.float32) - [10, 20, 30]) / [2, 4, 8]
     with torch.no_grad():
         by_hand = model.network(torch.from_numpy(expected.transpose(0, 3, 1, 2).astype(np.float32)))
-        logits, features = model(images, return_features=True)
-        assert torch.allclose(logits, by_hand, atol=1e-5)
-        assert torch.equal(model(images), logits)
-        assert torch.allclose(features @ model.network.head.weight.T + model.network.head.bias, logits, atol=1e-5)
-    assert logits.shape == (5, 10)
+        assert torch.allclose(model(images), by_hand, atol=1e-5)
+    assert by_hand.shape == (5, 10)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_calibration_sums_match_torchmetrics_and_sklearn(scale: float) -> None:
+    logits, labels = torch.randn(300, 7) * scale, torch.randint(0, 7, (300,))
+    count, confidence, right, nll = calibration_sums(logits, labels).double().unbind(dim=1)
+    probabilities = logits.softmax(dim=1)
+    metric = MulticlassCalibrationError(7, n_bins=15)
+    assert float((confidence - right).abs().sum()) / 300 == pytest.approx(
+        float(metric(probabilities, labels)), abs=1e-5
+    )
+    assert (int(count.sum()), int(right.sum())) == (300, int((logits.argmax(1) == labels).sum()))
+    exact = log_loss(labels, logits.double().softmax(dim=1), labels=range(7))
+    if scale < 100:  # beyond, sklearn clips probabilities
+        assert float(nll.sum()) / 300 == pytest.approx(exact, rel=1e-4)
 
 
 def test_checkpoint_holds_the_constants_of_the_images_that_were_trained_on() -> None:
@@ -108,6 +122,7 @@ def test_label_smoothing_is_off_by_default() -> None:
 def test_settings_that_cannot_be_meant() -> None:
     for name, value in (
         ("width", 0),
+        ("width", 10**9),
         ("depth", 19),
         ("num_classes", 1),
         ("learning_rate", 0.0),

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import yaml
 from tiny_runs import SIZE, checkpoint, copy_of_run, trained, weights
 
 from bnood.errors import UserError
-from bnood.training.classifier import Classifier
-from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint, write_beside
+from bnood.networks import build_model
+from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint
 
 
 def pixels(count: int = 8) -> torch.Tensor:
@@ -33,10 +35,11 @@ def test_a_run_is_read_back_as_it_was_trained() -> None:
     assert all(torch.equal(state[key], saved[key]) for key in saved)
     assert not any(module.training for module in run.classifier.modules())
     # The same function by another way: the weights put into a network that is built from the config by hand.
-    by_hand = Classifier(architecture="resnet", depth=20, width=8, norm="bn", num_classes=10)
-    by_hand.load_state_dict(saved)
+    by_hand = build_model("resnet", 20, 8, "bn", num_classes=10).eval()
+    by_hand.load_state_dict({key[8:]: value for key, value in saved.items() if key.startswith("network.")})
+    normalised = (pixels().float() - saved["image_mean"]) / saved["image_std"]
     with torch.no_grad():
-        assert torch.allclose(run.classifier(pixels()), by_hand.eval()(pixels()), atol=1e-5)
+        assert torch.allclose(run.classifier(pixels()), by_hand(normalised.permute(0, 3, 1, 2)), atol=1e-5)
 
 
 def test_an_interrupted_run_has_no_summary(tmp_path: Path) -> None:
@@ -45,11 +48,22 @@ def test_an_interrupted_run_has_no_summary(tmp_path: Path) -> None:
     assert load_run(run).summary == {}
 
 
-def test_a_compiled_network_is_read_back_uncompiled(tmp_path: Path) -> None:
+def test_weights_stored_as_float16_are_read_as_float32(tmp_path: Path) -> None:
     content = checkpoint(trained())
+    content["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     content["hyper_parameters"]["compile"] = True
     torch.save(content, tmp_path / "last.ckpt")
-    assert load_classifier(tmp_path / "last.ckpt").hparams["compile"] is False
+    state = load_classifier(tmp_path / "last.ckpt").state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in content["state_dict"].items())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def test_reading_a_run_imports_neither_lightning_nor_plots() -> None:
+    code = "import sys, pathlib; from bnood.training.run_folder import load_run; load_run(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-X", "importtime", "-c", code, str(trained())]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ran.stderr.splitlines()}
+    assert "torch" in imported and not imported & {"lightning", "torchmetrics", "wandb", "matplotlib", "pandas"}
 
 
 def test_groups_are_those_of_gn_alone() -> None:
@@ -98,6 +112,10 @@ def without_one_weight(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"state_dict": {k: v for k, v in content["state_dict"].items() if k != "network.head.bias"}}
 
 
+def with_text_for_a_weight(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"state_dict": content["state_dict"] | {"network.head.bias": "text"}}
+
+
 class Pickled:
     """Something that only a pickle which runs code could bring back."""
 
@@ -106,9 +124,14 @@ SPOILT: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("config missing", "config.yaml", remove, "config.yaml is missing: .* is not a run of scripts/train.py"),
     ("config no YAML", "config.yaml", text("data: [1"), "config.yaml is not readable as YAML"),
     ("config binary", "config.yaml", lambda path: path.write_bytes(b"\xff\xfe\x00a"), "config.yaml is not readable"),  # type: ignore[list-item, return-value]
-    ("config empty", "config.yaml", text(""), "config.yaml: expected the sections seed_everything, data and model"),
-    ("config of another program", "config.yaml", text("lr: 1"), "config.yaml: expected the sections"),
-    ("config without a network", "config.yaml", text("{data: , model: , seed_everything: 0}"), "config.yaml: expected"),
+    ("config empty", "config.yaml", text(""), "config.yaml holds nothing; expected a mapping"),
+    ("config of another program", "config.yaml", text("lr: 1"), "config.yaml: expected a number"),
+    (
+        "config without a network",
+        "config.yaml",
+        text("{data: , model: , seed_everything: 0}"),
+        "config.yaml: line 1: the key data has no value",
+    ),
     ("summary cut short", "summary.json", cut(20), "summary.json is not readable as JSON"),
     ("checkpoint missing", str(CHECKPOINT), remove, "last.ckpt is missing: the run has not finished its first epoch"),
     ("checkpoint empty", str(CHECKPOINT), cut(0), "last.ckpt is not a readable checkpoint .truncated"),
@@ -119,8 +142,28 @@ SPOILT: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("weights alone", str(CHECKPOINT), saved(lambda content: content["state_dict"]), "is not a checkpoint of bnood"),
     ("another norm", str(CHECKPOINT), hyper_parameter("norm", "gn"), "norm 'gn', but the config says 'bn'"),
     ("another width", str(CHECKPOINT), hyper_parameter("width", 16), "width 16, but the config says 8"),
-    ("unknown setting", str(CHECKPOINT), hyper_parameter("colour", 3), "last.ckpt .*colour"),
     ("setting missing", str(CHECKPOINT), hyper_parameter("depth", None), "depth None, but the config says 20"),
+    ("weights a list", str(CHECKPOINT), saved(lambda content: content | {"state_dict": []}), "a mapping of state_dict"),
+    ("a weight of text", str(CHECKPOINT), saved(with_text_for_a_weight), "damaged: expected a mapping of state_dict"),
+    (
+        "settings a list",
+        str(CHECKPOINT),
+        saved(lambda content: content | {"hyper_parameters": [1]}),
+        "hyper_parameters",
+    ),
+    ("depth a text", str(CHECKPOINT), hyper_parameter("image_size", "x"), "last.ckpt .*model.image_size is x"),
+    (
+        "config with a key twice",
+        "config.yaml",
+        text("data: {}\ndata: {}"),
+        "config.yaml: line 2: the key data is given",
+    ),
+    (
+        "config edited",
+        "config.yaml",
+        text("{data: {}, model: [], seed_everything: 0}"),
+        "config.yaml: expected a number",
+    ),
     ("weight missing", str(CHECKPOINT), saved(without_one_weight), "does not fit the network that its own settings"),
 ]
 
@@ -147,45 +190,3 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path / "none")
     with pytest.raises(UserError, match="no such run folder"):
         load_run(file)
-
-
-def test_write_beside_renames_when_all_is_written(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "file.csv"
-    seen: list[Path] = []
-
-    def write(path: Path) -> None:
-        assert path.parent == target.parent and path.suffix == ".csv" and not target.exists()
-        path.write_text("all")
-        seen.append(path)
-
-    write_beside(target, write)
-    assert target.read_text() == "all"
-    assert list(target.parent.iterdir()) == [target]
-    assert seen != [target]
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no"), KeyboardInterrupt()])
-def test_write_beside_keeps_the_old_file_when_writing_fails(error: BaseException, tmp_path: Path) -> None:
-    target = tmp_path / "file.csv"
-    target.write_text("old")
-
-    def fail(path: Path) -> None:
-        path.write_text("ha")
-        raise error
-
-    expected = UserError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected) as raised:
-        write_beside(target, fail)
-    if isinstance(error, OSError):
-        assert str(raised.value) == f"{target} can't be written: No space left on device"
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_write_beside_says_what_is_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for target, words in ((tmp_path / "file" / "a.csv", "exists|Not a dir"), (tmp_path, "Is a directory|not empty")):
-        with pytest.raises(UserError, match=rf"{target} can't be written: .*({words})"):
-            write_beside(target, lambda path: path.write_text("text"))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert [path.name for path in tmp_path.parent.iterdir() if ".partial" in path.name] == []

@@ -6,8 +6,11 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -28,12 +31,14 @@ from tiny_runs import (
     weights,
     write_set,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import UserError
+from bnood.training.atomic import locked
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.run_folder import load_run
-from bnood.training.train import train
+from bnood.training.train import check_batches, train
 
 ONE_STEP = ("--trainer.max_epochs", "1", "--data.batch_size", "8", "--data.train_count", "8")
 CALLBACKS = "--trainer.callbacks+=tiny_runs."
@@ -71,6 +76,7 @@ def test_a_run_leaves_what_the_contract_lists() -> None:
 def test_logged_metrics_are_those_of_the_validation_images() -> None:
     run = trained()
     loaded = load_run(run)
+    assert [int(row["step"]) for row in log_rows(run) if row["train/loss"]] == [0]  # the first, then every 20
     validation = ImageDataModule("tiny", data_root(), validation=VALIDATION, image_size=SIZE).split()[1]
     with torch.no_grad():
         logits = loaded.classifier(torch.from_numpy(validation.images)).double()
@@ -105,23 +111,27 @@ def test_saved_config_runs_again(tmp_path: Path) -> None:
     assert {key for key in first if first[key] != second[key]} == {"name", "runs"}
 
 
+def scripts_environment() -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root / "tests"), str(root)])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], env=scripts_environment(), capture_output=True, text=True
+    )
+
+
 def test_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """The process is killed in the second epoch; what it left behind is taken up again."""
     arguments = training_arguments(tmp_path, "killed", "--trainer.log_every_n_steps", "1")
-    script = Path(__file__).parents[1] / "scripts" / "train.py"
-    kill = [f"{CALLBACKS}KillProcess", "--trainer.callbacks.epoch", "1"]
-    path = os.pathsep.join([str(Path(__file__).parent), str(script.parents[1])])
-    process = subprocess.run(
-        [sys.executable, str(script), *arguments, *kill],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-    )
-    assert process.returncode == -9, process.stderr.decode()
+    killing = run_script(*arguments, f"{CALLBACKS}KillProcess", "--trainer.callbacks.epoch", "1")
+    assert killing.returncode == -9, killing.stderr
     killed = tmp_path / "killed"
     assert checkpoint(killed)["global_step"] == STEPS
     assert not (killed / "summary.json").exists()
-    assert [path.name for path in killed.rglob("*") if ".partial" in path.name] == []
-    assert [int(row["step"]) for row in log_rows(killed)][-1] == STEPS  # counted from 0: one after the checkpoint
 
     counted = tmp_path / "batches"
     count = [f"{CALLBACKS}CountBatches", "--trainer.callbacks.file", str(counted)]
@@ -135,6 +145,148 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     rates = [(int(row["step"]), row["learning_rate"]) for row in log_rows(killed) if row["learning_rate"]]
     assert [step for step, _ in rates] == list(range(2 * STEPS))
     assert load_run(killed).summary["accuracy"] == load_run(trained()).summary["accuracy"]
+
+
+class Stopped(BaseException):
+    """The process ends here."""
+
+
+def test_stopped_at_any_write_a_resumed_run_has_every_file_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--keep_epochs", "true", "--data.batch_size", "8", "--data.train_count", "8", "--model.width", "4")
+    replace, writes = Path.replace, 0
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal writes
+        writes -= 1
+        if writes == 0:
+            raise Stopped
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted)
+        whole = train(training_arguments(tmp_path, "whole", *settings))
+    assert writes == -11  # config, two epochs of two checkpoints and the log before each, log, summary
+    for stop in range(2, 12):
+        name, writes = f"stopped-{stop}", stop
+        arguments = training_arguments(tmp_path, name, *settings)
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(Path, "replace", counted)
+            train(arguments)
+        last = tmp_path / name / "checkpoints" / "last.ckpt"
+        train([*arguments, *(["--ckpt_path", str(last)] if last.exists() else [])])
+        assert (tmp_path / name / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+        assert [path.relative_to(tmp_path / name) for path in files_below(tmp_path / name)] == [
+            path.relative_to(whole) for path in files_below(whole)
+        ]
+        kept = [torch.load(run / "checkpoints" / "epoch-001.ckpt")["state_dict"] for run in (whole, tmp_path / name)]
+        assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
+        assert equal_weights(whole, tmp_path / name)
+
+
+def plain_ddp(rank: int, folder: str, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """PyTorch's own DistributedDataParallel on this process's half of each batch."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = Classifier(depth=20, width=8, groups=4)
+    state = torch.load(f"{folder}/start.pt")
+    model.load_state_dict(state)
+    model.network.to(memory_format=torch.channels_last)
+    model.trainer = type("Trainer", (), {"estimated_stepping_batches": len(batches)})()
+    found = model.configure_optimizers()
+    replica = torch.nn.parallel.DistributedDataParallel(model)
+    for images, labels in batches:
+        found["optimizer"].zero_grad()
+        torch.nn.functional.cross_entropy(replica(images.chunk(2)[rank]), labels.chunk(2)[rank]).backward()
+        found["optimizer"].step()
+        found["lr_scheduler"]["scheduler"].step()
+    if rank == 0:
+        torch.save(model.state_dict(), f"{folder}/end.pt")
+
+
+class SaveStart(L.Callback):
+    """Keeps the weights before the first step and the batches of one device."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.state = {key: value.clone() for key, value in pl_module.state_dict().items()}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append((batch[0].clone(), batch[1].clone()))
+
+
+def test_two_processes_give_the_weights_of_plain_ddp_and_resume(tmp_path: Path) -> None:
+    seen = SaveStart()
+    train(training_arguments(tmp_path, "one"), callbacks=[seen])
+    torch.save(seen.state, tmp_path / "start.pt")
+    torch.multiprocessing.spawn(plain_ddp, (str(tmp_path), seen.batches), nprocs=2)  # type: ignore[no-untyped-call]
+    expected = torch.load(tmp_path / "end.pt")
+
+    two = training_arguments(tmp_path, "two", "--trainer.devices", "2", "--trainer.accelerator", "cpu")
+    stopping = run_script(*two, f"{CALLBACKS}KillProcess", "--trainer.callbacks.epoch", "1")
+    assert stopping.returncode != 0 and checkpoint(tmp_path / "two")["global_step"] == STEPS
+    ran = run_script(*two, "--ckpt_path", str(tmp_path / "two" / "checkpoints" / "last.ckpt"))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("\n") == 1 and ran.stderr == "", ran.stderr
+    found = weights(tmp_path / "two")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not torch.equal(found["network.head.weight"], weights(tmp_path / "one")["network.head.weight"])
+    validation = ImageDataModule("tiny", data_root(), validation=VALIDATION, image_size=SIZE).split()[1]
+    with torch.no_grad():
+        answers = load_run(tmp_path / "two").classifier(torch.from_numpy(validation.images)).argmax(1)
+    accuracy = json.loads((tmp_path / "two" / "summary.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(accuracy_score(validation.labels, answers))
+    files = {path.name for path in files_below(tmp_path / "two")}
+    assert files == {"checkpoints", "last.ckpt", "config.yaml", "metrics.csv", "summary.json"}
+
+
+def test_a_batch_that_devices_cannot_share_is_refused() -> None:
+    data, model = (
+        ImageDataModule("tiny", data_root(), batch_size=63, validation=2, image_size=SIZE),
+        Classifier(width=4),
+    )
+    data.setup("fit")
+    for devices, words in (
+        (2, "batch_size is 63, which 2 devices"),
+        (63, "one image .*at least 126"),
+        (3, "an image for"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_batches(data, model, devices)
+
+
+class CountReads(TorchDispatchMode):
+    """Counts how often the host reads a value of a tensor, for which it has to wait for the device."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class ReadsPerStep(L.Callback):
+    """The reads of each step, from the end of the one before to its own."""
+
+    def __init__(self, mode: CountReads) -> None:
+        self.mode, self.steps = mode, list[int]()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append(self.mode.reads)
+        self.mode.reads = 0
+
+
+def test_steps_that_log_nothing_read_nothing_from_the_device(tmp_path: Path) -> None:
+    more = ("--data.batch_size", "16", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "4")
+    with CountReads() as mode:
+        counted = ReadsPerStep(mode)
+        train(training_arguments(tmp_path, "a", *more, "--model.clip_gradient_norm", "1"), callbacks=[counted])
+    assert len(counted.steps) == TRAIN // 16
+    assert [step for step, reads in enumerate(counted.steps) if reads and step] == [3, 7, 11, 15]
 
 
 def test_kept_epochs_are_the_weights_after_each_epoch(tmp_path: Path) -> None:
@@ -162,12 +314,14 @@ def test_the_schedule_moves_at_every_step(tmp_path: Path) -> None:
 
 
 def test_non_finite_loss_stops_with_epoch_and_step(tmp_path: Path) -> None:
-    words = r"the loss became (nan|inf) in epoch 0, step 1: .*learning rate 4.76e.29;.*--model.learning_rate"
+    words = r"the loss became (nan|inf) in epoch 0, by step 1: .*learning rate 4.76e.29;.*--model.learning_rate"
     with pytest.raises(NonFiniteLoss, match=words) as stopped:
-        train(training_arguments(tmp_path, "a", "--model.learning_rate", "1e30", "--data.batch_size", "16"))
+        often = ("--trainer.log_every_n_steps", "1")
+        train(training_arguments(tmp_path, "a", "--model.learning_rate", "1e30", "--data.batch_size", "16", *often))
     assert "\n" not in str(stopped.value)
-    left = {path.name for path in files_below(tmp_path / "a")}
-    assert not left & {"last.ckpt", "summary.json"}
+    with pytest.raises(NonFiniteLoss, match=r"by step 2"):  # at the end of the epoch at the latest
+        train(training_arguments(tmp_path, "a", "--model.learning_rate", "1e30", "--data.batch_size", "128"))
+    assert files_below(tmp_path) == []
 
 
 def test_mixed_precision_trains(tmp_path: Path) -> None:
@@ -194,11 +348,16 @@ def test_default_name_says_set_network_norm_and_seed(tmp_path: Path) -> None:
 def test_a_trained_network_is_never_written_over(tmp_path: Path) -> None:
     first = copy_of_run(tmp_path / "first")
     before = {path: path.read_bytes() for path in files_below(first) if path.is_file()}
-    last = trained() / "checkpoints" / "last.ckpt"
+    last, own = trained() / "checkpoints" / "last.ckpt", first / "checkpoints" / "last.ckpt"
+    with locked(first, "another training writes to it"):
+        with pytest.raises(UserError, match="first: another training writes to it"):
+            own.rename(tmp_path / "away")
+            train(training_arguments(tmp_path, "first"))
+        (tmp_path / "away").rename(own)
     for more, words in (
         ([], f"{first} already holds a trained network: choose another --name, or resume"),
         (["--ckpt_path", str(last), "--trainer.max_epochs", "3"], "first already holds a trained network"),
-        (["--ckpt_path", str(first / "checkpoints" / "last.ckpt")], "has finished all 2 epoch.s.*--trainer.max_epochs"),
+        (["--ckpt_path", str(own)], "has finished all 2 epoch.s. of --trainer.max_epochs"),
     ):
         with pytest.raises(UserError, match=words):
             train(training_arguments(tmp_path, "first", *more))
@@ -223,6 +382,23 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--model.num_classes", "5"], "tiny has labels up to 9, but model.num_classes is 5: set --model.num_classes 10"),
     (["--model.norm", "gn", "--model.groups", "3"], "groups that divides 8 channels, not 3"),
     (["--ckpt_path", "none.ckpt"], "none.ckpt: no such checkpoint"),
+    (["--trainer.devices", "0"], "trainer.devices is 0; expected at least 1"),
+    (["--trainer.devices", "2", "--trainer.accelerator", "cpu"], "several devices need scripts/train.py"),
+    (["--trainer.max_steps", "0"], "trainer.max_steps is 0; expected at least 1"),
+    (["--trainer.accumulate_grad_batches", "-1"], "trainer.accumulate_grad_batches is -1"),
+    (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch is 0"),
+    (["--trainer.val_check_interval", "-0.5"], "trainer.val_check_interval is -0.5; expected above 0"),
+    (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0; expected above 0"),
+    (["--trainer.limit_train_batches", "0.01"], "trainer: "),
+    (["--trainer.limit_val_batches", "-1"], "trainer.limit_val_batches is -1"),
+    (["--trainer.log_every_n_steps", "-5"], "trainer.log_every_n_steps is -5"),
+    (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val is -1"),
+    (["--trainer.overfit_batches", "1"], "trainer.overfit_batches can't be set"),
+    (["--trainer.max_time", "00:00:00:00"], "leave no step to train"),
+    (["--data.batch_size", "1"], "data.batch_size is 1 on 1 device.s.: one image has no batch statistics"),
+    (["--model.width", "1000000"], "model.width is 1000000; expected a whole number from 1 to 100000"),
+    (["--model.compile", "reduce-overhead"], "model.compile is reduce-overhead, which takes one CUDA device, not 1 of"),
+    (["--model.compile", "fast"], "model.compile is 'fast'"),
     (["--runs", "/dev/null/runs"], "/dev/null/runs/new/config.yaml can't be written: Not a directory"),
 ]
 
@@ -262,25 +438,89 @@ def test_negative_label_is_named(tmp_path: Path) -> None:
         train(training_arguments(tmp_path / "runs", "new", "--data.in_distribution", str(file)))
 
 
-def test_checkpoint_of_another_network_cannot_be_resumed(tmp_path: Path) -> None:
-    last = str(trained() / "checkpoints" / "last.ckpt")
-    for change, words in (
-        (["--model.norm", "gn"], "norm 'bn', but the config says 'gn'"),
-        (["--model.width", "4"], "width 8, but the config says 4"),
-        (["--model.depth", "32"], "depth 20, but the config says 32"),
-        (["--model.architecture", "wide_resnet", "--model.depth", "10"], "architecture 'resnet'"),
-    ):
-        more = [*change, "--ckpt_path", last, "--trainer.max_epochs", "3"]
-        with pytest.raises(UserError, match=words):
-            train(training_arguments(tmp_path, "new", *more))
-    assert files_below(tmp_path) == []
+OTHER_TRAININGS: list[tuple[list[str], str]] = [
+    (["--model.norm", "gn"], "norm 'bn', but the config says 'gn'"),
+    (["--model.width", "4"], "width 8, but the config says 4"),
+    (["--model.depth", "32"], "depth 20, but the config says 32"),
+    (["--model.architecture", "wide_resnet", "--model.depth", "10"], "architecture 'resnet'"),
+    (["--model.learning_rate", "0.2"], "model.learning_rate is 0.2, but .* was trained with 0.1: resume with "),
+    (["--model.schedule", "one_cycle"], "model.schedule is one_cycle, but .* was trained with cosine"),
+    (["--seed_everything", "1"], "seed_everything is 1, but .* was trained with 0"),
+    (["--data.batch_size", "32"], "data.batch_size is 32, but .* was trained with 64"),
+    (["--data.augmentation", "flip"], "data.augmentation is flip, but .* was trained with crop_flip"),
+    (["--data.train_count", "200"], "data.train_count is 200, but .* was trained with 256"),
+    (["--data.in_distribution", "other.npz"], "data.in_distribution: .*other.npz has other images than .*last.ckpt"),
+    (["--trainer.max_epochs", "3"], "trainer.max_epochs is 3, but .* with 2, and the learning rate's schedule spans"),
+    (["--trainer.precision", "bf16-mixed"], "trainer.precision is bf16-mixed, but .* with 32-true"),
+    (["--trainer.accumulate_grad_batches", "2"], "trainer.accumulate_grad_batches is 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), OTHER_TRAININGS, ids=[" ".join(change) for change, _ in OTHER_TRAININGS])
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_another_training_cannot_be_resumed(change: list[str], words: str, version: str, tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    if version == "0.1":  # which kept no settings in the checkpoint
+        torch.save({k: v for k, v in checkpoint(run).items() if k != "settings"}, run / "checkpoints" / "last.ckpt")
+    if "other.npz" in change:
+        tiny = np.load(data_root() / "tiny" / "train.npz")
+        change = [change[0], str(write_set(tmp_path / "other.npz", tiny["images"] // 2, tiny["labels"]))]
+    with pytest.raises(UserError, match=words) as error:
+        train(training_arguments(tmp_path, "new", *change, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")))
+    assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+
+
+def momentum_of_another_shape(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["state"][0]["momentum_buffer"] = torch.zeros(3)
+
+
+DAMAGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("no optimizer", lambda content: content.update(optimizer_states=[]), "the state of its optimizer"),
+    ("no momentum", lambda content: content["optimizer_states"][0].update(state={}), "no momentum for some weights"),
+    ("another momentum", momentum_of_another_shape, "no momentum for some weights"),
+    ("no schedule", lambda content: content.update(lr_schedulers=[]), "the state of its optimizer or of its schedule"),
+    ("late schedule", lambda content: content["lr_schedulers"][0].update(last_epoch=1), "the schedule is at step 1"),
+    ("epoch a text", lambda content: content.update(epoch="one"), "expected whole numbers of epochs and steps"),
+    ("no loops", lambda content: content.update(loops=[]), "can't be resumed, its content is damaged"),
+    ("loops", lambda content: content["loops"]["fit_loop"].update({"epoch_progress": 3}), "its content is damaged"),
+    ("callbacks", lambda content: content["callbacks"].update(Stopwatch=[1]), "its content is damaged"),
+    (
+        "a weight",
+        lambda content: content["state_dict"].update({"network.head.bias": torch.zeros(3)}),
+        "its weights are",
+    ),
+    ("weights alone", lambda content: content.pop("optimizer_states"), "holds a network, but no optimizer state"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), [case[1:] for case in DAMAGES], ids=[case[0] for case in DAMAGES])
+def test_a_damaged_checkpoint_cannot_be_resumed(
+    damage: Callable[[dict[str, Any]], object], words: str, tmp_path: Path
+) -> None:
+    content = checkpoint(trained())
+    damage(content)
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=rf"last.ckpt.*{words}") as error:
+        train(training_arguments(tmp_path, "new", "--ckpt_path", str(tmp_path / "last.ckpt")))
+    assert "\n" not in str(error.value) and [path.name for path in files_below(tmp_path)] == ["last.ckpt"]
+
+
+def test_a_run_without_its_log_cannot_be_resumed(tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    (run / "metrics.csv").unlink()
+    arguments = training_arguments(tmp_path, "run", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    with pytest.raises(UserError, match=r"metrics.csv is missing: the log of the epochs before"):
+        train(arguments)
+    (run / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"metrics.csv is not the log of a training"):
+        train(arguments)
 
 
 def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="trainer: "):
-        train(training_arguments(tmp_path, "new", "--trainer.devices", "17", "--trainer.accelerator", "gpu"))
+        train(training_arguments(tmp_path, "new", "--trainer.accelerator", "abacus"))
     assert (tmp_path / "new" / "notes.txt").read_text() == "mine"
 
 

@@ -1,0 +1,226 @@
+"""Which images are scored, which ones statistics and detectors are fitted on, and what is compared with what.
+
+Every OOD set and every shifted ID set is halved into an *adaptation split*, which statistics are estimated on, and a
+scoring split. The ID set is scored as it is, and its adaptation split are training images; without these it is halved
+too. No image is scored under statistics that were estimated on it, except under ``batch``, where that is the point.
+
+**Placebo.** For each OOD set the ID images are divided into A0 and A1, each of the size of the OOD adaptation split (at
+most 30 % of the ID images), and the rest, B1 and B2. The placebo is the AUROC of B1 under statistics of A0 against B2
+under statistics of A1, averaged with B1 and B2 swapped: what a condition does where there is nothing to detect.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from bnood.data.corruptions import CORRUPTIONS, corrupt
+from bnood.data.image_set import Images, ImageSet
+from bnood.data.splits import halves
+from bnood.errors import UserError
+from bnood.evaluation.conditions import REFERENCE, Condition, Recalibrated, Running, Splits
+from bnood.evaluation.options import EvaluationOptions
+
+SHIFTED_UNDER = ("running", "recalibrated:id", "recalibrated:target")
+PLACEBO_SHARE = 0.3
+
+
+class Pair(NamedTuple):
+    """An ID side and an OOD side that are compared.
+
+    Attributes:
+        id_name, ood_name: of the sets that are scored; ``id_name`` is "" where there is no ID set.
+        id_split, ood_split: names of their adaptation splits.
+        dataset, companion, comparison: of the rows in the table.
+    """
+
+    id_name: str
+    ood_name: str
+    id_split: str
+    ood_split: str
+    dataset: str
+    companion: str = ""
+    comparison: str = "ood"
+
+
+@dataclass
+class Sets:
+    """The images of an evaluation.
+
+    Attributes:
+        id_name: name of the ID set, "" if there is none.
+        scored: sets that are scored, by name; the ID set first.
+        roles: ``id`` or ``ood``, by name; "" for the placebo's parts, which have no rows of their own.
+        adaptation: images that statistics are estimated on, by name; ``id`` in random order.
+        pairs: what is compared.
+        fitting: training images that detectors are fitted on.
+        held_out: ID images that were not trained on and are not scored.
+    """
+
+    id_name: str
+    scored: dict[str, Images] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    adaptation: dict[str, Images] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+    fitting: Images | None = None
+    held_out: Images | None = None
+
+    def splits(self, options: EvaluationOptions) -> Splits:
+        """What the conditions can estimate statistics on."""
+        sizes = {name: len(images) for name, images in self.adaptation.items()}
+        return Splits(sizes, options.calibration_images, options.calibration == "matched")
+
+    def pairs_of(self, condition: Condition) -> list[Pair]:
+        """What is compared under a condition: shifts under three of them, the placebo where the sides can differ."""
+        one_sided = isinstance(condition, Running) or (
+            isinstance(condition, Recalibrated) and condition.source in ("id", "augmented")
+        )
+        wanted = {"placebo": not one_sided, "ood": True}
+        shifted = condition.name in SHIFTED_UNDER
+        return [pair for pair in self.pairs if wanted[pair.comparison] and (shifted or not pair.companion)]
+
+    def _score(self, images: Images, role: str, adaptation: Images | None = None, split: str = "") -> None:
+        self.scored[images.name], self.roles[images.name] = images, role
+        if adaptation is not None:
+            self.adaptation[split] = adaptation
+
+
+def arranged(
+    id_set: Images | None,
+    train_set: Images | None,
+    held_out: Images | None,
+    ood_sets: Mapping[str, Images],
+    shifted_sets: Mapping[str, Images],
+    options: EvaluationOptions,
+) -> Sets:
+    """Split the sets and say what is compared.
+
+    Raises:
+        UserError: for sets of fewer than two images, two sets of one name, shifted sets without labels, or no OOD set.
+    """
+    seed = options.seed
+    if not ood_sets:
+        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
+    sets = Sets("" if id_set is None else id_set.name)
+    if train_set is not None:
+        order = np.random.RandomState(seed).permutation(len(train_set))
+        calibration = order[: options.calibration_images]
+        sets.adaptation[REFERENCE] = train_set.subset(calibration)
+        sets.fitting = train_set.subset(fitting_images(train_set.labels, order, len(calibration), options.fit_images))
+    if held_out is not None and options.held_out_images and len(held_out):
+        sets.held_out = held_out.subset(in_proportion(held_out.labels, len(held_out), options.held_out_images, seed))
+    if id_set is not None:
+        _check_size(id_set)
+        if train_set is None:
+            first, second = halves(len(id_set), seed, name=id_set.name)
+            first = first[np.random.RandomState(seed).permutation(len(first))]
+            sets._score(id_set.subset(second), "id", id_set.subset(first), REFERENCE)
+        else:
+            sets._score(id_set, "id")
+    for name, images in ood_sets.items():
+        if name in sets.scored:
+            raise UserError(
+                f"{name}: a set of the name {name!r} is already being evaluated; expected each set once, "
+                "under a name (of its file or folder) of its own"
+            )
+        _check_size(images)
+        first, second = halves(len(images), seed, name=name)
+        named = images.renamed(name)
+        sets._score(named.subset(second), "ood", named.subset(first), f"target:{name}")
+        sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
+    for name, images in {**_made(id_set, shifted_sets, options), **shifted_sets}.items():
+        if images.labels is None:
+            raise UserError(f"{name}: the images have no labels; expected labels, for accuracy is what statistics may win")
+        if name in sets.scored:
+            raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
+        _check_size(images)
+        first, second = halves(len(images), seed, name=name)
+        named = images.renamed(name)
+        sets._score(named.subset(second), "id", named.subset(first), f"target:{name}")
+        for ood in ood_sets:
+            sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
+    if options.placebo:
+        if not sets.id_name:
+            raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
+        for ood in ood_sets:
+            _add_placebo(sets, ood, options)
+    return sets
+
+
+def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
+    """Which training images detectors are fitted on, sorted: so many of each class, ``count`` in all (0: all).
+
+    Args:
+        labels: int64 ``[N]`` or None.
+        order: a permutation of the N images, whose first ``calibration`` statistics are estimated on. They come last.
+        calibration: see ``order``.
+        count: how many images.
+    """
+    candidates = np.concatenate([order[calibration:], order[:calibration]])
+    if not 0 < count < len(order):
+        return np.sort(candidates)
+    # Where n allows, no image serves both statistics and detectors.
+    candidates = candidates[: max(count, len(order) - calibration)]
+    if labels is None:
+        return np.sort(candidates[:count])
+    of_class = labels[candidates]
+    rank = np.empty(len(candidates), np.int64)
+    for label in np.unique(of_class):
+        own = of_class == label
+        rank[own] = np.arange(own.sum())
+    return np.sort(candidates[np.argsort(rank, kind="stable")[:count]])
+
+
+def in_proportion(labels: np.ndarray | None, whole: int, count: int, seed: int) -> np.ndarray:
+    """At most ``count`` of ``whole`` images, every class in proportion; sorted."""
+    count = min(count, whole)
+    order = np.random.RandomState(seed).permutation(whole)
+    by_class = order if labels is None else order[np.argsort(labels[order], kind="stable")]
+    return np.sort(by_class[(2 * np.arange(count) + 1) * whole // (2 * count)])
+
+
+def _made(
+    id_set: Images | None, given: Mapping[str, Images], options: EvaluationOptions
+) -> dict[str, Images]:
+    """The shifted sets that are made of the ID set."""
+    made: dict[str, Images] = {}
+    for shift in options.shifts:
+        kind, _, strength = shift.rpartition("-")
+        if shift in given:
+            continue
+        if kind not in CORRUPTIONS or not strength.isdecimal():
+            raise UserError(f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), or a labelled set")
+        if not isinstance(id_set, ImageSet):
+            raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
+        made[shift] = corrupt(id_set, kind, int(strength), options.seed)
+    return made
+
+
+def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
+    """The placebo of an OOD set; those of adaptation splits of equal size are the same."""
+    whole = sets.scored[sets.id_name]
+    size = min(len(sets.adaptation[f"target:{ood}"]), options.calibration_images, int(PLACEBO_SHARE * len(whole)))
+    if size < 2:
+        raise UserError(f"{whole.name}: {len(whole)} images are too few for a placebo; expected at least 7")
+    key = [options.seed, zlib.crc32(b"placebo"), size]
+    order = np.random.RandomState(key).permutation(len(whole))
+    rest = order[2 * size :]
+    parts = {"A0": order[:size], "A1": order[size : 2 * size], "B1": rest[::2], "B2": rest[1::2]}
+    names = {part: f"{whole.name}/placebo-{size}/{part}" for part in parts}
+    for part, index in parts.items():
+        images = replace(whole.subset(np.sort(index)), name=names[part])
+        if part in ("A0", "A1"):
+            sets.adaptation[names[part]] = images
+        else:
+            sets._score(images, "")
+    for first, second in (("B1", "B2"), ("B2", "B1")):
+        sets.pairs.append(
+            Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo")
+        )
+
+
+def _check_size(images: Images) -> None:
+    if len(images) < 2:
+        raise UserError(f"{images.name}: it has {len(images)} image(s); expected at least 2")

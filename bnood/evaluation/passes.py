@@ -1,0 +1,222 @@
+"""Forward passes: estimating statistics once each, and the outputs of images under one or several statistics."""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnood.data.image_set import Images
+from bnood.data.reading import read_batches
+from bnood.errors import UserError
+from bnood.evaluation.conditions import REFERENCE, Estimate, in_form, mixed_form
+from bnood.evaluation.options import EvaluationOptions
+from bnood.networks.network import Network
+from bnood.networks.outputs import Outputs
+from bnood.statistics import (
+    BatchNormStatistics,
+    LayerStatistics,
+    decide_statistics,
+    estimate_statistics,
+    executed_layers,
+    has_batchnorm,
+    read_statistics,
+    use_statistics,
+)
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Context = Callable[[], AbstractContextManager[object]]
+# Outputs of one set under several statistics that are held at once, so that photographs are decoded once for all.
+BYTES_TOGETHER = 1 << 28
+
+
+@dataclass
+class Passes:
+    """Runs a network on images; everything is float32 on the CPU afterwards, and the model as it was.
+
+    Attributes:
+        scored: images that went through the network to be scored or fitted on, in all passes.
+        estimated_on: images that went through it to estimate statistics, in all passes.
+        notes: one line for everything a reader should know.
+        distances: for each sequential estimate, how far the one-pass estimate was from it: the largest
+            root-mean-square shift of a layer's means in standard deviations, and log ratio of standard deviations.
+    """
+
+    network: Network
+    adaptation: Mapping[str, Images]
+    options: EvaluationOptions
+    augment: Augment | None = None
+    scored: int = 0
+    estimated_on: int = 0
+    notes: list[str] = field(default_factory=list)
+    distances: dict[str, tuple[float, float]] = field(default_factory=dict)
+    estimates: dict[Estimate, BatchNormStatistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.normalised = has_batchnorm(self.network.model)
+
+    def fixed(self, estimate: Estimate) -> Context:
+        """The context in which the network normalises with fixed statistics."""
+        model = self.network.model
+        if not self.normalised:
+            return lambda: evaluation_mode(model)
+        if not estimate.parts:
+            return lambda: use_statistics(model, "running")
+        statistics = self.statistics(estimate)
+        return lambda: use_statistics(model, statistics)
+
+    def outputs(
+        self,
+        sets: Sequence[Images],
+        batches: Sequence[np.ndarray],
+        contexts: Sequence[Context],
+        channel_means: bool = False,
+    ) -> list[Outputs]:
+        """Outputs of all batches under each context; every batch is read once.
+
+        Args:
+            sets: the images.
+            batches: int64 ``[n, 2]`` each: position in ``sets``, index in that set.
+            contexts: entered for each batch, or once if there is one.
+            channel_means: also collect the channel means.
+        """
+        found: list[list[Outputs]] = [[] for _ in contexts]
+        alone = len(contexts) == 1
+        with torch.inference_mode(), contexts[0]() if alone else nullcontext():
+            for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
+                for context, outputs in zip(contexts, found, strict=True):
+                    with nullcontext() if alone else context():
+                        outputs.append(self.network.outputs(batch, channel_means=channel_means))
+        self.scored += len(contexts) * sum(map(len, batches))
+        return [Outputs.joined(outputs) for outputs in found]
+
+    def whole(self, images: Images) -> list[np.ndarray]:
+        """All images in order, as batches for statistics that do not depend on them."""
+        index = np.arange(len(images))
+        pairs = np.stack([np.zeros_like(index), index], axis=1)
+        return [pairs[start : start + self.options.forward_batch] for start in range(0, len(pairs), self.options.forward_batch)]
+
+    def together(self, images: Images, channel_means: bool) -> int:
+        """Under how many statistics at once a set's outputs may be held; 1 where decoding costs nothing."""
+        if self.network.transform is None and hasattr(images, "images"):
+            return 1
+        width = self.network.num_classes + self.network.feature_width + 20_000 * channel_means
+        return max(1, BYTES_TOGETHER // (4 * width * len(images)))
+
+    def statistics(self, estimate: Estimate) -> BatchNormStatistics:
+        """The statistics behind an estimate with parts; estimated once.
+
+        Raises:
+            UserError: as ``estimate_statistics`` does, and for augmentation or training images that are not known.
+        """
+        if estimate not in self.estimates:
+            if estimate.share != 1:
+                target = self.statistics(Estimate(estimate.parts))
+                running = read_statistics(self.network.model)
+                found = BatchNormStatistics({name: running[name] for name in target}).interpolate(target, estimate.share)
+            elif estimate.form:
+                found = self._in_form(estimate)
+            else:
+                found = self._estimated(estimate)
+            self.estimates[estimate] = found
+        return self.estimates[estimate]
+
+    def named(self) -> dict[str, tuple[int, BatchNormStatistics]]:
+        """The estimates by readable name, each with its number of images."""
+        return {estimate_name(estimate): (estimate.images, found) for estimate, found in self.estimates.items()}
+
+    def _images(self, estimate: Estimate) -> tuple[list[Images], np.ndarray]:
+        """The images of an estimate: their sets, and ``[n, 2]`` in the order of the parts."""
+        sets, pairs = [], []
+        for position, (split, count) in enumerate(estimate.parts):
+            images = self.adaptation[split]
+            # Any part of a set that is sorted by class would be a part of its classes.
+            index = np.arange(count)
+            if split != REFERENCE:
+                index = np.sort(self._permutation(len(images))[:count])
+            sets.append(images)
+            pairs.append(np.stack([np.full(count, position), index], axis=1))
+        return sets, np.concatenate(pairs)
+
+    def _estimated(self, estimate: Estimate) -> BatchNormStatistics:
+        sets, pairs = self._images(estimate)
+        # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
+        # a mixture was asked for, would have unlike statistics. Nearly equal batches for the same reason.
+        batches = np.array_split(pairs[self._permutation(len(pairs))], -(-len(pairs) // self.options.estimation_batch))
+
+        def read() -> Iterator[Tensor]:
+            images = read_batches(sets, batches, self.network.transform, self.options.workers)
+            return self._augmented(images) if estimate.augmented else images
+
+        model, call = self.network.model, self.network.call
+        found = estimate_statistics(model, read, method="one_pass", call=call)
+        if self.options.estimator == "sequential":
+            one_pass, name = found, estimate_name(estimate)
+            found = estimate_statistics(model, read, method="sequential", start=one_pass, call=call)
+            apart = found.distance(one_pass).values()
+            self.distances[name] = (max(pair[0] for pair in apart), max(pair[1] for pair in apart))
+            self.estimated_on += len(pairs)
+            if not found.converged:
+                self.notes.append(f"statistics {name}: they still moved after {found.passes} passes; used anyway")
+        self.estimated_on += len(pairs) * found.passes
+        return found
+
+    def _augmented(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
+        if self.augment is None:
+            raise UserError("recalibrated:augmented needs the training augmentation, known of networks trained here alone")
+        generator = torch.Generator().manual_seed(self.options.seed)
+        for batch in images:
+            yield self.augment(batch, generator)
+
+    def _in_form(self, estimate: Estimate) -> BatchNormStatistics:
+        """Target statistics in some layers, each measured as its input arrives under this very condition.
+
+        All images pass as one batch, so that a layer is decided upon behind layers that are normalised as they will be.
+        """
+        sets, pairs = self._images(estimate)
+        network, model = self.network, self.network.model
+        (batch,) = read_batches(sets, [pairs], network.transform, self.options.workers)
+        layers = in_form(estimate.form, executed_layers(model, batch[:2], call=network.call))
+        running = read_statistics(model)
+        found: dict[str, LayerStatistics] = {}
+
+        def decide(name: str, own: LayerStatistics) -> LayerStatistics:
+            chosen = mixed_form(estimate.form, running, name, own)
+            found[name] = LayerStatistics(chosen.mean.cpu(), chosen.var.cpu(), chosen.count)
+            return chosen
+
+        with torch.no_grad(), decide_statistics(model, decide, layers):
+            network.call(model, batch)
+        self.estimated_on += len(pairs)
+        return BatchNormStatistics(found, passes=1)
+
+    def _permutation(self, count: int) -> np.ndarray:
+        return np.random.RandomState(self.options.seed).permutation(count)
+
+
+def estimate_name(estimate: Estimate) -> str:
+    """``id:5000``, ``id:500+target:svhn:500``, ``target:svhn:500/first:3``."""
+    parts = "+".join(f"{split}:{count}" for split, count in estimate.parts)
+    share = "" if estimate.share == 1 else f"/path:{estimate.share:g}"
+    return f"{'augmented ' if estimate.augmented else ''}{parts}{estimate.form and '/' + estimate.form}{share}"
+
+
+def shuffled(name: str, count: int, shuffle: int, seed: int) -> np.ndarray:
+    """A random order of a set's images that depends on the seed, the set's name and the shuffle alone."""
+    return np.random.RandomState([seed, zlib.crc32(name.encode()), shuffle]).permutation(count)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """For networks without BatchNorm: everything in evaluation mode, and every flag as it was afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,223 @@
+"""Evaluating the folder of a trained run: its sets, its files, and whether that has been done."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnood.data.corruptions import CORRUPTIONS
+from bnood.data.image_set import Images, ImageSet
+from bnood.data.sources import images as load
+from bnood.data.training_split import has_test_images, training_split
+from bnood.errors import UserError
+from bnood.evaluation.comparisons import in_proportion
+from bnood.evaluation.evaluate import Progress, evaluate
+from bnood.evaluation.files import RECORD, write_evaluation
+from bnood.evaluation.options import EvaluationOptions, SetOptions
+from bnood.evaluation.passes import Augment
+from bnood.training.run_folder import CHECKPOINT, Run
+
+if TYPE_CHECKING:
+    from bnood.tracking import TrackingOptions
+
+FOLDER = "ood"
+ASKED = "asked"  # the key of evaluation.json that holds the options
+
+
+class RunImages(NamedTuple):
+    """The images that a run is evaluated on; see :func:`bnood.evaluation.evaluate.evaluate`."""
+
+    id_set: Images
+    train_set: Images
+    held_out: Images | None
+    ood_sets: dict[str, Images]
+    shifted_sets: dict[str, Images]
+
+
+def evaluate_run(
+    run: Run,
+    sets: SetOptions,
+    options: EvaluationOptions,
+    *,
+    wandb: "TrackingOptions",
+    command: str,
+    progress: Progress | None = None,
+    say: Callable[[str], object] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Evaluate a run and write ``<run>/ood/``, or another folder; returns what was written.
+
+    Args:
+        run: the trained run.
+        sets: which images are scored.
+        options: how.
+        wandb: what is logged to Weights & Biases.
+        command: what to type to get this evaluation again, for the report.
+        progress: is called with the name of each step that begins.
+        say: is called with lines that the user should read, such as how to upload an offline W&B run.
+        folder: is written in place of ``<run>/ood``.
+
+    Raises:
+        UserError: for bad input; what lay in the folder before is still there then.
+    """
+    from bnood import tracking
+
+    question = asked(run.folder, sets, options)
+    check_id_split(run.config["data"], sets, run.name)
+    images = load_run_images(run, sets, options)
+    run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tracked = tracking.start_run(
+        wandb,
+        name=f"{run.name}-ood",
+        job_type="evaluation",
+        tags=[f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"],
+        config={"run": run.name, **question, "training": run.config},
+        folder=run.folder if folder is None else folder.parent,
+    )
+    try:
+        tracking.use_checkpoint(tracked, run.checkpoint, run.name)
+        augment = training_augmentation(run.config["data"].get("augmentation", "crop_flip"))
+        found = evaluate(
+            run.network,
+            images.id_set,
+            train_set=images.train_set,
+            held_out=images.held_out,
+            ood_sets=images.ood_sets,
+            shifted_sets=images.shifted_sets,
+            options=options,
+            augment=augment,
+            progress=progress,
+        )
+        found.record[ASKED] = question
+        found.record["summary"] = run.summary
+        if progress is not None:
+            progress("figures and report")
+        title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
+        commands = [training_command(run), command]
+        written = write_evaluation(found, folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
+        tracking.log_evaluation(tracked, found.table, found.scores, sorted((written / "figures").glob("*.png")))
+    finally:
+        if (sync := tracking.finish(tracked)) and say is not None:
+            say(sync)
+    return written
+
+
+def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[str, Any]:
+    """What an evaluation of this folder would be asked now, as ``evaluation.json`` keeps it.
+
+    Where the data lie, and what only decides about speed, is left out; the checkpoint is named by its content.
+    """
+    plain = {"sets": asdict(sets), "options": asdict(options)}
+    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
+        plain[section].pop(name)
+    checkpoint = hashlib.sha256((folder / CHECKPOINT).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**plain, "checkpoint": checkpoint}, default=str))
+
+
+def is_evaluated(folder: Path, sets: SetOptions, options: EvaluationOptions) -> bool:
+    """Whether ``ood/`` holds the evaluation of the present checkpoint with these options."""
+    record = folder / FOLDER / RECORD
+    if not record.is_file() or not (folder / CHECKPOINT).is_file():
+        return False
+    try:
+        found = json.loads(record.read_text())
+    except ValueError:
+        return False  # damaged: it is made again
+    return isinstance(found, dict) and found.get(ASKED) == asked(folder, sets, options)
+
+
+def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
+    """Refuse to score images as test images that a network was trained on.
+
+    Args:
+        data: the section data of its training config.
+        sets: what is scored.
+        trained: its name, for the message.
+    """
+    if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
+        raise UserError(
+            f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
+            "score its held-out images, with id_split val"
+        )
+
+
+def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> RunImages:
+    """The images that a run is evaluated on.
+
+    With ``id_split`` test, the images held out of training are there to be fitted on. With ``val`` they are scored, but
+    for ``held_out_images`` of them, or a fifth if there are fewer than twice as many.
+
+    Raises:
+        UserError: for sets that are missing or unreadable, empty, of another size, or unlabelled where labels are
+            needed.
+    """
+    data, seed = sets.placed(run.config["data"]), options.seed
+
+    def named(name: str, split: str = "test") -> Images:
+        size = data.get("image_size", 32)
+        return load(name, split=split, root=data["root"], download=data["download"], image_size=size)
+
+    train, held_out = training_split(data)
+    if sets.id_split == "val":
+        count = options.held_out_images if len(held_out) >= 2 * options.held_out_images else len(held_out) // 5
+        chosen = in_proportion(held_out.labels, len(held_out), count, seed)
+        rest = np.setdiff1d(np.arange(len(held_out)), chosen)
+        # In the order that version 0.1 scored them in.
+        id_set: Images = held_out.subset(rest) if count else held_out
+        held_out = held_out.subset(chosen)
+    else:
+        id_set = named(data["in_distribution"])
+    if len(id_set) < 2:
+        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
+    if sets.id_split == "test" and isinstance(id_set, ImageSet) and _share_contained(id_set, train) > 0.5:
+        raise UserError(
+            f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
+            "score those that were held out of training: id_split val"
+        )
+    ood: dict[str, Images] = {}
+    for name in sets.ood if sets.ood is not None else data["ood"]:
+        images = named(name).at_most(sets.ood_count, seed)
+        if images.name in ood or images.name == id_set.name:
+            raise UserError(
+                f"{name}: a set of the name {images.name!r} is already being evaluated; expected each set once, "
+                "under a name (of its file or folder) of its own"
+            )
+        ood[images.name] = images
+    shifted = {name: named(name) for name in options.shifts if name.rpartition("-")[0] not in CORRUPTIONS}
+    id_set = id_set.at_most(sets.id_count, seed)
+    return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)
+
+
+def training_augmentation(kind: str) -> Augment | None:
+    """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
+    from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
+
+    if kind == "none":
+        return lambda images, generator: images
+    padding = PADDING if kind == "crop_flip" else 0
+
+    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        draws = draw_crops(len(images), generator, padding)
+        return crop_and_flip(padded(images, padding), torch.arange(len(images)), draws, padding)
+
+    return augment
+
+
+def training_command(run: Run) -> str:
+    """What to type to train a run again; of a network that a study stopped early, a comment that says so."""
+    if stopped := run.summary.get("stopped"):
+        return f"# {run.name}: stopped after epoch {stopped['epoch'] + 1} of {stopped['run']} by scripts/study.py"
+    return f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again"
+
+
+def _share_contained(images: ImageSet, others: ImageSet) -> float:
+    """Share of the images (of 1,000 at most) that are among the others, pixel by pixel."""
+    known = {hash(image.tobytes()) for image in others.images}
+    some = images.images[:: -(-len(images) // 1000)]
+    return float(np.mean([hash(image.tobytes()) in known for image in some]))

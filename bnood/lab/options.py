@@ -1,0 +1,195 @@
+"""What a lab trains and what counts as an effect: the keys of `configs/lab/*.yaml`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bnood.errors import UserError
+from bnood.networks.hidden_layer import Activation, NormPosition
+from bnood.networks.norm import Norm
+
+
+@dataclass
+class Grid:
+    """Networks of one architecture: every activation with every norm.
+
+    Args:
+        architecture: ``mlp`` or ``plain`` (a ConvNet without shortcuts).
+        depth: hidden layers.
+        width: units (``mlp``) or channels (``plain``) of each.
+        learning_rate: the schedule's peak, the same for all networks of the grid.
+        epochs: passes over the training images.
+        activations: any of ``sigmoid``, ``relu``, ``tanh`` and ``gelu``.
+        norms: any of ``none``, ``bn``, ``ln`` and ``gn``.
+        norm_positions: ``before`` and/or ``after`` the activation.
+        high_rate: whether this is the grid at a high learning rate, which the statements on dead units are about.
+        record_every: steps between two records.
+        probe_images: training images of a record.
+    """
+
+    architecture: Literal["mlp", "plain"]
+    depth: int
+    width: int
+    learning_rate: float
+    epochs: int
+    activations: list[Activation] = field(default_factory=lambda: ["sigmoid", "relu"])
+    norms: list[Norm] = field(default_factory=lambda: ["none", "bn", "ln", "gn"])
+    norm_positions: list[NormPosition] = field(default_factory=lambda: ["before"])
+    high_rate: bool = False
+    record_every: int = 50
+    probe_images: int = 256
+
+    def __post_init__(self) -> None:
+        where = f"the grid of {self.architecture}{' at a high rate' if self.high_rate else ''}"
+        for name in ("activations", "norms", "norm_positions"):
+            if not getattr(self, name):
+                raise UserError(f"{where}: {name} is empty; expected one or more")
+        for name in ("depth", "width", "epochs", "record_every", "probe_images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from 1 up")
+        if self.architecture == "plain" and self.depth < 3:
+            raise UserError(f"{where}: depth is {self.depth}; a plain ConvNet has 3 layers or more")
+        if "gn" in self.norms and self.width % 8:
+            raise UserError(f"{where}: width is {self.width}; GroupNorm's 8 groups need a multiple of 8")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"{where}: learning_rate is {self.learning_rate}; expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as an effect, stated before the lab is run.
+
+    Args:
+        starved: least powers of ten between the first and the last layer's gradient. One: the first layer then takes
+            ten times as long.
+        raised: least rise of that ratio, in powers of ten. 0.3 is a factor of two.
+        gained: least gain in accuracy: five points, which nobody would call small.
+        small: differences in accuracy within ± this are small: three points.
+        centred: least fall of log10 of the units' distance from zero: 0.3, to a half.
+        lost: least share of dead units: one in twenty.
+        between: how far GroupNorm may lie outside LayerNorm and BatchNorm: one point of accuracy.
+        overfitted: training accuracy this far above validation accuracy is called overfitted.
+    """
+
+    starved: float = 1.0
+    raised: float = 0.3
+    gained: float = 0.05
+    small: float = 0.03
+    centred: float = 0.3
+    lost: float = 0.05
+    between: float = 0.01
+    overfitted: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"thresholds.{name} is {value}; expected a finite number of at least 0")
+
+
+@dataclass
+class LabOptions:
+    """A lab.
+
+    Args:
+        name: of the lab and its folder.
+        grids: the networks.
+        seeds: that every network is trained with.
+        images: a labelled set, by name or path (``shapes`` is built in).
+        train_count: training images.
+        validation_count: images held out of the training split.
+        flip: mirror training images at random.
+        batch_size: images per step.
+        thresholds: what counts as an effect.
+        workers: networks that are trained at the same time.
+        runs: the folder that holds the lab's folder.
+        root: folder of the data sets; else the environment's BNOOD_DATA, else ./data.
+        download: let torchvision download what is missing.
+    """
+
+    name: str
+    grids: list[Grid]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    images: str = "shapes"
+    train_count: int = 5000
+    validation_count: int = 1000
+    flip: bool = False
+    batch_size: int = 128
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    workers: int = 2
+    runs: Path = Path("runs")
+    root: Path | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise UserError(f"name is {self.name!r}; expected a folder name without a path")
+        if not self.grids:
+            raise UserError("grids is empty; a lab needs at least one grid of networks")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds is {self.seeds}; expected one or more seeds, each once")
+        for name in ("train_count", "validation_count", "batch_size", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from 1 up")
+        most = max(grid.probe_images for grid in self.grids)
+        if max(most, self.batch_size) > self.train_count:
+            raise UserError(
+                f"train_count is {self.train_count}; expected at least probe_images ({most}) and batch_size "
+                f"({self.batch_size})"
+            )
+        names = [one.name for one in self.networks()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"grids: {twice} is in two of them; expected each network once, or one with high_rate")
+
+    @property
+    def folder(self) -> Path:
+        """``<runs>/<name>``."""
+        return self.runs / self.name
+
+    def networks(self) -> list[LabNetwork]:
+        """Every network of every grid and seed."""
+        return [one for grid in self.grids for seed in self.seeds for one in _networks_of(grid, seed)]
+
+
+class LabNetwork(NamedTuple):
+    """One training."""
+
+    grid: Grid
+    activation: Activation
+    norm: Norm
+    norm_position: NormPosition
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files: architecture, activation, norm, what differs from the main grid, and seed."""
+        after = "after" if self.norm_position == "after" else ""
+        high = "high" if self.grid.high_rate else ""
+        parts = [self.grid.architecture, self.activation, self.norm, after, high, f"s{self.seed}"]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that name it in the lab's table."""
+        return {
+            "architecture": self.grid.architecture, "activation": self.activation, "norm": self.norm,
+            "norm_position": self.norm_position, "high_rate": self.grid.high_rate, "seed": self.seed,
+        }  # fmt: skip
+
+    def settings(self, options: LabOptions) -> dict[str, Any]:
+        """All that its records depend on."""
+        grid = {key: value for key, value in asdict(self.grid).items() if key not in ("activations", "norms")}
+        common = ("images", "train_count", "validation_count", "flip", "batch_size")
+        return grid | self.keys | {key: getattr(options, key) for key in common} | {"norm_positions": ""}
+
+
+def _networks_of(grid: Grid, seed: int) -> Iterator[LabNetwork]:
+    for activation, norm, position in product(grid.activations, grid.norms, grid.norm_positions):
+        if norm == "none" and position == "after" and "before" in grid.norm_positions:
+            continue  # without a norm there is nothing that could be elsewhere
+        yield LabNetwork(grid, activation, norm, position, seed)

@@ -1,0 +1,108 @@
+"""The thresholds of the verdicts, written down before a study is evaluated, each with its reason."""
+
+import math
+from dataclasses import dataclass
+
+from bnood.errors import UserError
+
+PLACES = ("first half", "last half", "last layer", "means", "variances")
+
+# Why each threshold is what it is. ``verdict.csv`` repeats the reason beside the effect that it judges.
+REASONS = {
+    "abnormal": "20 % above ID: more than chance differences between parts of one set",
+    "control_unit_ratio": "half of the 20 % that count as abnormal",
+    "minimum_msp": "one point of confidence: below it no reader would act",
+    "minimum_energy": "in nats: what multiplying all class evidence by 1.1 adds to the energy score",
+    "minimum_max_logit": "in nats: as the energy score, which the largest logit dominates",
+    "minimum_auroc": "one point: what seeds alone change in published tables",
+    "minimum_fpr95": "two points: FPR95 depends on one threshold and varies more than AUROC",
+    "control_accuracy": "one point of ID accuracy",
+    "accuracy_gap": "one point: networks that differ by more are not equally accurate",
+    "minimum_unit_ratio": "half of the 20 % that count as abnormal: part of the effect may be BatchNorm's",
+    "minimum_confident_share": "two images in a hundred",
+    "minimum_share": "a quarter of the whole effect, and more than the part's even share",
+}
+# Thresholds of quantities that lie between 0 and 1.
+FRACTIONS = ("minimum_msp", "minimum_auroc", "minimum_fpr95", "control_accuracy", "accuracy_gap",
+             "minimum_confident_share", "minimum_share")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClaimOptions:
+    """What counts as an effect. Change it before a study is evaluated, or say that you changed it afterwards.
+
+    The reason for each threshold is in :data:`REASONS`.
+
+    Args:
+        primary_sets: the OOD sets that the verdicts are about, with equal weight. Other sets are reported and decide
+            nothing: noise, for instance, can be made as extreme as one likes.
+        abnormal: H1, largest per-unit mean relative to ID images (1 by definition) above which a unit is abnormal.
+        control_unit_ratio: H1, what re-estimation on ID images may change in that figure on ID images.
+        minimum_msp: H2 and H4, smallest difference in mean MSP that counts.
+        minimum_energy: H2, smallest difference in the mean energy score, in nats.
+        minimum_max_logit: H2, smallest difference in the mean largest logit.
+        minimum_auroc: H3, smallest gain in AUROC.
+        minimum_fpr95: H3, smallest reduction of FPR95.
+        control_accuracy: H3, what re-estimation on ID images may change in ID accuracy.
+        accuracy_gap: H4, largest difference in accuracy between two networks that count as equally accurate.
+        minimum_unit_ratio: H4, smallest difference between norms in the figure of H1.
+        minimum_confident_share: H4, smallest difference in the fraction of images with MSP > 0.9.
+        minimum_share: H5, part of the whole effect that a part of the network has to move. It also has to move more
+            than its even share (half of the layers: a half), which an effect without a place would give it.
+        places: H5, the parts of the network that are asked about; they share the level (Bonferroni).
+        minimum_effective_n: H1, smallest effective number of images behind the class-mix control (Kish). Below it the
+            control is not used, and the verdict says so.
+        minimum_seeds: fewer networks than this get one verdict each, with intervals over images alone.
+        level: confidence level of the intervals.
+        seen_seeds: seeds that had been looked at before the thresholds were written. The verdict on the other seeds
+            alone is given as well.
+    """
+
+    primary_sets: tuple[str, ...] = ("svhn", "dtd", "cifar100")
+    abnormal: float = 1.2
+    control_unit_ratio: float = 0.1
+    minimum_msp: float = 0.01
+    minimum_energy: float = 0.1
+    minimum_max_logit: float = 0.1
+    minimum_auroc: float = 0.01
+    minimum_fpr95: float = 0.02
+    control_accuracy: float = 0.01
+    accuracy_gap: float = 0.01
+    minimum_unit_ratio: float = 0.1
+    minimum_confident_share: float = 0.02
+    minimum_share: float = 0.25
+    places: tuple[str, ...] = PLACES
+    minimum_effective_n: float = 50
+    minimum_seeds: int = 3
+    level: float = 0.95
+    seen_seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("primary_sets", "places"):  # a config file gives lists
+            given = getattr(self, name)
+            if isinstance(given, str) or not given or len(set(given)) < len(given):
+                raise UserError(f"claim.{name} is {given!r}: expected a list of one or more names, each once")
+            object.__setattr__(self, name, tuple(given))
+        if isinstance(self.seen_seeds, (str, int)) or any(type(seed) is not int for seed in self.seen_seeds):
+            raise UserError(f"claim.seen_seeds is {self.seen_seeds!r}: expected a list of seeds, empty if none was")
+        object.__setattr__(self, "seen_seeds", tuple(self.seen_seeds))
+        unknown = [place for place in self.places if place not in PLACES]
+        if unknown:
+            raise UserError(f"claim.places: {', '.join(unknown)} is none of {', '.join(PLACES)}")
+        if not 0.5 <= self.level < 1:
+            raise UserError(f"claim.level is {self.level}; expected a number from 0.5 to below 1, for example 0.95")
+        if not self.abnormal > 1:
+            raise UserError(f"claim.abnormal is {self.abnormal}; it is relative to ID images and has to be above 1")
+        if self.minimum_seeds < 2:
+            raise UserError(f"claim.minimum_seeds is {self.minimum_seeds}; an interval over seeds needs at least 2")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise UserError(f"claim.{name} is {value}; expected a finite number of at least 0")
+        for name in FRACTIONS:
+            if getattr(self, name) >= 1:
+                raise UserError(f"claim.{name} is {getattr(self, name)}; expected a fraction below 1")
+
+    @property
+    def place_level(self) -> float:
+        """The level of each place's interval that gives all of them together ``level`` (Bonferroni)."""
+        return 1 - (1 - self.level) / len(self.places)

@@ -1,0 +1,194 @@
+"""Jobs in this process, in processes of this machine or on a Ray cluster, through joblib.
+
+All backends run a job in the same surroundings (threads of torch, precision of matrix products, output into a log), so
+that they give the same results bit for bit. A job that fails ends with one line, and all others go on.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bnood.errors import UserError
+from bnood.study.options import ExecutorOptions
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of an importable module to call with arguments that can be pickled; its output goes to ``log``."""
+
+    name: str
+    call: Callable[..., object]
+    arguments: tuple[Any, ...]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: ``error`` is the one line that says what was wrong, None if it succeeded."""
+
+    name: str
+    error: str | None
+    seconds: float
+
+
+def check_executor(options: ExecutorOptions) -> None:
+    """Raise ``UserError`` if the executor cannot run here; call it before anything is written."""
+    if options.backend != "ray":
+        return
+    if find_spec("ray") is None:
+        raise UserError("executor.backend is ray, but ray is not installed: pip install 'bnood[ray]'")
+    import ray
+
+    _start_ray(options)
+    for name, key, wanted in (
+        ("GPU", "gpus_per_job", options.gpus_per_job),
+        ("CPU", "threads_per_worker", float(options.threads_per_worker)),
+    ):
+        most = max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"])
+        if wanted > most:  # Ray would wait for it without end
+            raise UserError(f"executor.{key} is {wanted:g}, but no machine of the Ray cluster has more than {most:g}")
+
+
+def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str], object]) -> list[Outcome]:
+    """Run jobs, tell a line as each ends, and give how they ended.
+
+    Raises:
+        UserError: if a worker process died, which ends the other workers too; what is finished is kept.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after all workers have ended.
+    """
+    import joblib
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    outcomes: list[Outcome] = []
+    if not jobs:
+        return outcomes
+    settings: dict[str, Any] = {"backend": options.backend, "n_jobs": options.workers}
+    if options.backend == "sequential":
+        settings["n_jobs"] = 1
+    elif options.backend == "loky":
+        settings["inner_max_num_threads"] = options.threads_per_worker
+    else:
+        _start_ray(options)
+        settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
+    here, threads = os.getpid(), options.threads_per_worker
+    with joblib.parallel_config(**settings), _terminated_as_interrupt():
+        # Ray's backend has no results on the way.
+        way = "list" if options.backend == "ray" else "generator_unordered"
+        parallel = joblib.Parallel(return_as=way, pre_dispatch="all", batch_size=1)
+        try:
+            for outcome in parallel(joblib.delayed(perform)(job, threads, here, os.getcwd()) for job in jobs):
+                outcomes.append(outcome)
+                seconds = round(outcome.seconds)
+                shown = outcome.error or f"done in {seconds // 60}:{seconds % 60:02d}"
+                tell(f"[{len(outcomes)}/{len(jobs)}] {outcome.name}: {shown}")
+        except BrokenProcessPool as error:
+            done = {outcome.name for outcome in outcomes}
+            left = ", ".join(job.name for job in jobs if job.name not in done)
+            raise UserError(
+                f"a worker process was killed (out of memory?) while these were not done: {left}; the same command "
+                "goes on"
+            ) from error
+        except BaseException:
+            if options.backend == "loky":
+                get_reusable_executor().shutdown(wait=True, kill_workers=True)
+            raise
+    return outcomes
+
+
+def perform(job: Job, threads: int, parent: int, folder: str) -> Outcome:
+    """Call a job's function in the surroundings that all jobs have.
+
+    Args:
+        job: the job.
+        threads: of torch.
+        parent: the process that runs the study. Any other process that calls this is a worker, which Ctrl-C leaves to
+            its parent and which ends with it.
+        folder: the working directory.
+    """
+    began, error, worker = time.perf_counter(), None, os.getpid() != parent
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    if worker:
+        os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        with job.log.open("a") as output:  # also for what libraries in C print
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+    with (
+        job.log.open("a", buffering=1) as output,
+        _torch_settings(threads),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
+        try:
+            job.call(*job.arguments)
+        except UserError as problem:
+            error = " ".join(str(problem).split())
+        # A defect of the program in one job must not cost the others: its traceback goes to the log.
+        except (Exception, SystemExit) as problem:
+            if isinstance(problem.__context__, KeyboardInterrupt):  # Lightning ends a training that way
+                raise problem.__context__ from None
+            traceback.print_exc()
+            error = f"{type(problem).__name__}: {' '.join(str(problem).split())} (traceback in {job.log})"
+        if error:
+            print(f"error: {error}")
+    return Outcome(job.name, error, time.perf_counter() - began)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone: killed, it can end nobody itself."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _start_ray(options: ExecutorOptions) -> None:
+    import ray
+    from ray.util.joblib import register_ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
+    if not ray.is_initialized():  # RAY_ADDRESS names a cluster that runs already
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": options.workers * options.threads_per_worker}
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **own)
+    register_ray()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that workers end with the study."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _torch_settings(threads: int) -> Iterator[None]:
+    """The state in which a process starts, but for the number of threads; put back after."""
+    import torch
+
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(precision)

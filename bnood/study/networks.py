@@ -1,0 +1,400 @@
+"""The networks of a study: which there are, and training, stopping and evaluating each of them.
+
+``runs/<study>/`` holds one folder per network: a whole run folder for trained networks, the evaluation alone for given
+ones, whose own folders are never written into. What is done is read from these folders, so that a study goes on
+wherever it was stopped.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnood.errors import UserError
+from bnood.evaluation.options import EvaluationOptions
+from bnood.study.options import NetworkOptions, StudyOptions
+from bnood.training.atomic import write_beside
+from bnood.training.run_folder import CHECKPOINT, read_summary
+from bnood.training.yaml_files import dotted, read_yaml
+
+EVALUATION = "ood"
+CUTS = 8
+# Of a stopped network: what H4 compares, and its own control.
+STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
+# Keys of a training config that do not decide what is learnt: where things lie and what is shown or logged.
+IRRELEVANT = {
+    *("data.root", "data.download", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing", "trainer.profiler", "trainer.barebones"),
+    *("trainer.model_registry", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One network of a study.
+
+    Attributes:
+        name: of its folder.
+        entry: the entry of ``networks:`` that it comes from.
+        kind: its place in the family: bn, ln, gn, or bn-at-ln for a BatchNorm network at LN's accuracy.
+        seed: of its training.
+    """
+
+    name: str
+    entry: NetworkOptions
+    kind: str
+    seed: int
+
+    @property
+    def network(self) -> str:
+        """Its name in the study's tables, the same for all seeds."""
+        return f"{self.entry.family} {self.kind}".strip()
+
+    @property
+    def norm(self) -> str:
+        return self.kind.partition("-at-")[0]
+
+    @property
+    def partner(self) -> str:
+        """The norm at whose accuracy a network of this study is stopped; "" for all others."""
+        return self.kind.partition("-at-")[2] if self.entry.training is not None else ""
+
+
+def run_specs(options: StudyOptions) -> list[RunSpec]:
+    """All networks: a whole seed after the other, so that an unfinished study has whole seeds; stopped ones last.
+
+    Raises:
+        UserError: if a given run is missing, or two networks have one name, or one network and seed.
+    """
+    specs: list[RunSpec] = []
+    for entry in options.networks:
+        prefix = f"{entry.family}-" if entry.family else ""
+        if entry.training is not None:
+            specs += [RunSpec(f"{prefix}{n}-s{seed}", entry, n, seed) for seed in entry.seeds for n in entry.norms]
+        elif entry.run is not None:
+            specs.append(_spec_of_run(entry))
+        else:
+            name = entry.name or str(entry.model).rpartition(":")[2]
+            specs.append(RunSpec(name, replace(entry, family=entry.family or name), "bn", entry.seed))
+    for entry in options.networks:
+        prefix = f"{entry.family}-" if entry.family else ""
+        specs += [
+            RunSpec(f"{prefix}bn-s{seed}-at-{partner}", entry, f"bn-at-{partner}", seed)
+            for seed in entry.seeds
+            for partner in entry.partners
+        ]
+    for what, keys in (("name", [s.name for s in specs]), ("network and seed", [(s.network, s.seed) for s in specs])):
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            shown = twice[0] if isinstance(twice[0], str) else f"{twice[0][0]}, seed {twice[0][1]}"
+            raise UserError(f"networks: two have the {what} {shown}: give them different names, seeds or families")
+    return specs
+
+
+def _spec_of_run(entry: NetworkOptions) -> RunSpec:
+    folder = Path(str(entry.run))
+    if not (folder / CHECKPOINT).is_file():
+        raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it")
+    config = read_yaml(folder / "config.yaml")
+    try:
+        norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.yaml'}: expected model.norm and seed_everything") from error
+    partner = str(read_summary(folder).get("stopped", {}).get("partner", "")).rpartition("-s")[0].rpartition("-")[2]
+    return RunSpec(entry.name or folder.name, entry, f"bn-at-{partner}" if partner else norm, seed)
+
+
+def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
+    """What is evaluated of a network that is there: the study's evaluation, and the layer forms that H5 needs."""
+    whole = options.evaluation
+    if "-at-" in spec.kind:
+        return replace(whole, statistics=STATISTICS_OF_STOPPED, shifts=(), placebo=False)
+    if spec.norm != "bn" or options.localisation == "none":
+        return whole
+    from bnood.statistics import batchnorm_layers
+
+    layers = len(batchnorm_layers(load(options, spec).model))
+    return replace(whole, statistics=(*whole.statistics, *layer_forms(layers, options.localisation)))
+
+
+def layer_forms(layers: int, localisation: str) -> list[str]:
+    """The statistics of :class:`StudyOptions`' ``localisation`` for a network of so many BatchNorm layers."""
+    half = layers // 2
+    first, last, only = {half}, {layers - half}, {layers - 1}
+    if localisation == "cuts":
+        spread = {round(layers * cut / (CUTS + 1)) for cut in range(1, CUTS + 1)} - {0}
+        first, last = first | spread, last | spread
+    elif localisation == "all":
+        first, last, only = set(range(1, layers + 1)), set(range(1, layers + 1)), set(range(layers))
+    counts = (("only", only), ("first", first - {0}), ("last", last - {0}))
+    forms = [f"{form}:{count}" for form, each in counts for count in sorted(each)]
+    return [f"recalibrated:target/{form}" for form in (*forms, "mean", "variance")]
+
+
+def load(options: StudyOptions, spec: RunSpec) -> Any:
+    """The network of a spec as :class:`bnood.networks.network.Network`, named as in the study's tables."""
+    entry = spec.entry
+    if entry.model is None:
+        from bnood.training.run_folder import load_run
+
+        return load_run(run_folder(options, spec)).network
+    from bnood.networks.loading import load_network
+
+    given = {key: getattr(entry, key) for key in ("image_size", "mean", "std", "head")}
+    network = load_network(entry.model, entry.weights, **given)
+    network.name, network.seed = spec.name, spec.seed
+    return network
+
+
+def run_folder(options: StudyOptions, spec: RunSpec) -> Path:
+    """Where the run lies: a given one where it is, a trained one in the study's folder."""
+    return options.folder / spec.name if spec.entry.run is None else spec.entry.run
+
+
+def is_ready(options: StudyOptions, spec: RunSpec) -> bool:
+    """Whether a network is trained to its end, or given."""
+    if spec.entry.training is None:
+        return True
+    folder = options.folder / spec.name
+    trained = bool(read_summary(folder)) and (folder / CHECKPOINT).exists()
+    if not trained or not spec.partner:
+        return trained
+    try:
+        return read_summary(folder).get("stopped") == stopped_at(options, spec)
+    except UserError:  # what it is made from is not there; making it says so
+        return False
+
+
+def is_done(options: StudyOptions, spec: RunSpec) -> bool:
+    """Whether a network is ready and evaluated as the study wants it."""
+    record = options.folder / spec.name / EVALUATION / "evaluation.json"
+    if not record.exists() or not is_ready(options, spec):
+        return False
+    try:
+        found = json.loads(record.read_text())
+    except ValueError:
+        return False  # damaged: it is made again
+    return isinstance(found, dict) and found.get("asked") == _question(options, spec, evaluation_of(options, spec))
+
+
+def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
+    """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
+    if not is_ready(options, spec):
+        print("training", flush=True)
+        make = stop if spec.partner else train_network
+        make(options, spec)
+    if is_done(options, spec):
+        return
+    print("evaluation", flush=True)
+    evaluation, folder = evaluation_of(options, spec), options.folder / spec.name / EVALUATION
+    if spec.entry.model is not None:
+        _evaluate_model(options, spec, evaluation, command, folder)
+        return
+    from bnood.evaluation.run import evaluate_run
+    from bnood.training.run_folder import load_run
+
+    evaluate_run(
+        load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
+        progress=_say, say=_say, folder=folder,
+    )  # fmt: skip
+
+
+def train_network(options: StudyOptions, spec: RunSpec) -> None:
+    """Train a network from where it is: from the start, or from its last checkpoint."""
+    from bnood.training.train import train
+
+    arguments, checkpoint = training_arguments(options, spec), options.folder / spec.name / CHECKPOINT
+    if checkpoint.exists():
+        arguments += ["--ckpt_path", str(checkpoint)]
+    train(arguments)
+
+
+def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
+    """The command line of ``scripts/train.py`` that trains a network from the start."""
+    sets, entry = options.sets, spec.entry
+    given = {
+        "config": str(entry.training),
+        "runs": str(options.folder),
+        "name": spec.name,
+        "seed_everything": spec.seed,
+        "model.norm": spec.norm,
+        "keep_epochs": spec.norm == "bn" and bool(entry.partners),
+        **({} if sets.root is None else {"data.root": str(sets.root)}),
+        **({"data.download": True} if sets.download else {}),
+        **{"trainer.enable_progress_bar": False, **entry.overrides.get(spec.norm, {})},
+        **({f"wandb.{key}": value for key, value in asdict(options.wandb).items()} if options.wandb.enabled else {}),
+    }
+    arguments = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
+    return arguments if options.wandb.enabled else [*arguments, "--no-wandb"]
+
+
+def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
+    """The training config of a network, as its ``config.yaml`` would hold it.
+
+    Raises:
+        UserError: if the training config or an override is wrong.
+    """
+    from bnood.training.train import ParsingCLI, command_line
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli = command_line(training_arguments(options, spec), ParsingCLI)
+            return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    except UserError as error:
+        where = f"{spec.entry.training} with overrides.{spec.norm}"
+        raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
+
+
+def check_same_training(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` if a run folder was trained otherwise than the study would train it."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        if (folder / CHECKPOINT).exists():
+            raise UserError(f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away")
+        return
+    found, wanted = (dict(dotted(config)) for config in (read_yaml(file), expected))
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            continue
+        decides = key.startswith(("seed_everything", "trainer.", "data.", "model.")) and key not in IRRELEVANT
+        if decides and key in found and found[key] != value:
+            raise UserError(
+                f"{folder} was trained with {key} {found[key]}, but the study wants {value}: "
+                "choose another name for the study, or move the folder away"
+            )
+
+
+def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
+    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy.
+
+    Only validation images decide: nothing is chosen on test or OOD images. Of equally near epochs the first is taken.
+
+    Returns:
+        run, epoch (from 0), accuracy, partner, partner_accuracy: what ``summary.json`` of the stopped network keeps.
+
+    Raises:
+        UserError: if no epoch was kept, or accuracies were not measured.
+    """
+    prefix = f"{spec.entry.family}-" if spec.entry.family else ""
+    folder, partner = (options.folder / f"{prefix}{norm}-s{spec.seed}" for norm in ("bn", spec.partner))
+    wanted = read_summary(partner).get("accuracy")
+    if wanted is None:
+        raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
+    log = _read_log(folder)
+    column = "validation/accuracy"
+    measured = log.dropna(subset=[column]).groupby("epoch")[column].last() if column in log else {}
+    kept = {int(epoch): value for epoch, value in dict(measured).items() if _epoch_file(folder, int(epoch)).exists()}
+    if not kept:
+        raise UserError(
+            f"{folder} kept no epochs with a validation accuracy (checkpoints/epoch-000.ckpt ...), which {spec.name} "
+            "is taken from: train it with --keep_epochs true, or set equal_accuracy: false"
+        )
+    epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
+    return {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch]), "partner": partner.name,
+            "partner_accuracy": wanted}  # fmt: skip
+
+
+def stop(options: StudyOptions, spec: RunSpec) -> None:
+    """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
+    choice = stopped_at(options, spec)
+    source, folder = options.folder / choice["run"], options.folder / spec.name
+    row = _read_log(source).query("epoch == @choice['epoch']")
+    measured = {key: _last(row, f"validation/{key}") for key in ("nll", "ece")}
+    measured["train_accuracy"] = _last(row, "train/accuracy")
+    known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
+    summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
+    config = read_yaml(source / "config.yaml") | {"name": spec.name}
+    checkpoint = _epoch_file(source, choice["epoch"])
+    write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(checkpoint, path))
+    write_beside(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(config, sort_keys=False)))
+    write_beside(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+
+
+def _epoch_file(folder: Path, epoch: int) -> Path:
+    """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
+    return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"
+
+
+def _read_log(folder: Path) -> Any:
+    import pandas as pd
+
+    file = folder / "metrics.csv"
+    try:
+        log = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: expected the log of a training ({' '.join(str(error).split())})") from error
+    if "epoch" not in log:
+        raise UserError(f"{file} has no column epoch: it is not the log of a training")
+    return log
+
+
+def _last(log: Any, column: str) -> float | None:
+    """The last measured value of a column; None if there is none."""
+    values = log[column].dropna().tolist() if column in log else []
+    return float(values[-1]) if values else None
+
+
+def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
+    """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
+    if spec.entry.model is None:
+        from bnood.evaluation.run import asked
+
+        return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
+    plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
+    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
+        plain[section].pop(name)
+    weights = Path(str(spec.entry.weights))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
+
+
+def _evaluate_model(
+    options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str, folder: Path
+) -> None:
+    """Evaluate a model that is not a run of this project on the sets of the study."""
+    import torch
+
+    from bnood import tracking
+    from bnood.data.labels import read_classes
+    from bnood.data.sources import images
+    from bnood.evaluation.evaluate import evaluate
+    from bnood.evaluation.files import write_evaluation
+
+    network, sets, question = load(options, spec), options.sets, _question(options, spec, evaluation)
+    network.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def opened(source: str, count: int | None = None) -> Any:
+        return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
+
+    id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
+    tracked = tracking.start_run(
+        options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
+        config=question, folder=folder.parent,
+    )  # fmt: skip
+    try:
+        found = evaluate(
+            network,
+            id_set,
+            train_set=None if sets.train is None else opened(sets.train),
+            ood_sets={one.name: one for one in ood},
+            options=evaluation,
+            classes=None if sets.classes is None else read_classes(sets.classes),
+            progress=_say,
+        )
+        found.record["asked"] = question
+        write_evaluation(found, folder, title=f"{spec.name}: {id_set.name} against OOD", commands=[command])
+        tracking.log_evaluation(tracked, folder, found.table, options.claim.primary_sets)
+    finally:
+        if line := tracking.finish(tracked):
+            _say(line)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,237 @@
+"""What a study is: its networks, image sets, evaluation, thresholds, and where its jobs run."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bnood.errors import UserError
+from bnood.evaluation.options import EvaluationOptions, SetOptions
+from bnood.study.claim import ClaimOptions
+from bnood.tracking import TrackingOptions
+from bnood.training.atomic import write_beside
+from bnood.training.yaml_files import dotted, read_yaml
+
+Setting = bool | int | float | str | list[str] | None
+
+# What a study decides itself, so that an override of a norm may not.
+FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root")
+# What all norms have in common, as they are compared on the same images.
+SHARED = tuple(
+    f"data.{key}" for key in ("in_distribution", "ood", "split_seed", "validation", "image_size", "train_count")
+)
+# Keys of a study that may change from one call to the next.
+FREE = ("runs", "executor", "wandb", "networks", "sets.root", "sets.download", "evaluation.workers")
+OF_TRAINED = ("norms", "seeds", "overrides", "equal_accuracy")
+OF_MODELS = ("weights", "image_size", "mean", "std", "head")
+
+
+@dataclass
+class NetworkOptions:
+    """One entry of ``networks:``, with exactly one of ``training``, ``run`` and ``model``.
+
+    Args:
+        training: a training config; every pair of norm and seed is trained.
+        norms: of the trained networks.
+        seeds: of the trained networks.
+        overrides: for each norm the settings in which it differs from the training config, under the names that
+            ``scripts/train.py`` gives them, for instance ``ln: {trainer.max_epochs: 36}``.
+        equal_accuracy: also evaluate BatchNorm networks stopped at the accuracy of LN and GN (for H4).
+        run: a run folder, which is read and never written into.
+        model: a network as ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
+        weights: its weights: a file, or ``package:file`` in an installed package.
+        image_size: of its images, where its own transform should not hold.
+        mean: of its normalisation, likewise.
+        std: of its normalisation, likewise.
+        head: name of its last Linear layer, where that cannot be found.
+        family: networks of one family are pooled over seeds; a name is needed where a study has several families.
+        name: of the network and its folder in the study; default: the run folder's, or the model's.
+        seed: of a given model; networks of one family need different seeds.
+    """
+
+    training: Path | None = None
+    norms: tuple[str, ...] = ("bn", "ln", "gn")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    overrides: dict[str, dict[str, Setting]] = field(default_factory=dict)
+    equal_accuracy: bool = True
+    run: Path | None = None
+    model: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    head: str | None = None
+    family: str = ""
+    name: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.norms, self.seeds = tuple(self.norms), tuple(self.seeds)
+        given = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"networks: an entry has {' and '.join(given) or 'nothing'}; expected one of training, run and model"
+            )
+        default = NetworkOptions.__dataclass_fields__
+        for kind, keys in (("training", OF_TRAINED), ("model", OF_MODELS)):
+            unused = [] if given == [kind] else [k for k in keys if getattr(self, k) != _default(default[k])]
+            if unused:
+                raise UserError(f"networks: {given[0]} {getattr(self, given[0])} has {unused[0]}, which is for {kind}")
+        if " " in self.family or "/" in self.family:
+            raise UserError(f"networks: family is {self.family!r}; expected a name without spaces and slashes")
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or self.training):
+            raise UserError(f"networks: name is {self.name!r}; expected the name of a folder, for a run or a model")
+        if self.training is not None:
+            self._check_grid()
+
+    def _check_grid(self) -> None:
+        for key in ("norms", "seeds"):
+            found = getattr(self, key)
+            if not found or len(set(found)) < len(found):
+                raise UserError(f"networks: {key} is {list(found)}: expected one or more, each once")
+        if unknown := [norm for norm in self.norms if norm not in ("bn", "ln", "gn")]:
+            raise UserError(f"networks: norms has {unknown[0]}; expected bn, ln and gn")
+        if wrong := [seed for seed in self.seeds if isinstance(seed, bool) or not 0 <= seed < 2**32]:
+            raise UserError(f"networks: seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
+        for norm, settings in self.overrides.items():
+            if norm not in self.norms:
+                raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
+            for key in settings:
+                if key in FIXED:
+                    raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
+                if key in SHARED:
+                    raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
+
+    @property
+    def partners(self) -> tuple[str, ...]:
+        """The norms at whose accuracy BatchNorm networks are stopped."""
+        wanted = self.training is not None and self.equal_accuracy and "bn" in self.norms
+        return tuple(norm for norm in self.norms if norm != "bn") if wanted else ()
+
+
+def _default(entry: Any) -> Any:
+    return entry.default_factory() if callable(entry.default_factory) else entry.default
+
+
+@dataclass
+class StudySets(SetOptions):
+    """The image sets: those of every evaluation, and for models that are not runs of this project their own.
+
+    Args:
+        id: the ID images that models are scored on: a name, an .npz file or a folder.
+        train: training images of the models, for statistics and detectors.
+        classes: file with one class name per line, in the order of the models' logits.
+    """
+
+    id: str | None = None
+    train: str | None = None
+    classes: Path | None = None
+
+    def of_runs(self) -> SetOptions:
+        """The part that the evaluation of a run takes."""
+        return SetOptions(**{name: getattr(self, name) for name in SetOptions.__dataclass_fields__})
+
+
+@dataclass
+class ExecutorOptions:
+    """Where the jobs of a study run, through joblib.
+
+    Args:
+        backend: ``sequential`` (in this process), ``loky`` (processes of this machine) or ``ray``.
+        workers: how many networks are worked on at a time; ``sequential`` has one.
+        threads_per_worker: torch's threads for each of them. Sums in another order differ in the last bits, so runs
+            are the same bit for bit only with the same number.
+        gpus_per_job: fraction of a GPU that Ray reserves for each job, for instance 0.5.
+    """
+
+    backend: Literal["sequential", "loky", "ray"] = "sequential"
+    workers: int = 1
+    threads_per_worker: int = 1
+    gpus_per_job: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads_per_worker"):
+            if getattr(self, name) < 1:
+                raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
+        if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
+            raise UserError(f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray")
+
+
+@dataclass
+class StudyOptions:
+    """What a study trains, evaluates and judges.
+
+    Args:
+        name: of the study, of its folder and of its group in Weights & Biases.
+        networks: what is trained or given.
+        sets: which images are scored.
+        evaluation: under which statistics and with which detectors.
+        localisation: target statistics in parts of the network, for H5: ``none``; ``places`` (the five places that are
+            judged); ``cuts`` (also eight cut points of the first and the last layers); ``all`` (every layer and cut).
+        claim: thresholds of the verdicts.
+        executor: where the jobs run.
+        wandb: what is logged; the group is the study's name unless another is given.
+        runs: the folder that holds the study's folder.
+        demo: print a short answer as a hint, without a verdict.
+    """
+
+    name: str
+    networks: list[NetworkOptions]
+    sets: StudySets = field(default_factory=StudySets)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    localisation: Literal["none", "places", "cuts", "all"] = "places"
+    claim: ClaimOptions = field(default_factory=ClaimOptions)
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
+    wandb: TrackingOptions = field(default_factory=TrackingOptions)
+    runs: Path = Path("runs")
+    demo: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise UserError(f"name is {self.name!r}: expected the name of a folder in {self.runs}")
+        if not self.networks:
+            raise UserError("networks is empty: expected one or more entries with training, run or model")
+        if any(one.model is not None for one in self.networks):
+            if self.sets.id is None:
+                raise UserError("sets.id is missing: which images are in-distribution for the models under networks?")
+            if not self.sets.ood:
+                raise UserError("sets.ood is missing: name the OOD sets of the models under networks")
+        self.wandb.group = self.wandb.group or self.name
+
+    @property
+    def folder(self) -> Path:
+        """``runs/<study>``."""
+        return self.runs / self.name
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved config, as ``study.yaml`` holds it."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+def check_same_study(options: StudyOptions) -> None:
+    """Check that the study's folder, if there is one, was made by this config.
+
+    Networks may be added or left out later; where things lie, how jobs run and what is logged may change.
+
+    Raises:
+        UserError: naming the first key that differs.
+    """
+    file = options.folder / "study.yaml"
+    if not file.exists():
+        return
+    before, now = (dict(dotted(each)) for each in (read_yaml(file), options.plain()))
+    for key in dict.fromkeys([*now, *before]):
+        section = isinstance(now.get(key), dict)
+        if not section and not key.startswith(FREE) and before.get(key) != now.get(key):
+            raise UserError(
+                f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}: "
+                f"choose another name, or remove {file} to go on with the new one"
+            )
+
+
+def write_study_file(options: StudyOptions) -> None:
+    """Write ``study.yaml``, the resolved config."""
+    text = yaml.safe_dump(options.plain(), sort_keys=False)
+    write_beside(options.folder / "study.yaml", lambda path: path.write_text(text))

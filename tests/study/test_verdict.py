@@ -1,0 +1,280 @@
+"""Verdicts on made-up studies whose truth is known: every hypothesis in all directions."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from claim_tables import MEAN, NOISE, PRIMARY, TARGET, Study, Truth, find, judged, made_study
+
+from bnood.errors import UserError
+from bnood.study.claim import ClaimOptions
+from bnood.study.verdict import judge
+
+LOUD: dict[str, Any] = {"seed_noise": 0.8, "image_noise": 0.3}
+NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "noise", "verdict", "reason"),
+    [
+        ("H1", Truth(), {}, "supported", ""),
+        ("H1", Truth(running_maximum=1.15, target_maximum=1.05), {}, "refuted", ""),
+        ("H1", Truth(target_maximum=1.5), {}, "refuted", ""),
+        ("H1", Truth(running_maximum=1.9, target_maximum=2.1), {}, "refuted", ""),
+        ("H1", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H1", Truth(running_maximum=1.2), {}, "inconclusive", "the interval contains 1.2"),
+        ("H2", Truth(), {}, "supported", ""),
+        ("H2", Truth(energy=0.05, max_logit=0.0, msp=-0.1), {}, "refuted", ""),
+        # One is refuted, the others are open.
+        ("H2", Truth(energy=0.05, max_logit=0.1, msp=0.01), {}, "refuted", ""),
+        ("H2", Truth(energy=-1.0), {}, "inconclusive", "its parts go both ways"),
+        ("H2", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H3", Truth(), {}, "supported", ""),
+        ("H3", Truth(auroc=-0.05, fpr95=-0.1), {}, "refuted", ""),
+        ("H3", Truth(auroc=0.0, fpr95=0.0), {}, "refuted", ""),
+        ("H3", Truth(msp_auroc=-0.05), {}, "inconclusive", "its parts go both ways"),
+        # One of AUROC and FPR95 gains, the other does not: neither supported nor refuted.
+        ("H3", Truth(auroc=-0.05), {}, "inconclusive", "its parts go both ways"),
+        ("H3", Truth(fpr95=0.0), {}, "inconclusive", ""),
+        ("H3", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H4", Truth(), {}, "supported", ""),
+        ("H4", Truth(over_ln=0.0, over_gn=0.0), {}, "refuted", ""),
+        ("H4", Truth(over_ln=0.6, over_gn=0.0), {}, "inconclusive", "against LN supported, against GN refuted"),
+        ("H4", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H5", Truth(), {}, "supported", ""),
+        ("H5", Truth(shares=NO_SHARES), {}, "refuted", ""),
+        ("H5", Truth(energy_shares=NO_SHARES), {}, "inconclusive", ""),
+        ("H5", Truth(), LOUD, "inconclusive", "the whole effect is not distinguishable from 0"),
+        ("H5", Truth(energy=-1.0, max_logit=-1.0), {}, "inconclusive", "the whole effect is not above 0"),
+    ],
+)
+def test_the_verdict_is_the_truth(name: str, truth: Truth, noise: dict[str, Any], verdict: str, reason: str) -> None:
+    found = judged(name, made_study(truth, **noise))
+    assert found.verdict == verdict, found.reason
+    assert reason in found.reason and (found.reason == "") == (verdict != "inconclusive")
+    assert found.headline is not None and found.headline.n_seeds == 5 and found.seed is None
+
+
+def test_estimates_are_near_the_truth_and_their_intervals_hold_it() -> None:
+    study = made_study(Truth(energy=0.7, id_energy=0.2), seed_noise=0.05, image_noise=0.05)
+    h2, h5 = judged("H2", study), judged("H5", study)
+    for quantity, true in (("energy, running - target", 0.7), ("energy, running - target, OOD - ID", 0.5)):
+        for dataset in (MEAN, *PRIMARY, NOISE):
+            one = find(h2, quantity, dataset)
+            assert one.low <= true <= one.high and 0 < one.high - one.low < 0.7
+    share = find(h5, "energy: means alone", MEAN)
+    assert share.low <= 0.6 <= share.high and share.level == pytest.approx(0.99)
+    assert find(h5, "energy: running - target", "dtd").effect == pytest.approx(0.7, abs=0.15)
+
+
+def test_the_mean_over_sets_weighs_sets_equally_whatever_their_noise() -> None:
+    found = judged("H2", made_study(by_set={"svhn": {"energy": 2.5}}))
+    assert found.headline is not None and found.headline.effect == pytest.approx((2.5 + 1 + 1) / 3, abs=0.02)
+    per_set = [find(found, "energy, running - target", name) for name in PRIMARY]
+    assert found.headline.effect == pytest.approx(np.mean([one.effect for one in per_set]))
+    assert found.headline.per_seed[2] == pytest.approx(np.mean([one.per_seed[2] for one in per_set]))
+
+
+def test_sets_that_contradict_each_other_leave_it_open() -> None:
+    found = judged("H1", made_study(by_set={"cifar100": {"running_maximum": 1.0, "target_maximum": 1.0}}))
+    assert found.headline is not None and found.headline.verdict == "supported"  # on the mean
+    assert (found.verdict, found.reason) == ("inconclusive", "svhn supported, dtd supported, cifar100 refuted")
+
+
+def test_other_sets_are_listed_and_decide_nothing() -> None:
+    found = judged("H1", made_study(by_set={NOISE: {"running_maximum": 0.5, "target_maximum": 3.0}}))
+    assert found.verdict == "supported"
+    assert find(found, "largest unit mean, running - target", NOISE).verdict == "refuted"
+
+
+def test_one_primary_set_is_its_own_mean_and_listed_once() -> None:
+    found = judged("H3", made_study(), ClaimOptions(primary_sets=("svhn",)))
+    assert found.verdict == "supported" and found.headline is not None and found.headline.dataset == "svhn"
+    find(found, "energy AUROC, target - running", "svhn")  # exactly one
+
+
+def test_seeds_that_one_side_lacks_are_left_out() -> None:
+    study = made_study()
+    draws = study.draws
+    lacking = (draws["seed"] == 3) & (draws["statistics"] == TARGET) & (draws["dataset"] == "dtd")
+    found = judged("H1", study.where(~lacking))
+    assert found.headline is not None and sorted(found.headline.per_seed) == [0, 1, 2, 4]
+    assert found.headline.dropped == {3}
+    assert find(found, "largest unit mean, running - target", "svhn").n_seeds == 5
+
+
+def test_networks_of_other_accuracy_are_left_out() -> None:
+    # The made-up accuracies lie 0.005 apart; 0.01 is allowed.
+    found = judged("H4", made_study(Truth(gaps={("ln", 1): 0.02, ("gn", 2): 0.005})))
+    assert found.verdict == "supported" and found.headline is not None and sorted(found.headline.per_seed) == [0, 2, 3, 4]
+    nothing = judged("H4", made_study(Truth(gaps={("gn", seed): -0.1 for seed in range(5)})))
+    assert nothing.verdict == "inconclusive" and nothing.headline is not None and math.isnan(nothing.headline.effect)
+    assert "accuracies of bn-at-gn and gn differ by more than the allowed gap (seed 0: -0.095" in nothing.reason
+    # Against LN alone it is estimated all the same.
+    alone = find(nothing, "largest unit mean, bn-at-ln - ln", "svhn")
+    assert alone.verdict == "supported" and alone.n_seeds == 5
+
+
+def test_what_the_tables_lack_is_the_reason() -> None:
+    study = made_study()
+    running = study.where((study.draws["network"] == "bn") & (study.draws["statistics"] == "running"))
+    found = {row.hypothesis: row for row in judge(*running.tables()).rows_judged}
+    assert [row.verdict for row in found.values()] == ["inconclusive"] * 3 + ["not tested"] * 2
+    assert "draws has nothing for network bn, statistics recalibrated:target" in found["H1"].reason
+    assert found["H4"].reason == "no LN and GN networks of equal accuracy"
+    assert found["H5"].reason == "no layer forms were evaluated"
+    # What there is, is still given.
+    assert find(found["H1"], "largest unit mean, running", "svhn").verdict == "supported"
+    for shares, verdict in ((Truth().shares, "supported"), (NO_SHARES, "inconclusive")):
+        part = made_study(Truth(shares=shares))
+        assert judged("H5", part.where(~part.draws["statistics"].str.endswith("/mean"))).verdict == verdict
+
+
+def test_features_without_unit_statistics_leave_h1_untested() -> None:
+    study = made_study()
+    found = judge(*study.where(study.draws["detector"] != "units").tables()).rows_judged
+    assert [(row.hypothesis, row.verdict) for row in found][:2] == [("H1", "not tested"), ("H2", "supported")]
+    assert "not non-negative" in found[0].reason and found[0].headline is None
+
+
+def test_constant_scores_and_what_does_not_vary_decide_nothing() -> None:
+    study = made_study()
+    constant = study.draws.copy()
+    rows = constant["metric"] == "auroc"
+    constant.loc[rows, "value"] = 0.5
+    constant.loc[rows, "replicates"] = pd.Series([np.full(40, 0.5)] * rows.sum(), index=constant.index[rows])
+    found = judged("H3", Study(constant, study.networks))
+    assert found.verdict == "inconclusive" and "scores are constant" in found.reason
+    still = judged("H2", made_study(seed_noise=0.0, image_noise=0.0))
+    assert (still.verdict, still.reason) == ("inconclusive", "neither seeds nor images vary")
+    equal = judged("H2", made_study(Truth(energy=0.0), seed_noise=0.0, image_noise=0.0))
+    assert equal.reason == "the two sides are equal everywhere"
+    # Equality is what a control is for.
+    assert {one.verdict for one in equal.estimates if one.group == "control"} == {"passed"}
+
+
+@pytest.mark.parametrize("where", ["value", "replicates"])
+def test_nan_is_a_reason_and_no_verdict(where: str) -> None:
+    study = made_study()
+    row = study.draws.query("metric == 'mean' and detector == 'msp' and dataset == 'dtd' and network == 'bn'").index[0]
+    study.draws.at[row, where] = math.nan if where == "value" else np.full(40, math.nan)
+    found = judged("H2", study)
+    assert found.verdict == "inconclusive" and "NaN" in found.reason
+    assert find(found, "MSP, running - target", "svhn").verdict == "supported"
+
+
+def test_only_the_same_images_and_resamples_are_compared() -> None:
+    study = made_study()
+    target = study.draws["statistics"] == TARGET
+    other = study.draws.assign(n_ood=study.draws["n_ood"].where(~target, 90))
+    found = judged("H2", Study(other, study.networks))
+    assert found.verdict == "inconclusive" and "is of 90 images, another side of 100 (seed 0)" in found.reason
+    replicates = [d[:20] if m else d for d, m in zip(study.draws["replicates"], target, strict=True)]
+    found = judged("H1", Study(study.draws.assign(replicates=replicates), study.networks))
+    assert found.verdict == "inconclusive" and "[20, 40] resamples" in found.reason
+
+
+def test_batches_companions_and_controls_are_no_part_of_it() -> None:
+    study = made_study(seeds=(0, 1, 2))
+    running = study.draws[study.draws["statistics"] == "running"]
+    batch = running.assign(statistics="batch:128", value=99.0)
+    mixed = study.draws.assign(companion="svhn", value=99.0)
+    control = study.draws.assign(comparison="control", value=99.0)
+    path = running.assign(statistics="path:0.5", value=99.0)
+    more = Study(pd.concat([study.draws, batch, mixed, control, path]), study.networks)
+    assert judge(*more.tables()).to_json() == judge(*study.tables()).to_json()
+
+
+def test_tables_read_back_from_files_give_the_same_verdict(tmp_path: Path) -> None:
+    study = made_study(seeds=(0, 1, 2))
+    study.draws.to_parquet(tmp_path / "draws.parquet")
+    back = pd.read_parquet(tmp_path / "draws.parquet")
+    back.loc[back["companion"] == "", ["companion", "fitted_under"]] = None
+    assert judge(back, study.networks).to_json() == judge(*study.tables()).to_json()
+
+
+def test_bad_tables_and_options_are_refused_in_one_line() -> None:
+    draws, networks = made_study(seeds=(0, 1)).tables()
+    wrong: list[tuple[tuple[pd.DataFrame, pd.DataFrame], str]] = [
+        ((draws[:0], networks), "draws is empty"),
+        ((draws.drop(columns=["network", "n_id"]), networks), "draws lacks the columns n_id, network"),
+        ((pd.concat([draws, draws[:1]]), networks), "two rows for seed 0"),
+        ((draws[draws["role"] == "ood"], networks), "no in-distribution set"),
+        ((draws[draws["dataset"] != "dtd"], networks), "primary_sets: dtd was not evaluated"),
+        ((draws, networks.drop(columns="accuracy")), "lacks the columns accuracy"),
+        ((draws, networks.assign(accuracy=90.0)), "accuracy is 90.0"),
+        ((draws, pd.concat([networks, networks])), "network and seed twice"),
+    ]
+    for tables, message in wrong:
+        with pytest.raises(UserError, match=message) as raised:
+            judge(*tables)
+        assert "\n" not in str(raised.value)
+    options: list[tuple[dict[str, Any], str]] = [
+        ({"primary_sets": ()}, "claim.primary_sets"),
+        ({"primary_sets": ("svhn", "svhn")}, "each once"),
+        ({"places": ("middle",)}, "claim.places: middle is none of first half"),
+        ({"level": 95.0}, "claim.level is 95"),
+        ({"level": 0.01}, "claim.level is 0.01"),
+        ({"minimum_auroc": 5}, "claim.minimum_auroc is 5; expected a fraction below 1"),
+        ({"minimum_msp": -1}, "claim.minimum_msp is -1"),
+        ({"abnormal": 0.9}, "claim.abnormal"),
+        ({"minimum_msp": math.nan}, "claim.minimum_msp is nan"),
+        ({"minimum_seeds": 1}, "claim.minimum_seeds is 1"),
+        *(({"seen_seeds": seeds}, r"claim\.seen_seeds") for seeds in (("0",), 0, (True,))),
+    ]
+    for given, message in options:
+        with pytest.raises(UserError, match=message):
+            ClaimOptions(**given)
+    assert ClaimOptions(primary_sets=["a", "b"]).primary_sets == ("a", "b")  # type: ignore[arg-type]
+
+
+def test_thresholds_are_what_decides() -> None:
+    study = made_study()
+    for name, options in (
+        ("H1", ClaimOptions(abnormal=1.95)),
+        ("H2", ClaimOptions(minimum_energy=2.0, minimum_max_logit=2.0, minimum_msp=0.5)),
+        ("H3", ClaimOptions(minimum_auroc=0.2, minimum_fpr95=0.5)),
+        ("H4", ClaimOptions(minimum_unit_ratio=0.5)),
+        ("H5", ClaimOptions(minimum_share=0.9)),
+    ):
+        assert judged(name, study, options).verdict == "refuted"
+
+
+def test_half_the_layers_is_the_nearest_there_is() -> None:
+    study = made_study()
+    found = judged("H5", study.where(study.draws["statistics"] != f"{TARGET}/first:2"))
+    assert find(found, "energy: first 1 of 4 layers", "dtd").effect == pytest.approx(0.5, abs=0.05)
+    assert find(found, "energy: last 2 of 4 layers", "dtd").effect == pytest.approx(0.7, abs=0.05)
+    assert find(found, "energy: last layer alone", "dtd").effect == pytest.approx(0.4, abs=0.05)
+
+
+def test_the_files_hold_the_verdict(tmp_path: Path) -> None:
+    verdict = judge(*made_study(seeds=(0, 1, 2)).tables(), study="made-up", made={"commit": "abc"})
+    verdict.write(tmp_path / "study")
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["verdict.csv", "verdict.json"]
+    content = json.loads((tmp_path / "study" / "verdict.json").read_text())
+    assert content == verdict.to_json()
+    assert (content["study"], content["made"]) == ("made-up", {"commit": "abc"})
+    assert content["thresholds"]["primary_sets"] == list(PRIMARY) and content["thresholds"]["minimum_share"] == 0.25
+    assert set(content["thresholds"]) >= set(content["reasons"])
+    assert [row["hypothesis"] for row in content["rows"]] == ["H1", "H2", "H3", "H4", "H5"]
+    assert content["rows"][0]["effect"] == pytest.approx(0.85, abs=0.02) and content["rows"][0]["n_seeds"] == 3
+    table = pd.read_csv(tmp_path / "study" / "verdict.csv")
+    assert (table.groupby("hypothesis")["role"].apply(lambda roles: (roles == "headline").sum()) == 1).all()
+    assert not table.duplicated(["hypothesis", "quantity", "dataset"]).any()
+    assert {"headline", "decides", "control", "beyond control", "listed"} <= set(table["role"])
+    assert (table["low"] <= table["effect"]).all() and (table["effect"] <= table["high"]).all()
+
+
+def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
+    study = made_study(Truth(energy=0.0, max_logit=0.0, gaps={("gn", seed): -0.1 for seed in range(3)}),
+                       seeds=(0, 1, 2), **LOUD)  # fmt: skip
+    judge(*study.tables()).write(tmp_path)
+    content = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
+    h4, h5 = content["rows"][3:]
+    assert h4["effect"] is None and h4["n_seeds"] == 0
+    assert any(one["low"] is None and one["effect"] is not None for one in h5["estimates"])

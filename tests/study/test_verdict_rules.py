@@ -1,0 +1,262 @@
+"""What takes a verdict away, what is listed beside it, and verdicts on few seeds or several families."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from claim_tables import MEAN, NOISE, TARGET, Study, Truth, find, judged, made_study
+
+from bnood.study.claim import PLACES, ClaimOptions
+from bnood.study.verdict import judge
+
+EVEN = {"first": 0.5, "last": 0.5, "only": 0.25, "mean": 0.5, "variance": 0.5}
+NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
+# A control that fails: re-estimation changes what it should not on ID images.
+FAILING: dict[str, dict[str, Any]] = {
+    "H1": {"id_maximum": 0.4}, "H2": {"id_energy": 0.4}, "H3": {"id_accuracy": 0.05}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mix", "verdict"),
+    # At 2.5 few predicted classes alone bring more than running statistics do.
+    [(1.1, "supported"), (2.5, "refuted"), (1.9, "inconclusive"), (None, "supported")],
+)
+def test_the_largest_unit_mean_has_to_exceed_the_class_mix(mix: float | None, verdict: str) -> None:
+    found = judged("H1", made_study(Truth(class_mix=mix)))
+    assert found.verdict == verdict
+    labels = [one.quantity for one in found.estimates]
+    assert ("largest unit mean, running - class mix" in labels) == (mix is not None)
+    assert (found.note == "class mix not available on svhn") == (mix is None)
+
+
+def test_a_class_mix_of_few_images_is_not_used_and_that_is_said() -> None:
+    few = judged("H1", made_study(Truth(class_mix=2.5, effective_n=31.0), seed_noise=0.001))
+    assert (few.verdict, few.note) == ("supported", "class mix not available (effective n 31)")
+    assert judged("H1", made_study(Truth(class_mix=2.5, effective_n=None))).verdict == "refuted"
+    study = made_study()
+    lacking = (study.draws["metric"] == "class_mix_max_ratio") & (study.draws["dataset"] == "dtd")
+    assert judged("H1", study.where(~lacking)).note == "class mix not available on dtd"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.005, "refuted"), (0.01, "inconclusive"), (0.05, "supported")])
+def test_rare_single_activations_are_listed(share: float, verdict: str) -> None:
+    found = judged("H1", made_study(Truth(share_above_p99=share), seed_noise=0.001, image_noise=0.001))
+    assert found.verdict == "supported"
+    assert find(found, "share above ID's 99th percentile, running", MEAN).verdict == verdict
+    assert find(found, "share above ID's 99th percentile, target", "dtd").effect == pytest.approx(share, abs=0.002)
+
+
+def test_h1_lists_spread_and_mixture() -> None:
+    found = judged("H1", made_study())
+    assert find(found, "spread over units, running", "svhn").effect == pytest.approx(1.4, abs=0.02)
+    assert find(found, "spread over units, target", MEAN).effect == pytest.approx(1.1, abs=0.02)
+    mixture = find(found, "largest unit mean, recalibrated:mixture@0.5", MEAN)
+    assert mixture.effect == pytest.approx((1.9 + 1.05) / 2, abs=0.02) and mixture.verdict == ""
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3"])
+@pytest.mark.parametrize(
+    ("taken", "failed", "verdict"),
+    [(0.1, True, "supported"), (1.3, True, "inconclusive"), (1.3, False, "inconclusive"), (0.0, False, "supported")],
+)
+def test_the_contrast_beyond_the_control_takes_support_away(
+    name: str, taken: float, failed: bool, verdict: str
+) -> None:
+    found = judged(name, made_study(Truth(reestimated=taken, **(FAILING[name] if failed else {}))))
+    assert found.verdict == verdict
+    assert found.reason == ("supported, but refuted beyond the control" if verdict == "inconclusive" else "")
+
+
+@pytest.mark.parametrize(("name", "taken"), [("H1", 0.82), ("H2", 0.9)])
+def test_an_open_contrast_takes_support_away_where_the_control_failed(name: str, taken: float) -> None:
+    found = judged(name, made_study(Truth(reestimated=taken, **FAILING[name]), seed_noise=0.02))
+    assert found.verdict == "inconclusive"
+    assert found.reason == "the control is not null, and beyond it the effect is not decided"
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3"])
+def test_without_any_control_there_is_no_verdict(name: str) -> None:
+    study = made_study()
+    found = judged(name, study.where(study.draws["statistics"] != "recalibrated:id"))
+    assert (found.verdict, found.reason) == ("inconclusive", "no control (recalibrated:id) could be estimated")
+
+
+def test_the_contrast_takes_a_refutation_away_too_and_is_listed_in_any_case() -> None:
+    # Re-estimation lowers energy where target statistics do not: what is beyond it is the opposite.
+    truth = Truth(energy=-1.0, max_logit=-1.0, msp=-0.1, reestimated=2.0, id_energy=0.4)
+    found = judged("H2", made_study(truth))
+    assert (found.verdict, found.reason) == ("inconclusive", "refuted, but supported beyond the control")
+    passed = judged("H2", made_study(Truth(), seed_noise=0.001))
+    assert find(passed, "energy, recalibrated:id - target", "svhn").verdict == "supported"
+    assert find(passed, "energy, running - target, OOD - ID", MEAN).effect == pytest.approx(1.0, abs=0.02)
+    h3 = judged("H3", made_study(Truth(reestimated=0.6)))
+    assert find(h3, "MSP AUROC, target - recalibrated:id", MEAN).effect == pytest.approx(0.02, abs=0.01)
+    assert find(h3, "MSP FPR95, recalibrated:id - target", MEAN).effect == pytest.approx(0.04, abs=0.01)
+    failed = judged("H2", made_study(Truth(id_energy=0.4)))
+    assert find(failed, "energy on ID, running - recalibrated:id", "cifar10").verdict == "failed"
+    assert failed.verdict == "supported"  # and supported beyond the control
+
+
+def test_augmented_statistics_are_a_second_control_that_decides_nothing() -> None:
+    study = made_study()
+    again = study.draws[study.draws["statistics"] == "running"].assign(statistics="recalibrated:augmented")
+    both = Study(pd.concat([study.draws, again]), study.networks)
+    for name, label in (("H1", "largest unit mean, recalibrated:augmented - target"),
+                        ("H2", "MSP, recalibrated:augmented - target"),
+                        ("H3", "MSP AUROC, target - recalibrated:augmented")):  # fmt: skip
+        found = judged(name, both)
+        assert find(found, label, MEAN).group == "listed"
+        assert (found.verdict, found.reason) == (judged(name, study).verdict, judged(name, study).reason)
+
+
+@pytest.mark.parametrize(
+    ("placebo", "gain", "verdict"),
+    [
+        (0.5, 0.05, "supported"),
+        (0.53, 0.05, "supported"),
+        # The placebo changes as much as target statistics do: no finding in either direction.
+        (0.56, 0.05, "inconclusive"),
+        (0.44, 0.05, "inconclusive"),
+        (0.53, 0.0, "inconclusive"),
+        (0.53, -0.05, "refuted"),
+        (None, 0.05, "supported"),
+    ],
+)
+def test_a_change_of_auroc_has_to_exceed_the_placebo(placebo: float | None, gain: float, verdict: str) -> None:
+    found = judged("H3", made_study(Truth(placebo=placebo, auroc=gain, fpr95=2 * gain)))
+    row = find(found, "energy AUROC, target - running", MEAN)
+    assert (found.verdict, row.verdict) == (verdict, verdict)
+    assert ("not 0.5" in row.placebo) == (placebo not in (None, 0.5))
+
+
+def test_h4_loses_support_where_single_activations_are_rarer_and_only_then() -> None:
+    name = "share above ID's 99th percentile, bn - ln and gn, equal accuracy"
+    fewer = judged("H4", made_study(Truth(over_activations=-0.02)))
+    assert find(fewer, name, MEAN).verdict == "refuted" and fewer.verdict == "inconclusive"
+    assert fewer.reason == "single activations above ID's 99th percentile are rarer than in LN and GN"
+    assert judged("H4", made_study(Truth(over_activations=0.0))).verdict == "supported"
+    # It takes away support, no refutation.
+    assert judged("H4", made_study(Truth(over_ln=0.0, over_gn=0.0, over_activations=-0.02))).verdict == "refuted"
+
+
+def test_h4_lists_what_stopping_early_does() -> None:
+    found = judged("H4", made_study(Truth(over_id_msp=0.25)))
+    assert find(found, "MSP, OOD - ID, bn-at-ln - ln", MEAN).effect == pytest.approx(0.05, abs=0.01)
+    assert find(found, "MSP, OOD - ID, finished bn - gn", "dtd").verdict == ""
+    # The class mix is the same in all networks.
+    assert find(found, "largest unit mean less class mix, bn-at-gn - gn", MEAN).effect == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict", "places"),
+    [
+        ({}, "inconclusive", []),
+        ({"last": 0.7}, "supported", ["last 2 of 4 layers"]),
+        # One layer of four: its even share is the minimum, a quarter.
+        ({"only": 0.4}, "supported", ["last layer alone"]),
+        ({"variance": 0.6}, "supported", ["variances alone"]),
+        ({"first": 0.8, "last": 0.8}, "supported", ["first 2 of 4 layers", "last 2 of 4 layers"]),
+        # More than a quarter, less than a half: moves, but is no place.
+        ({"first": 0.4, "last": 0.1, "only": 0.1, "mean": 0.1, "variance": 0.1}, "inconclusive", []),
+        (NO_SHARES, "refuted", []),
+    ],
+)
+def test_a_place_moves_more_than_an_even_share(shares: dict[str, float], verdict: str, places: list[str]) -> None:
+    found = judged("H5", made_study(Truth(shares=EVEN | shares), seed_noise=0.001))
+    assert found.verdict == verdict
+    local = [one.quantity for one in found.estimates if one.dataset == MEAN and one.group == "decides"
+             and one.verdict == "supported" and one.quantity.startswith("energy")]  # fmt: skip
+    assert local == [f"energy: {place}" for place in places]
+    assert find(found, "energy: means alone", MEAN).threshold == 0.5
+    assert find(found, "energy: last layer alone", MEAN).threshold == 0.25
+
+
+def test_between_minimum_and_even_share_nothing_is_decided_and_the_reason_says_so() -> None:
+    study = made_study(Truth(shares=EVEN | {"mean": 0.35}), seed_noise=0.001)
+    between = find(judged("H5", study), "energy: means alone", MEAN)
+    assert between.verdict == "inconclusive" and 0.25 < between.low < between.high < 0.5
+    assert between.reason == "the interval is below 0.5, but not below 0.25"
+    single = judged("H5", study, ClaimOptions(places=("means",)))
+    assert single.verdict == "inconclusive" and len(PLACES) == 5
+
+
+def test_without_a_whole_effect_the_places_are_listed_in_their_own_unit() -> None:
+    study = made_study()
+    # Target statistics in all layers do nothing to the energy; in the means alone they still do.
+    energy = (study.draws["detector"] == "energy") & (study.draws["metric"] == "mean")
+    nothing = study.draws[energy & (study.draws["statistics"] == "running")].assign(statistics=TARGET)
+    flat = pd.concat([study.draws[~(energy & (study.draws["statistics"] == TARGET))], nothing], ignore_index=True)
+    found = judged("H5", Study(flat, study.networks))
+    assert find(found, "energy: means alone", MEAN).verdict == "inconclusive"
+    assert find(found, "energy: running - means alone", "dtd").effect == pytest.approx(0.6, abs=0.1)
+    small = judged("H5", made_study(Truth(reestimated=0.2)))
+    assert find(small, "energy: running - recalibrated:id", MEAN).effect == pytest.approx(0.2, abs=0.02)
+
+
+def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
+    rows = judge(*made_study(seeds=(3, 7)).tables()).rows_judged
+    assert [(row.hypothesis, row.seed) for row in rows] == [(f"H{n}", seed) for seed in (3, 7) for n in range(1, 6)]
+    assert {row.verdict for row in rows} == {"supported (this network)"}
+    for row in rows:
+        assert row.headline is not None and row.headline.n_seeds == 1
+        assert row.headline.low < row.headline.effect < row.headline.high
+        assert row.to_json()["effect"] is not None and row.headline.to_json()["effect_size"] is None
+    harmful = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)).tables()).rows_judged
+    assert [row.verdict for row in harmful if row.hypothesis == "H3"] == ["refuted (this network)"]
+
+
+def test_a_comparison_of_fewer_than_three_seeds_is_open_where_the_verdict_is_over_seeds() -> None:
+    found = judged("H4", made_study(Truth(gaps={("ln", 1): 0.02, ("gn", 2): 0.02}), seeds=(0, 1, 2, 3)))
+    assert (found.verdict, found.reason) == ("inconclusive", "2 seed(s) only; a verdict over seeds needs 3")
+
+
+def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
+    small, large = made_study(family="small "), made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
+    alone = large.where(large.draws["network"] == "large bn")
+    rows = judge(pd.concat([small.draws, alone.draws]), pd.concat([small.networks, large.networks])).rows_judged
+    verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}
+    assert (verdicts["small bn", "H2"], verdicts["large bn", "H2"]) == ("supported", "refuted")
+    assert (verdicts["small bn", "H4"], verdicts["large bn", "H4"]) == ("supported", "not tested")
+    assert len(rows) == 10  # LN and GN networks are partners, not subjects
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict"),
+    [((), "supported"), ((0,), "supported"), ((0, 1), "supported"), ((0, 1, 2), None), ((9,), "supported")],
+)
+def test_the_seeds_that_had_not_been_seen_are_judged_alone(
+    seen: tuple[int, ...], verdict: str | None, tmp_path: Path
+) -> None:
+    judge(*made_study().tables(), ClaimOptions(seen_seeds=seen)).write(tmp_path)
+    content = json.loads((tmp_path / "verdict.json").read_text())
+    assert content["thresholds"]["seen_seeds"] == list(seen)
+    assert (content["rows"][1]["verdict"], content["rows"][1]["verdict_unseen_seeds"]) == ("supported", verdict)
+
+
+def test_the_unseen_seeds_can_say_otherwise() -> None:
+    good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
+    draws, networks = (pd.concat(pair) for pair in zip(good.tables(), bad.tables(), strict=True))
+    h2 = judge(draws, networks, ClaimOptions(seen_seeds=(0,))).rows_judged[1]
+    assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")
+
+
+def test_the_rule_is_applied_to_the_other_sets_and_decides_nothing() -> None:
+    found = judged("H2", made_study(by_set={NOISE: {"energy": -1.0, "max_logit": -1.0, "msp": -0.1}}))
+    assert found.verdict == "supported" and find(found, "energy, running - target", NOISE).verdict == "refuted"
+
+
+def test_the_hint_of_the_demo_has_effects_and_no_verdict() -> None:
+    hint = judge(*made_study(Truth(shares=EVEN), seeds=(0,)).tables()).as_hint()
+    assert [row["verdict"] for row in hint.rows] == [""] * 5 and hint.rows[1]["effect"] == pytest.approx(1.0, abs=0.05)
+    text = json.dumps(hint.to_json()["rows"])
+    assert not any(word in text for word in ("supported", "refuted", "inconclusive"))
+
+
+def test_the_flat_rows_tell_networks_of_one_family_apart() -> None:
+    names = [row["network"] for row in judge(*made_study(seeds=(3, 7)).tables()).rows]
+    assert names == ["bn, seed 3"] * 5 + ["bn, seed 7"] * 5
+    (h1, *_) = judge(*made_study().tables()).rows
+    assert (h1["network"], h1["threshold"], h1["unit"]) == ("bn", 0.0, "times ID")

@@ -1,0 +1,185 @@
+"""Files and folders are written as a whole or not at all: real files, a real full disk, real kills."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from limits import files_up_to
+
+from bnood.errors import UserError
+from bnood.training import atomic
+from bnood.training.atomic import locked, staged_folder, write_beside
+
+
+def content(folder: Path) -> dict[str, str]:
+    """All files below a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "ood"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "table.csv").write_text("old table")
+    (folder / "figures" / "a.png").write_text("old figure")
+    return folder
+
+
+def test_the_new_folder_takes_the_place_of_the_old_one_as_a_whole(final: Path) -> None:
+    with staged_folder(final) as beside:
+        assert beside.parent == final.parent and list(beside.iterdir()) == []
+        (beside / "table.csv").write_text("new table")
+        assert content(final) == {"table.csv": "old table", "figures/a.png": "old figure"}
+    assert content(final.parent) == {"ood/table.csv": "new table"}
+    assert sorted(path.name for path in final.parent.iterdir()) == ["ood"]
+
+
+def test_a_new_folder_is_made_with_its_parents_and_may_be_read_by_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with staged_folder(tmp_path / "runs" / "a" / "ood") as beside:
+        (beside / "x").write_text("1")
+    assert content(tmp_path) == {"runs/a/ood/x": "1"}
+    assert (tmp_path / "runs" / "a" / "ood").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("wrong"), UserError("no")])
+def test_an_error_inside_leaves_the_old_folder(final: Path, error: BaseException) -> None:
+    before = content(final.parent)
+    with pytest.raises(type(error)), staged_folder(final) as beside:
+        (beside / "table.csv").write_text("half")
+        raise error
+    assert content(final.parent) == before and list(final.parent.iterdir()) == [final]
+
+
+def test_a_full_disk_leaves_the_old_folder_and_is_one_line(final: Path) -> None:
+    before = content(final.parent)
+    with files_up_to(4096), pytest.raises(UserError) as raised, staged_folder(final) as beside:
+        (beside / "table.csv").write_text("new table")
+        (beside / "scores.parquet").write_bytes(bytes(10_000))
+    assert content(final.parent) == before and list(final.parent.iterdir()) == [final]
+    assert str(raised.value) == (
+        f"{final}: the evaluation cannot be written there (File too large); earlier files are kept"
+    )
+
+
+def test_messages_name_the_place_that_the_user_knows(final: Path) -> None:
+    with pytest.raises(UserError) as raised, staged_folder(final) as beside:
+        raise UserError(f"{beside / 'figures'} can't be written")
+    assert str(raised.value) == f"{final / 'figures'} can't be written"
+
+
+def test_a_file_in_its_place_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "ood").write_text("mine")
+    refused = pytest.raises(UserError, match=r"ood: the evaluation cannot be written there \(File exists\)")
+    with refused, staged_folder(tmp_path / "ood"):
+        pytest.fail("it has to be refused before anything is written")
+    assert content(tmp_path) == {"ood": "mine"}
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(
+    final: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, replace = content(final.parent), Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(UserError, match="Input/output error"), staged_folder(final) as beside:
+        (beside / "table.csv").write_text("new table")
+    assert content(final.parent) == before and list(final.parent.iterdir()) == [final]
+
+
+def killed_process() -> int:
+    """The number of a process that does not run any more."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        process.kill()
+    return process.pid
+
+
+def left_behind(final: Path, kind: str, process: int) -> Path:
+    return final.with_name(atomic._beside(final.parent, final.stem, kind).name.replace(str(os.getpid()), str(process)))
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_kept(final: Path) -> None:
+    dead, other = killed_process(), os.getppid()
+    for kind, process in (("partial", dead), ("old", dead), ("partial", other)):
+        left_behind(final, kind, process).mkdir()
+    file = final.parent / "metrics.csv"
+    left = {process: left_behind(file, "partial.csv", process) for process in (dead, other)}
+    for path in left.values():
+        path.write_text("half")
+    with staged_folder(final) as beside:
+        (beside / "table.csv").write_text("new table")
+    write_beside(file, lambda path: path.write_text("all"))
+    assert content(final) == {"table.csv": "new table"}
+    names = {left_behind(final, "partial", other).name, left[other].name, "ood", "metrics.csv"}
+    assert {path.name for path in final.parent.iterdir()} == names
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(final: Path) -> None:
+    before = content(final)
+    final.rename(left_behind(final, "old", killed_process()))
+    with pytest.raises(KeyboardInterrupt), staged_folder(final):
+        raise KeyboardInterrupt
+    assert content(final) == before and list(final.parent.iterdir()) == [final]
+
+
+def test_the_lock_is_freed_by_a_kill_and_leaves_no_file(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from bnood.training.atomic import locked\n"
+    code += "with locked(Path(sys.argv[1]), ''): print(1, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        refused = pytest.raises(UserError, match=f"{tmp_path}: another training writes to it; ")
+        with refused, locked(tmp_path, "another training writes to it"):
+            pytest.fail("the other process holds the lock")
+        process.kill()
+    with locked(tmp_path, "another training writes to it"):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_write_beside_renames_when_all_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.csv"
+    seen: list[Path] = []
+
+    def write(path: Path) -> None:
+        assert path.parent == target.parent and path.suffix == ".csv" and not target.exists()
+        path.write_text("all")
+        seen.append(path)
+
+    write_beside(target, write)
+    assert target.read_text() == "all"
+    assert list(target.parent.iterdir()) == [target]
+    assert seen != [target]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no"), KeyboardInterrupt()])
+def test_write_beside_keeps_the_old_file_when_writing_fails(error: BaseException, tmp_path: Path) -> None:
+    target = tmp_path / "file.csv"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("ha")
+        raise error
+
+    expected = UserError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as raised:
+        write_beside(target, fail)
+    if isinstance(error, OSError):
+        assert str(raised.value) == f"{target} can't be written: No space left on device"
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_write_beside_says_what_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target, words in ((tmp_path / "file" / "a.csv", "exists|Not a dir"), (tmp_path, "Is a directory|not empty")):
+        with pytest.raises(UserError, match=rf"{target} can't be written: .*({words})"):
+            write_beside(target, lambda path: path.write_text("text"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.parent.iterdir() if ".partial" in path.name] == []
