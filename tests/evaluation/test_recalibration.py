@@ -1,5 +1,8 @@
 """The check before recalibrating: figures against direct computation on a small network, advice on made-up figures."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from bnood.evaluation.recalibration import RecalibrationCheck, advise, check_rec
 from bnood.networks.network import Network
 from bnood.statistics import bake, estimate_statistics, read_statistics, use_statistics
 
+ROOT = Path(__file__).parents[2]
 SIZE = 8
 
 
@@ -199,3 +203,30 @@ def test_the_rule(before: float, after: float, rise: float, advice: str) -> None
     found, reason = advise(pd.DataFrame(rows, columns=names))
     assert found == advice
     assert f"{before:.2f}" in reason and f"{after:.2f}" in reason and f"{rise:+.3f}" in reason
+
+
+def test_the_script_ends_in_the_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny_model.py").write_text(
+        "from torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),"
+        " nn.Flatten(), nn.Linear(4, 4))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = []
+    for each in (ID, TRAFFIC):
+        sources.append(str(tmp_path / f"{each.name}.npz"))
+        np.savez(sources[-1], images=each.images, labels=each.labels)
+    main = runpy.run_path(str(ROOT / "scripts" / "check_recalibration.py"))["main"]
+    arguments = ["--id", sources[0], "--traffic", sources[1], "--ood", sources[0], "--count", "100"]
+    main(["--model", "tiny_model:build", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[-1].split(" (")[0] in ("recalibrate", "cannot tell", "do not: nothing to gain") and "AUROC" in lines[-1]
+    )
+    assert any("with_10%_ood" in line for line in lines)
+    with pytest.raises(UserError, match="--run and --model"):
+        main(["--model", "tiny_model:build", "--run", "runs/a", *arguments])
+    with pytest.raises(UserError, match="traffic"):
+        main(["--model", "tiny_model:build", "--id", sources[0]])
