@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bnood.data.image_set import Images
+from bnood.data.labels import folder_labels
 from bnood.data.reading import read_batches
 from bnood.data.splits import halves
 from bnood.errors import UserError
@@ -28,6 +29,7 @@ from bnood.statistics import BatchNormStatistics, estimate_statistics, has_batch
 
 FEWEST = 40  # images of a set
 SMALLEST_PART = 16
+UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after and after; see advise
 Logits = tuple[Tensor, Tensor]  # of the same images, under the running and under the new statistics
 
 
@@ -39,6 +41,7 @@ class RecalibrationCheck:
         advice: ``"recalibrate"``, ``"do not: nothing to gain"``, ``"do not: out-of-distribution"`` or
             ``"cannot tell"``; the rule stands in :func:`advise`.
         reason: one line.
+        notes: one line for everything else that a reader should know.
         figures: one row per set and quantity: under running and under the traffic's statistics, the difference with its
             bootstrap interval where images are paired, and, if OOD images were given, the figure under statistics of
             traffic with a stated OOD fraction. Accuracy, flips and AUROC are fractions 0..1.
@@ -53,17 +56,18 @@ class RecalibrationCheck:
 
     advice: str
     reason: str
+    notes: list[str]
     figures: pd.DataFrame
     layers: pd.DataFrame
     stability: pd.DataFrame
     statistics: BatchNormStatistics | None
 
     def __str__(self) -> str:
-        lines = [f"{self.advice} ({self.reason})"]
-        for title, table in (("", self.figures), ("layers", self.layers), ("stability", self.stability)):
+        lines = []
+        for title, table in (("figures", self.figures), ("layers", self.layers), ("stability", self.stability)):
             if len(table):
-                lines += ["", *([title] if title else []), table.to_string(index=False, float_format="%.3f", na_rep="")]
-        return "\n".join(lines)
+                lines += [title, table.to_string(index=False, float_format="%.3f", na_rep=""), ""]
+        return "\n".join([*lines, *self.notes, f"{self.advice} ({self.reason})"])
 
 
 def check_recalibration(
@@ -71,6 +75,7 @@ def check_recalibration(
     id_set: Images,
     traffic: Images,
     *,
+    classes: Sequence[str] | None = None,
     ood_set: Images | None = None,
     ood_fraction: float = 0.1,
     stability: bool = True,
@@ -85,7 +90,8 @@ def check_recalibration(
     Args:
         network: the network as it is deployed.
         id_set: images like those that it was trained on, but held out of training; labels are used if there are any.
-        traffic: unlabelled images that the network meets.
+        traffic: images that the network meets; labels are not needed, and never decide the advice.
+        classes: names of the classes in the order of the logits, for ID images in folders.
         ood_set: images that do not belong in the traffic: what if ``ood_fraction`` of it were such images?
         ood_fraction: above 0 and below 1.
         stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
@@ -105,7 +111,7 @@ def check_recalibration(
         raise UserError(f"the OOD fraction is {ood_fraction}; it has to lie between 0 and 1")
     if not has_batchnorm(network.model):
         return RecalibrationCheck(
-            "do not: nothing to gain", "the network has no BatchNorm layer, so it keeps no statistics",
+            "do not: nothing to gain", "the network has no BatchNorm layer, so it keeps no statistics", [],
             pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), None,
         )  # fmt: skip
 
@@ -121,6 +127,7 @@ def check_recalibration(
     running = read_statistics(network.model)
     running = BatchNormStatistics({name: running[name] for name in target})  # the layers that run
     of_id, of_traffic = ((logits(images, running), logits(images, target)) for images in (id_set, scoring))
+    id_set, note = folder_labels(id_set, classes, of_id[0].shape[1])
     figures = _figures(id_set, scoring, of_id, of_traffic, seed, resamples)
     if ood_set is not None:
         mixed = estimate(adaptation, ood_set.at_most(round(len(adaptation) * ood_fraction / (1 - ood_fraction)), seed))
@@ -132,12 +139,37 @@ def check_recalibration(
     layers = _layers(running, target, estimate(second_half))
     parts = _stability(running, target, adaptation, estimate) if stability else pd.DataFrame()
     advice, reason = advise(figures)
-    return RecalibrationCheck(advice, reason, figures, layers, parts, target)
+    return RecalibrationCheck(advice, reason, [note] if note else [], figures, layers, parts, target)
 
 
 def advise(figures: pd.DataFrame) -> tuple[str, str]:
-    """The advice and its reason, from the figures of :func:`check_recalibration`."""
-    return "cannot tell", "to be written"
+    """The advice and its reason, from the figures of :func:`check_recalibration`; labels play no part.
+
+    Two AUROCs of the MSP tell ID images from traffic: ``before`` under the running statistics, and ``after`` under the
+    traffic's statistics, for both sides. New statistics that suit the traffic make ID images the odd ones out, so that
+    ``after`` falls below 0.5; OOD images stay less confident than ID images under any statistics.
+
+    1. ``before`` >= 0.66, ``after`` <= 0.46 and the traffic's mean MSP rises: **recalibrate**.
+    2. ``before`` >= 0.66 and ``after`` >= 0.56: **do not**, the traffic holds many out-of-distribution images.
+    3. ``before`` < 0.66 and ``after`` > 0.46: **do not**, the traffic looks like ID images: nothing to gain.
+    4. Otherwise **cannot tell**: the shift is too small, or the figures contradict each other.
+
+    The numbers were chosen on two ResNet-18s trained on CIFAR-10, with noise, blur and SVHN, from 200 scored images.
+    Known mistake there: strong noise with 25 % of OOD images is taken for OOD, although recalibrating would help.
+    """
+    by_name = figures[figures["set"] == "traffic"].set_index("quantity")
+    before, after = by_name.loc["auroc_msp", ["running", "traffic_statistics"]]
+    rise = by_name.loc["mean_msp", "difference"]
+    told = (
+        f"AUROC of ID images against traffic {before:.2f}, under the traffic's statistics {after:.2f}; MSP {rise:+.3f}"
+    )
+    if before >= UNFAMILIAR and after <= SUITED and rise > 0:
+        return "recalibrate", f"the new statistics suit the traffic: {told}"
+    if before >= UNFAMILIAR and after >= STILL_UNFAMILIAR:
+        return "do not: out-of-distribution", f"the traffic stays unfamiliar under its own statistics: {told}"
+    if before < UNFAMILIAR and after > SUITED:
+        return "do not: nothing to gain", f"the traffic looks like the ID images: {told}"
+    return "cannot tell", f"the shift is small, or the figures contradict each other: {told}"
 
 
 def _figures(
@@ -145,25 +177,25 @@ def _figures(
 ) -> pd.DataFrame:
     rows = []
 
-    def add(images: Images, quantity: str, pair: Sequence[np.ndarray | Tensor]) -> None:
-        """One figure that is a mean over images, under both statistics, the difference paired by image."""
-        columns = np.stack([np.asarray(each, dtype=np.float64) for each in pair], axis=1)
-        means = weighted_means(columns, set_counts(images.name, len(images), resamples, seed))
-        difference = means[:, 1] - means[:, 0]
-        rows.append((images.name, quantity, len(images), *means[0], difference[0], *interval(difference[1:])))
-
-    for images, pair in ((id_set, of_id), (traffic, of_traffic)):
-        for score in (msp, energy):
-            add(images, f"mean_{score.__name__}", [score(logits) for logits in pair])
-        predictions = [logits.argmax(dim=1) for logits in pair]
-        add(images, "predictions_flipped", [predictions[0] != predictions[0], predictions[0] != predictions[1]])
-        if images is id_set and images.labels is not None:
-            add(images, "accuracy", [each.numpy() == images.labels for each in predictions])
-    for score in (msp, energy):
-        found = [auroc(score(inside), score(outside)) for inside, outside in zip(of_id, of_traffic, strict=True)]
-        rows.append(
-            (traffic.name, f"auroc_{score.__name__}", len(traffic), *found, found[1] - found[0], np.nan, np.nan)
-        )
+    for role, images, pair in (("id", id_set, of_id), ("traffic", traffic, of_traffic)):
+        old, new = (logits.argmax(dim=1).numpy() for logits in pair)
+        means = {f"mean_{score.__name__}": [score(logits).numpy() for logits in pair] for score in (msp, energy)}
+        means["predictions_flipped"] = [old != old, old != new]
+        if images.labels is not None and images.folders is None:
+            means["accuracy"] = [old == images.labels, new == images.labels]
+        counts = set_counts(role, len(images), resamples, seed)
+        for quantity, values in means.items():
+            found = weighted_means(np.stack(values, axis=1), counts)
+            difference = found[:, 1] - found[:, 0]
+            rows.append((role, quantity, len(images), *found[0], difference[0], *interval(difference[1:])))
+    (id_before, id_after), (traffic_before, traffic_after) = of_id, of_traffic
+    for quantity, score, after in (
+        ("auroc_msp", msp, id_after),
+        ("auroc_energy", energy, id_after),
+        ("auroc_msp_each_under_its_own", msp, id_before),
+    ):
+        both = auroc(score(id_before), score(traffic_before)), auroc(score(after), score(traffic_after))
+        rows.append(("traffic", quantity, len(traffic), *both, both[1] - both[0], np.nan, np.nan))
     names = ["set", "quantity", "n", "running", "traffic_statistics", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=names)
 

@@ -1,5 +1,8 @@
 """The check before recalibrating: figures against direct computation on a small network, advice on made-up figures."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from bnood.evaluation.recalibration import RecalibrationCheck, advise, check_rec
 from bnood.networks.network import Network
 from bnood.statistics import bake, estimate_statistics, read_statistics, use_statistics
 
+ROOT = Path(__file__).parents[2]
 SIZE = 8
 
 
@@ -123,11 +127,12 @@ def test_the_network_is_left_as_it_was_and_a_seed_gives_the_same_figures(network
     assert not network.model.training
 
 
-def test_unlabelled_id_images_have_no_accuracy_and_the_same_advice(network: Network) -> None:
+def test_without_labels_there_is_no_accuracy_and_the_advice_is_the_same(network: Network) -> None:
     labelled, unlabelled = (
-        check_recalibration(network, each, TRAFFIC, resamples=10, stability=False)
-        for each in (ID, ImageSet("id", ID.images))
+        check_recalibration(network, *sets, resamples=10, stability=False)
+        for sets in ((ID, TRAFFIC), (ImageSet("id", ID.images), ImageSet("traffic", TRAFFIC.images)))
     )
+    assert figure(labelled, "traffic", "accuracy")["n"] == 80
     assert "accuracy" not in set(unlabelled.figures["quantity"])
     assert labelled.advice == unlabelled.advice
 
@@ -148,7 +153,7 @@ def test_without_batchnorm_the_advice_is_one_line() -> None:
 
 def test_printing_shows_advice_figures_layers_and_stability(check: RecalibrationCheck) -> None:
     lines = str(check).splitlines()
-    assert lines[0] == f"{check.advice} ({check.reason})"
+    assert lines[-1] == f"{check.advice} ({check.reason})"
     assert all(any(word in line for line in lines) for word in ("auroc_msp", "body.4", "relative_distance"))
 
 
@@ -163,3 +168,65 @@ def test_printing_shows_advice_figures_layers_and_stability(check: Recalibration
 def test_what_cannot_be_checked_is_refused(network: Network, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_recalibration(network, **({"id_set": ID, "traffic": TRAFFIC} | changes))
+
+
+def test_labels_that_number_folders_need_the_list_of_classes(network: Network) -> None:
+    folders = ImageSet("id", ID.images, ID.labels % 2, ("a", "b"))
+    found = check_recalibration(network, folders, TRAFFIC, resamples=2, stability=False)
+    assert "used without labels" in found.notes[0] and "id" in found.notes[0]
+    found = check_recalibration(network, folders, TRAFFIC, resamples=2, stability=False, classes=["b", "c", "a", "d"])
+    classes = ImageSet("id", ID.images, np.array([2, 0])[ID.labels % 2])
+    wanted = check_recalibration(network, classes, TRAFFIC, resamples=2, stability=False)
+    assert figure(found, "id", "accuracy")["running"] == figure(wanted, "id", "accuracy")["running"]
+    assert found.notes == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rise", "advice"),
+    [
+        (0.75, 0.40, 0.05, "recalibrate"),  # blur: ID images are the odd ones out under its statistics
+        (0.66, 0.46, 0.001, "recalibrate"),
+        (0.65, 0.40, 0.01, "cannot tell"),
+        (0.75, 0.40, -0.01, "cannot tell"),
+        (0.92, 0.63, 0.02, "do not: out-of-distribution"),
+        (0.66, 0.56, 0.02, "do not: out-of-distribution"),
+        (0.80, 0.52, 0.02, "cannot tell"),
+        (0.51, 0.52, 0.0, "do not: nothing to gain"),
+        (0.61, 0.61, 0.0, "do not: nothing to gain"),
+        (0.52, 0.40, 0.02, "cannot tell"),
+    ],
+)
+def test_the_rule(before: float, after: float, rise: float, advice: str) -> None:
+    rows = [("traffic", "auroc_msp", before, after, after - before), ("traffic", "mean_msp", 0.8, 0.8 + rise, rise)]
+    rows.append(("id", "mean_msp", 0.9, 0.1, -0.8))
+    names = ["set", "quantity", "running", "traffic_statistics", "difference"]
+    found, reason = advise(pd.DataFrame(rows, columns=names))
+    assert found == advice
+    assert f"{before:.2f}" in reason and f"{after:.2f}" in reason and f"{rise:+.3f}" in reason
+
+
+def test_the_script_ends_in_the_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny_model.py").write_text(
+        "from torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),"
+        " nn.Flatten(), nn.Linear(4, 4))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = []
+    for each in (ID, TRAFFIC):
+        sources.append(str(tmp_path / f"{each.name}.npz"))
+        np.savez(sources[-1], images=each.images, labels=each.labels)
+    main = runpy.run_path(str(ROOT / "scripts" / "check_recalibration.py"))["main"]
+    arguments = ["--id", sources[0], "--traffic", sources[1], "--ood", sources[0], "--count", "100"]
+    main(["--model", "tiny_model:build", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[-1].split(" (")[0] in ("recalibrate", "cannot tell", "do not: nothing to gain") and "AUROC" in lines[-1]
+    )
+    assert any("with_10%_ood" in line for line in lines)
+    with pytest.raises(UserError, match="--run and --model"):
+        main(["--model", "tiny_model:build", "--run", "runs/a", *arguments])
+    with pytest.raises(UserError, match="traffic"):
+        main(["--model", "tiny_model:build", "--id", sources[0]])
