@@ -163,7 +163,8 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
         check_statistics(run.network, options)
     tracking = TrackingOptions(**config.wandb.as_dict())
     tracking.enabled = tracking.enabled and not config.no_wandb
-    tables, notes, lines, written = [], [], [], []
+    tables, notes, written = [], [], []
+    lines: list[str] = []
     for run in runs:
         with _progress(console, run.name) as progress:
             folder = _folder(config, run.folder, run.name)
