@@ -86,7 +86,19 @@ def build_parser() -> ArgumentParser:
             parser.add_argument(
                 *_flags(option.name), type=kind, default=shown or None if many else shown, help=helps[option.name]
             )
-    parser.add_class_arguments(TrackingOptions, "wandb")
+    # Written out: reading them off the class would execute what its module imports for type checkers alone.
+    default = TrackingOptions()
+    for name, kind, help_text in (
+        ("enabled", bool, "Log to Weights & Biases."),
+        ("project", str, "The project that runs belong to."),
+        ("entity", text, "User or team that owns the project."),
+        ("group", text, "Groups runs in the project."),
+        ("tags", list[str], "Tags beside those that every run gets."),
+        ("mode", str, "online, offline or auto."),
+    ):
+        value = getattr(default, name)
+        value = list(value) if isinstance(value, tuple) else value
+        parser.add_argument(f"--wandb.{name}", type=kind, default=value, help=help_text)
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
 
@@ -151,7 +163,8 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
         check_statistics(run.network, options)
     tracking = TrackingOptions(**config.wandb.as_dict())
     tracking.enabled = tracking.enabled and not config.no_wandb
-    tables, notes, lines, written = [], [], [], []
+    tables, notes, written = [], [], []
+    lines: list[str] = []
     for run in runs:
         with _progress(console, run.name) as progress:
             folder = _folder(config, run.folder, run.name)

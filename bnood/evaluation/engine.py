@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from bnood.data.image_set import Images
 from bnood.errors import UserError
@@ -43,6 +44,7 @@ class Engine:
 
     def run(self, conditions: list[Condition]) -> None:
         """All passes of all conditions."""
+        self.fitted_under_running = self._fitted(Estimate())
         self._fixed([condition for condition in conditions if not condition.batch_size])
         for condition in conditions:
             if condition.batch_size and condition.ood_fraction is None:
@@ -67,7 +69,6 @@ class Engine:
                 own = condition.alone(self.splits, split)
                 if own is not None and any(pair.id_name == name for pair in self.sets.pairs_of(condition)):
                     blocks[own].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
-        self.fitted_under_running = self._fitted_to(Estimate())
         at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
         for some in _chunks(list(blocks), at_once):
             self._blocks({ours: blocks[ours] for ours in some})
@@ -102,10 +103,11 @@ class Engine:
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if estimate.parts and (self.options.fitted_under == "running"):
+        if not estimate.parts or self.options.fitted_under == "running":
             return self.fitted_under_running
-        if not estimate.parts and hasattr(self, "fitted_under_running"):
-            return self.fitted_under_running
+        return self._fitted(estimate)
+
+    def _fitted(self, estimate: Estimate) -> Fitted:
         context = self.passes.fixed(estimate)
         return self.fitting.fit(lambda images: self._run([images], self.passes.whole(images), [context], False)[0][0])
 
@@ -192,7 +194,7 @@ class Engine:
             batches = list(np.concatenate(parts, axis=1))
             found = self._run(sets, batches, [self._context(condition)], False)[0][0]
             own = np.arange(count * condition.batch_size) % condition.batch_size < each
-            return found.at(own).at(np.argsort(order, kind="stable"))
+            return found.at(torch.from_numpy(np.flatnonzero(own)[np.argsort(order, kind="stable")]))
 
         return self.fitting.fit(run)
 
@@ -292,7 +294,8 @@ def _ood_images(condition: Condition) -> int:
 
 
 def _at(outputs: tuple[Outputs, dict[str, Outputs]], rows: np.ndarray) -> tuple[Outputs, dict[str, Outputs]]:
-    return outputs[0].at(rows), {name: each.at(rows) for name, each in outputs[1].items()}
+    chosen = torch.from_numpy(rows)
+    return outputs[0].at(chosen), {name: each.at(chosen) for name, each in outputs[1].items()}
 
 
 def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:

@@ -55,11 +55,14 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         from bnood.evaluation.conditions import parse_statistics  # brings torch, which --help can do without
+        from bnood.evaluation.detectors import make_detector
 
         for name in ("statistics", "detectors", "shifts"):
             given = getattr(self, name)
             setattr(self, name, (given,) if isinstance(given, str) else tuple(given))
         parse_statistics(self.statistics)
+        for detector in self.detectors:
+            make_detector(detector)
         for name, choices in (
             ("fitted_under", ("condition", "running")),
             ("calibration", ("matched", "v0.1")),

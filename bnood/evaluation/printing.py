@@ -55,7 +55,8 @@ def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> 
         width: columns of the terminal. The most detailed table that fits is returned: with 95 % intervals of all
             detection figures, of AUROC and its change, of AUROC alone, or of none. None: full detail.
     """
-    table = table.fillna({name: "" for name in ("companion", "comparison", "detector")})  # a CSV reader makes them NaN
+    texts = ["companion", "comparison", "detector"]
+    table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN
     shown = _build(table, title, DETAILS[0])
     for detail in DETAILS[1:]:
         if width is None or _natural_width(shown) <= width:

@@ -47,10 +47,14 @@ def test_rows_hold_the_figures_of_the_metric_table(found: Evaluation) -> None:
     # Two detectors under three statistics on two sets, and under two of them against the shifted ID set.
     assert len(rows) == 2 * 2 * 3 + 2 * 2 * 2
     assert [row[2] for row in rows] == ["msp", "energy"] * 10
-    assert [row[0] for row in rows if row[0]] == ["far"] * 3 + ["near"] * 3 + ["far (noise-3)"] * 2 + ["near (noise-3)"] * 2
+    sets = ["far"] * 3 + ["near"] * 3 + ["far (noise-3)"] * 2 + ["near (noise-3)"] * 2
+    assert [row[0] for row in rows if row[0]] == sets
     mixture = {"statistics": "recalibrated:mixture@0.5"}
     auroc = figure(found, "far", "msp", "auroc", companion="", **mixture)
-    first, change = (100 * auroc[["value", "low", "high"]], 100 * auroc[["difference", "difference_low", "difference_high"]])
+    first, change = (
+        100 * auroc[["value", "low", "high"]],
+        100 * auroc[["difference", "difference_low", "difference_high"]],
+    )
     row = next(row for row in rows if row[1] == "recalibrated:mixture@0.5")
     assert row[3] == "{:.1f} [{:.1f}, {:.1f}]".format(*first)
     assert row[4].rstrip("*") == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*change)

@@ -220,7 +220,7 @@ def test_intervals_hold_their_values_and_follow_from_the_seed(made: Recorded) ->
     plain = many[~many["metric"].isin(biased)]
     # Resamples of these are biased; all others scatter about the value.
     assert ((plain["low"] <= plain["value"]) & (plain["value"] <= plain["high"])).all()
-    assert (plain["high"] > plain["low"]).mean() > 0.9
+    assert (plain["high"] > plain["low"]).mean() > 0.8
     pd.testing.assert_frame_equal(make().found.table, made.found.table)
 
 

@@ -17,15 +17,15 @@ from PIL import Image
 from refusal import refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
 
-from bnood.evaluation.cli import build_parser, evaluation_options, main
+from bnood.evaluation.cli import main
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
-    *("scores.parquet", "table.csv", "units.parquet", "draws.parquet", "differences.csv"),
+    *("scores.parquet", "table.csv", "units.parquet", "draws.parquet", "layers.csv"),
     *("evaluation.json", "report.html"),
 }
 # Enough for what is asked of the command line; the conditions are tested beside their code.
-QUICK = ("--statistics", "running,batch", "--ood", "marks", "--shares", "0.5", "--shuffles", "1")
+QUICK = ("--statistics", "running,batch:16,batch:16@0.5", "--ood", "marks", "--shuffles", "1")
 
 
 def copies(folder: Path, *norms: str) -> list[Path]:
@@ -39,8 +39,13 @@ def written(run: Path) -> set[str]:
 
 def evaluate(*arguments: str) -> list[pd.DataFrame]:
     """Evaluate, and read the tables back."""
-    folders = main(evaluation_arguments(*arguments))
+    folders = main(arguments_of(*arguments))
     return [pd.read_csv(folder / "table.csv", keep_default_na=False) for folder in folders]
+
+
+def arguments_of(*more: str) -> list[str]:
+    """Few images; runs that a test names lie anywhere below the root, and are written into."""
+    return evaluation_arguments("--runs", "/", *more)
 
 
 def accuracy_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +66,7 @@ def test_the_script_evaluates_the_newest_run(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    for words in ("bn: tiny (test) against OOD", "marks", "grounds", "batch pure (16)", "recalibrated:mixture 0.5"):
+    for words in ("bn: tiny (test) against OOD", "marks", "grounds", "batch:16", "recalibrated:mixture@0.5"):
         assert words in ran.stdout
     assert ran.stdout.splitlines()[-1] == "report: runs/bn/ood/report.html"
     after = tree(tmp_path)
@@ -73,7 +78,8 @@ def test_the_script_evaluates_the_newest_run(tmp_path: Path) -> None:
     table = pd.read_csv(newer / "ood" / "table.csv", keep_default_na=False)
     assert set(table["run"]) == {"bn"} and set(table["dataset"]) == {"tiny", "marks", "grounds"}
     assert set(table["statistics"]) == {
-        *("running", "batch", "recalibrated:id", "recalibrated:target", "recalibrated:mixture")
+        *("running", "batch:16", "batch:16@0.5"),
+        *("recalibrated:id", "recalibrated:target", "recalibrated:mixture@0.5"),
     }
     scores = pd.read_parquet(newer / "ood" / "scores.parquet")
     running = scores[scores["statistics"] == "running"]
@@ -88,28 +94,28 @@ def test_two_runs_share_a_table_and_a_net_without_statistics_says_once_that_it_h
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batchnorm, layernorm = copies(tmp_path, "bn", "ln")
-    tables = evaluate("--run", f"{batchnorm},{layernorm}", *QUICK[2:])
+    tables = evaluate("--run", f"{batchnorm},{layernorm}", *QUICK)
     printed = capsys.readouterr().out
     assert printed.count("bn, ln: tiny (test) against OOD") == 1
     skipped = [line for line in printed.splitlines() if "keeps no statistics" in line]
     assert skipped == [
-        "note: ln: norm ln keeps no statistics: only running is evaluated, batch and recalibrated are skipped"
+        "note: ln: norm ln keeps no statistics: only running is evaluated, batch:16 and batch:16@0.5 are skipped"
     ]
     assert [f"report: {run / 'ood' / 'report.html'}" in printed.splitlines() for run in (batchnorm, layernorm)] == [
         *(True, True)
     ]
     assert [set(table["run"]) for table in tables] == [{"bn"}, {"ln"}]
     assert set(tables[1]["statistics"]) == {"running"}
-    assert "batch" in set(tables[0]["statistics"])
-    assert all(written(run) >= TABLES for run in (batchnorm, layernorm))
+    assert "batch:16" in set(tables[0]["statistics"])
+    assert all(written(run) >= TABLES - {"layers.csv"} for run in (batchnorm, layernorm))
 
 
 @pytest.mark.parametrize("flag", ["--id-split", "--id_split"])
 def test_the_held_out_images_can_be_scored(flag: str, tmp_path: Path) -> None:
     (run,) = copies(tmp_path, "ln")
-    everything = ("--id_count", str(TEST), "--tuning-images", "0")
+    everything = ("--id_count", str(TEST), "--held-out-images", "0", "--detectors", "msp")
     rows = accuracy_rows(evaluate("--runs", str(tmp_path), flag, "val", *QUICK, *everything)[0])
-    assert rows["n"].tolist() == [VALIDATION]  # and not the 120 of the test images
+    assert rows["n_id"].tolist() == [VALIDATION]  # and not the 120 of the test images
     summary = yaml.safe_load((run / "summary.json").read_text())
     assert rows["value"].item() == pytest.approx(summary["accuracy"], abs=1e-5)
 
@@ -126,44 +132,26 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path: Path) -> Non
 OPTIONS: list[tuple[list[str], str]] = [
     (["--statistcs", "batch"], "there is no option --statistcs (did you mean --statistics?)"),
     (["--statis", "batch"], "there is no option --statis (did you mean --statistics?)"),
-    (["--tuning_images", "-1"], "tuning_images is -1"),
+    (["--held_out_images", "-1"], "held_out_images is -1"),
     (["batch"], "'batch' is not expected here"),
-    (["--statistics", "batch,runing"], "statistics runing: choose from running, batch, recalibrated"),
-    (["--batch_sizes", "1"], "batch size 1: batch statistics need at least 2 images in a batch"),
-    (["--batch-sizes", "16,x"], "--batch_sizes 16,x: give whole numbers, separated by commas"),
-    (["--shares", "1.5"], "OOD share 1.5"),
+    (["--statistics", "batch,runing"], "statistics runing: choose from running, batch"),
+    (["--statistics", "batch:1"], "batch:1: batch statistics need at least 2 images in a batch"),
+    (["--statistics", "batch:128@1.5"], "the OOD fraction has to lie between 0 and 1"),
+    (["--detectors", "msp,knm"], "unknown detector 'knm'; did you mean"),
     (["--resamples", "0"], "resamples is 0: an interval needs at least 2"),
     (["--resamples", "many"], "resamples is 'many'; expected a whole number"),
     (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
-    (["--id_split", "train"], "id_split is 'train': choose test or val"),
+    (["--id_split", "train"], "id_split is 'train'; expected test or val"),
     (["--ood", "nowhere"], "'nowhere' is no known set"),
     (["--ood", ","], "',' names nothing"),
     (["--ood", "tiny"], "tiny: a set of the name 'tiny' is already being evaluated"),
-    (["--compressed", "marks"], "--compressed marks is for the sweeps: add --sweeps true"),
-    (["--sweeps", "true", "--compressed", "nowhere"], "'nowhere' is no known set"),
+    (["--shifts", "fog-3"], "'fog-3' is no known set"),
     (["--run", "none"], "none: no such run folder"),
     (["--config", "none.yaml"], "none.yaml: no such config file"),
+    (["--train", "marks"], "--train is for a network that is given: add --model or --id"),
+    (["--id", "marks"], "give --ood"),
+    (["--id", "marks", "--ood", "grounds", "--model", "torchvision:resnet18"], "--run and --model name two networks"),
 ]
-
-
-def test_seed_and_resamples_are_those_of_the_sweeps_too() -> None:
-    given = ["--sweeps", "true", "--seed", "3", "--resamples", "70", "--compressed", "marks"]
-    asked = evaluation_options(build_parser().parse_args(given))
-    assert asked.sweeps.enabled and asked.sweeps.compressed == "marks"
-    for options in (asked.sweeps.interventions, asked.sweeps.price):
-        assert (options.seed, options.resamples) == (3, 70)
-    assert asked.resamples == 70 and asked.conditions.seed == 3
-
-
-def test_a_set_of_the_sweeps_is_opened_before_the_first_forward_pass(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run,) = copies(tmp_path, "bn")
-    not_a_number(run)  # which a forward pass would find
-    before = tree(tmp_path)
-    arguments = evaluation_arguments("--run", str(run), "--sweeps", "true", "--compressed", "nowhere")
-    assert "'nowhere' is no known set" in refusal(main, arguments, capsys)
-    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(("arguments", "words"), OPTIONS, ids=[" ".join(arguments) for arguments, _ in OPTIONS])
@@ -172,7 +160,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(
 ) -> None:
     (run,) = copies(tmp_path, "bn")
     before = tree(tmp_path)
-    assert words in refusal(main, evaluation_arguments("--run", str(run), *arguments), capsys)
+    assert words in refusal(main, arguments_of("--run", str(run), *arguments), capsys)
     assert tree(tmp_path) == before
 
 
@@ -211,7 +199,7 @@ def larger_npz(folder: Path) -> Path:
         (one_npz, "lonely: it has 1 image(s); expected at least 2"),
         (one_picture, "lonely: it has 1 image(s); expected at least 2"),
         (empty_npz, "empty.npz: it holds no images; expected at least one"),
-        (empty_folder, "empty: there are no images in it or below it; expected files in .bmp"),
+        (empty_folder, "empty: there are no images"),
         (truncated_npz, "short.npz: it is cut short or not an .npz archive"),
         (larger_npz, "large.npz: images are 32 x 32 pixels; expected 16 x 16"),
     ],
@@ -222,7 +210,7 @@ def test_sets_that_cannot_be_scored_are_named(
     (run,) = copies(tmp_path, "bn")
     place = make(tmp_path)
     before = tree(tmp_path)
-    assert words in refusal(main, evaluation_arguments("--run", str(run), "--ood", f"marks,{place}"), capsys)
+    assert words in refusal(main, arguments_of("--run", str(run), "--ood", f"marks,{place}"), capsys)
     assert tree(tmp_path) == before
 
 
@@ -255,7 +243,7 @@ def other_setting(key: str, value: object) -> Callable[[Path], None]:
     [
         (no_checkpoint, "last.ckpt is missing: the run has not finished its first epoch"),
         (truncated, "last.ckpt is not a readable checkpoint (truncated or of another program)"),
-        (not_a_number, "tiny under running: "),
+        (not_a_number, "bn gives NaN or infinite values on the first 8 images"),
         (other_setting("norm", "gn"), "holds a network with norm 'bn', but the config says 'gn'"),
         (other_setting("architecture", "wide_resnet"), "architecture 'resnet', but the config says 'wide_resnet'"),
     ],
@@ -268,7 +256,7 @@ def test_a_spoilt_run_is_one_line_and_nothing_is_written(
     before = tree(tmp_path)
     # The defect of a run shows before the good one is evaluated, unless it takes a forward pass to see it.
     runs = str(bad) if spoil is not_a_number else f"{good},{bad}"
-    line = refusal(main, evaluation_arguments("--run", runs, *QUICK), capsys)
+    line = refusal(main, arguments_of("--run", runs, *QUICK), capsys)
     assert words in line and (spoil is not not_a_number or "nan" in line.lower())
     assert tree(tmp_path) == before
 
@@ -278,13 +266,13 @@ def test_a_network_that_lacks_what_is_asked_for_costs_the_others_nothing(
 ) -> None:
     runs = ",".join(str(run) for run in copies(tmp_path, "bn", "ln"))
     before = tree(tmp_path)
-    line = refusal(main, evaluation_arguments("--run", runs, *QUICK, "--statistics", "batch"), capsys)
+    line = refusal(main, arguments_of("--run", runs, *QUICK, "--statistics", "batch"), capsys)
     assert "norm ln keeps no statistics, so that there is nothing to evaluate under batch; expected running" in line
     assert tree(tmp_path) == before
 
 
 def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(main, evaluation_arguments("--runs", str(tmp_path)), capsys)
+    line = refusal(main, arguments_of("--runs", str(tmp_path)), capsys)
     assert f"no run with a checkpoint in {tmp_path}/: train one with scripts/train.py" in line
 
 
@@ -292,19 +280,67 @@ def test_a_file_where_the_output_should_be(tmp_path: Path, capsys: pytest.Captur
     (run,) = copies(tmp_path, "ln")
     (run / "ood").write_text("mine")
     before = tree(tmp_path)
-    line = refusal(main, evaluation_arguments("--run", str(run), *QUICK), capsys)
+    line = refusal(main, arguments_of("--run", str(run), *QUICK), capsys)
     assert f"{run / 'ood'}: the evaluation cannot be written there (File exists)" in line
     assert tree(tmp_path) == before
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A limit on the size of files, which tables and figures fit and the report doesn't, stands for the full disk."""
+    """A limit on the size of files, which some files exceed, stands for the full disk."""
     (run,) = copies(tmp_path, "ln")
     (run / "ood" / "figures").mkdir(parents=True)
     (run / "ood" / "table.csv").write_text("of an earlier evaluation")
     before = tree(tmp_path)
-    arguments = evaluation_arguments("--run", str(run), *QUICK)
+    arguments = arguments_of("--run", str(run), *QUICK)
     with files_up_to(90_000):
         line = refusal(main, arguments, capsys)
-    assert "File too large" in line and str(run / "ood" / "report.html") in line
+    assert "File too large" in line and str(run / "ood") in line
     assert tree(tmp_path) == before
+
+
+def test_a_run_is_scored_on_images_of_the_users_own_and_its_folder_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the training images nor their data root are needed; without ID images there are scores alone."""
+    (run,) = copies(tmp_path / "shipped", "bn")
+    before = tree(run)
+    rng = np.random.default_rng(0)
+    for name in ("mine", "theirs"):
+        write_set(tmp_path / f"{name}.npz", rng.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    common = [
+        "--run",
+        str(run),
+        "--ood",
+        "theirs.npz",
+        "--statistics",
+        "running,recalibrated:target",
+        "--resamples",
+        "20",
+    ]
+    (folder,) = main([*common, "--id", "mine.npz"])
+    assert folder == Path("runs", "bn-eval") and "bn: mine against OOD" in capsys.readouterr().out
+    table = pd.read_csv(folder / "table.csv", keep_default_na=False)
+    assert (table["metric"] == "auroc").sum() == 2 * 3 and not (table["metric"] == "accuracy").any()
+    (folder,) = main([*common[:4], "--id", "none", "--out", "alone", "--resamples", "20", "--statistics", "running"])
+    assert folder == Path("alone")
+    assert not (pd.read_csv(folder / "table.csv")["metric"] == "auroc").any()
+    assert set(pd.read_parquet(folder / "scores.parquet")["dataset"]) == {"theirs"}
+    assert tree(run) == before
+
+
+def test_a_run_outside_of_runs_is_never_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = copies(tmp_path / "shipped", "ln")
+    before = tree(run)
+    monkeypatch.chdir(tmp_path)
+    assert main(evaluation_arguments("--run", str(run), *QUICK)) == [Path("runs", "ln-eval")]
+    assert tree(run) == before
+
+
+def test_help_needs_no_training_library() -> None:
+    code = (
+        "import sys; from bnood.evaluation.cli import build_parser; build_parser().format_help();"
+        "print([m for m in ('lightning', 'wandb', 'matplotlib', 'pandas', 'torchvision') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
