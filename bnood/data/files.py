@@ -1,8 +1,4 @@
-"""Images from the user's own files: one .npz archive, or a folder of image files.
-
-A resize leaves traces that a network can pick up (photographs brought down to 32 pixels beside CIFAR's native 32
-pixels), so there is exactly one filter, used wherever this package resizes (:func:`fit`), and arrays are never resized.
-"""
+"""Images from the user's own files: one .npz archive, or a folder of image files."""
 
 import heapq
 import os
@@ -18,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bnood.data.image_set import ImageSet, as_labels
+from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -47,6 +43,8 @@ def why_no_file(path: Path) -> str | None:
             return f"it is a link to {os.readlink(path)}, which cannot be read ({error.strerror})"
         missing = isinstance(error, FileNotFoundError)
         return "there is no such file" if missing else f"it cannot be read ({error.strerror})"
+    except ValueError:
+        return "no path holds a null character"
     if stat.S_ISREG(mode):
         return None if os.access(path, os.R_OK) else "it cannot be read (Permission denied)"
     if stat.S_ISDIR(mode):
@@ -76,7 +74,7 @@ def read_npz(path: Path, image_size: int | None, name: str | None = None) -> Ima
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); expected {_ARRAYS}") from error
     if "images" not in arrays:
         raise UserError(f"{path}: it has no array 'images'; expected {_ARRAYS}")
-    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]))
+    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]), arrays.get("labels"))
     if not len(found):
         raise UserError(f"{path}: it holds no images; expected at least one")
     height, width = found.images.shape[1:3]
@@ -85,8 +83,7 @@ def read_npz(path: Path, image_size: int | None, name: str | None = None) -> Ima
             f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
             "resized here, because a resize leaves traces; resize them yourself and state how)"
         )
-    labels = as_labels(arrays["labels"], len(found), str(path)) if "labels" in arrays else None
-    return ImageSet(name or path.stem, found.images, labels)
+    return ImageSet(name or path.stem, found.images, found.labels)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -215,11 +212,10 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:
-    """Shorter side to ``image_size`` (bilinear), then the square in the centre: torchvision's Resize and CenterCrop."""
-    width, height = image.size
-    shorter = min(width, height)
-    size = (int(image_size * width / shorter), int(image_size * height / shorter))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
-    return image.crop((left, top, left + image_size, top + image_size))
+    """Shorter side to ``image_size`` (bilinear, antialiased), then the square in the centre.
+
+    This is the only filter that resizes: networks pick up the traces that different filters leave.
+    """
+    from torchvision.transforms import functional  # slow to import
+
+    return functional.center_crop(functional.resize(image, [image_size]), [image_size, image_size])

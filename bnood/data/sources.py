@@ -3,15 +3,15 @@
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from bnood.data.files import Photographs, decode, fit, image_files, one_line, read_npz, why_no_file
-from bnood.data.image_set import Images, ImageSet, StreamedSet, as_labels
+from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.data.labels import dataset_labels, numbered
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
@@ -19,8 +19,7 @@ from bnood.errors import UserError
 SPLITS = ("train", "val", "test", "extra")
 
 
-@dataclass(frozen=True)
-class TorchvisionSet:
+class TorchvisionSet(NamedTuple):
     """A set that torchvision reads: its class there, our splits, and where its files lie below the data root."""
 
     reader: str
@@ -32,14 +31,12 @@ TORCHVISION = {
     "cifar10": TorchvisionSet("CIFAR10", ("train", "test"), "cifar-10-batches-py"),
     "cifar100": TorchvisionSet("CIFAR100", ("train", "test"), "cifar-100-python"),
     "svhn": TorchvisionSet("SVHN", ("train", "test", "extra"), "{split}_32x32.mat"),
-    # torchvision's splits of DTD are thirds of its 5,640 images; they are joined, as the set of all is what is scored.
+    # The test set is all 5,640 images: torchvision's train, val and test joined.
     "dtd": TorchvisionSet("DTD", ("test",), "dtd/dtd"),
     "mnist": TorchvisionSet("MNIST", ("train", "test"), "MNIST/raw"),
     "fashion_mnist": TorchvisionSet("FashionMNIST", ("train", "test"), "FashionMNIST/raw"),
 }
 """The sets known to torchvision, by the name that a config uses."""
-
-_DTD_PARTS = ("train", "val", "test")
 
 
 def data_root(root: Path | None) -> Path:
@@ -56,7 +53,6 @@ def images(
     labels: Sequence[int] | np.ndarray | Literal["auto"] | None = "auto",
     image_size: int | None = None,
     download: bool = False,
-    seed: int = 0,
     count: int | None = None,
 ) -> Images:
     """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
@@ -69,8 +65,8 @@ def images(
     4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
     Paths, datasets and ``images/**`` have no splits: every split is all of their images. Photographs are decoded when
-    they are read (:class:`StreamedSet`); with ``image_size`` they are resized now (:func:`bnood.data.files.fit`), as
-    are torchvision's arrays of another size. Arrays of an .npz, and built-in images, are never resized.
+    they are read (:class:`StreamedSet`), or resized now if there is an ``image_size`` (:func:`bnood.data.files.fit`),
+    as torchvision's arrays are. Arrays of an .npz, and built-in images, are never resized.
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
@@ -78,11 +74,11 @@ def images(
             ``svhn/test.npz``), or the class of the dataset.
         split: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
-        labels: class indices ``[N]``; None for none; ``auto`` for those of an archive, of a folder's top folders
-            (:func:`bnood.data.labels.numbered`, if every image lies in one), or of a dataset (``dataset_labels``).
+        labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
+            folders if every image lies in one (:mod:`bnood.data.labels`).
         image_size: side of the square images, in pixels; None for images as they are.
         download: let torchvision download what is missing.
-        seed, count: pixels and number of images of a built-in set; None for the split's own number.
+        count: of the images of a built-in set; None for the split's own number.
 
     Raises:
         UserError: naming the set or file that isn't known, isn't there, is damaged, or is another than described here.
@@ -91,7 +87,10 @@ def images(
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
     if isinstance(source, str | Path):
         path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
-        found = _named(path, split, data_root(root), download, image_size, seed, count)
+        try:
+            found = _named(path, split, data_root(root), download, image_size, count)
+        except OSError as error:
+            raise UserError(f"{path}: it cannot be read ({error.strerror}: {error.filename})") from error
     elif isinstance(source, ImageSet | StreamedSet):
         found = source
     else:
@@ -101,8 +100,7 @@ def images(
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
     if not (isinstance(labels, str) and labels == "auto"):
-        given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
-        found = replace(found, labels=given, folders=None)
+        found = replace(found, labels=None if labels is None else np.asarray(labels), folders=None)
     return found if name is None else found.renamed(name)
 
 
@@ -115,37 +113,35 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
 
 def check_known(name: str, root: Path | None = None) -> None:
     """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
-    known = not name or _is_path(name) or name in SYNTHETIC or name in TORCHVISION
+    known = _is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
 
 
-def _named(
-    name: str, split: str, root: Path, download: bool, image_size: int | None, seed: int, count: int | None
-) -> Images:
+def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:
     """The set that a name or a path means."""
     if split not in SPLITS:
         raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
     if name in SYNTHETIC:
         if image_size not in (None, IMAGE_SIZE):
-            raise UserError(
-                f"{name}: drawn at 32 x 32 pixels; expected an image size of {IMAGE_SIZE}, not {image_size}"
-            )
-        return synthetic_images(name, split, seed=seed, count=count)
+            raise UserError(f"{name}: drawn at 32 x 32 pixels; expected an image size of 32, not {image_size}")
+        return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
     if _is_path(name):
         return _from_path(_expanded(name), image_size)
+    if not name:
+        raise UserError(_unknown(name, root))
     folder = root / name
-    if name and (folder / f"{split}.npz").exists():
+    if (folder / f"{split}.npz").exists():
         return read_npz(folder / f"{split}.npz", image_size, name)
-    if name and (folder / "images").is_dir():
+    if (folder / "images").is_dir():
         return _from_folder(folder / "images", image_size, name)
     if name in TORCHVISION:
         return _from_torchvision(name, split, root, download, image_size)
     if name and (stored := sorted(file.stem for file in folder.glob("*.npz"))):
         raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
-    if name and Path(name).is_dir():
+    if Path(name).is_dir():
         return _from_folder(Path(name), image_size)
     raise UserError(_unknown(name, root))
 
@@ -207,12 +203,11 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
         raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
     try:
         if name == "dtd":
-            parts = [reader(root, part, download=download, loader=Path) for part in _DTD_PARTS]
+            parts = [reader(root, part, download=download, loader=Path) for part in ("train", "val", "test")]
             files = sorted(part[index][0] for part in parts for index in range(len(part)))
             return _photographs(name, files, [file.parent.name for file in files], image_size)
-        dataset = reader(
-            root, **({"split": split} if name == "svhn" else {"train": split == "train"}), download=download
-        )
+        chosen = {"split": split} if name == "svhn" else {"train": split == "train"}
+        dataset = reader(root, **chosen, download=download)
         pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
         labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
     except UserError:
@@ -224,7 +219,7 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
         pixels = np.stack([np.asarray(image) for image in resized])
     if pixels.ndim == 3:
         pixels = np.repeat(pixels[..., None], 3, axis=3)
-    return ImageSet(name, np.ascontiguousarray(pixels), labels.astype(np.int64).reshape(-1))
+    return ImageSet(name, np.ascontiguousarray(pixels), labels)
 
 
 def _fault(name: str, split: str, root: Path, download: bool, error: Exception) -> str:

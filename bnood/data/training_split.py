@@ -14,11 +14,7 @@ from bnood.errors import UserError
 
 
 def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
-    """The training images that are trained on, and those held out for validation.
-
-    Args:
-        data: ``in_distribution``, ``root``, ``validation``, ``split_seed``, ``train_count``, ``image_size`` and
-            ``download``, as in a training configuration; all but the first have defaults.
+    """The images trained on and those held out; keys as in a training config, all but ``in_distribution`` optional.
 
     Raises:
         UserError: if the images are not there or have no labels.
@@ -36,11 +32,7 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 
 def has_test_images(name: str, root: Path | None = None) -> bool:
-    """Whether a set's ``test`` images are others than its ``train`` images.
-
-    A path, and ``<root>/<name>/images/**``, have no splits (:func:`bnood.data.sources.load_images`): asked for test
-    images, they give the very images that a network was trained on.
-    """
+    """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
     if name in SYNTHETIC:
         return True
     if name.lower().endswith(".npz") or Path(name).name != name:
