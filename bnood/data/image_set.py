@@ -58,8 +58,7 @@ class ImageSet(_Selectable):
         labels: int64 ``[N]`` (other integers are converted), class indices from 0, or None.
         folders: the sorted folder names, if labels only number these (:func:`bnood.data.labels.folder_labels`).
 
-    Raises:
-        UserError: if an array is of another shape, type or length, or a label is negative.
+    Raises ``UserError`` for arrays of another shape, type or length, and for negative labels.
     """
 
     _rows = "images"
@@ -81,8 +80,9 @@ class ImageSet(_Selectable):
 class StreamedSet(_Selectable):
     """Images of a map-style dataset, read item by item whenever they are needed and never kept.
 
-    An item is an image, or a tuple or list that starts with one. An image is a PIL image, a uint8 array ``[H, W, 3]``,
-    a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
+    An item is an image, or a tuple or list that starts with one. An image is the path of an image file, a PIL image, a
+    uint8 array ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as
+    transformed already.
 
     Attributes:
         name, labels, folders: as in :class:`ImageSet`.
@@ -90,8 +90,7 @@ class StreamedSet(_Selectable):
         index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
         checked: the transforms under which items were found to be the same when read twice.
 
-    Raises:
-        UserError: if the dataset is not map-style, or labels do not fit.
+    Raises ``UserError`` if the dataset is not map-style, or labels do not fit.
     """
 
     _rows = "index"
@@ -114,4 +113,3 @@ class StreamedSet(_Selectable):
 
 
 Images = ImageSet | StreamedSet
-"""Either kind of set: both have ``name``, ``labels``, ``len``, ``subset``, ``at_most`` and ``renamed``."""
