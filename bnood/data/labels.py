@@ -26,10 +26,8 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     """The set with labels that are class indices of a network, or unlabelled with a note that says why.
 
     Labels that number folders hold if ``classes`` (names in the order of the logits, :func:`read_classes`) has every
-    folder, or else if there are as many folders as classes. Other labels are class indices already.
-
-    Raises:
-        UserError: if ``classes`` are not ``num_classes`` or lack a folder, or a label is ``num_classes`` or more.
+    folder, or else if there are as many folders as classes. Other labels are class indices already. UserError if
+    ``classes`` are not ``num_classes`` or lack a folder, or a label is ``num_classes`` or more.
     """
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
@@ -79,7 +77,7 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
         values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
     except ValueError:  # a ragged list
         return None
-    if values.shape != (len(dataset),):
+    if values.ndim != 1 or len(values) != len(dataset):
         return None
     if (transform := getattr(dataset, "target_transform", None)) is not None:
         values = np.array([transform(value) for value in values.tolist()])

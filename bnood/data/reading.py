@@ -1,4 +1,4 @@
-"""From image sets to batches: arrays by indexing, everything else decoded item by item, if asked for by workers."""
+"""From image sets to batches: arrays by indexing, everything else decoded item by item, by workers if asked for."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,12 +33,10 @@ def read_batches(
         workers: processes that decode; 0 decodes here.
 
     Returns:
-        Without a transform, images as they are: uint8 ``[n, H, W, 3]``, or float32 ``[n, 3, h, w]`` where a dataset
-        gives float tensors. With a transform, float32 ``[n, 3, h, w]``.
+        float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``.
 
     Raises:
-        UserError: if sizes are unequal, an item cannot be read, is none that :class:`StreamedSet` allows or differs
-            when it is read twice, or the transform gives no float tensor ``[3, h, w]``.
+        UserError: if sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
     """
     used = sorted({int(number) for batch in batches for number in np.unique(batch[:, 0])})
     if transform is None and all(isinstance(sets[number], ImageSet) for number in used):

@@ -51,21 +51,21 @@ def images(
 
     1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
     2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
-    3. the sets of torchvision (:data:`TORCHVISION`), with its download if asked for, and its checksums;
+    3. the sets of torchvision (:data:`TORCHVISION`), with its checksums;
     4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
-    Paths, datasets and ``images/**`` have no splits: every split is all of their images. Photographs are decoded when
-    they are read (:class:`StreamedSet`), or resized now if there is an ``image_size`` (:func:`bnood.data.files.fit`),
-    as torchvision's arrays are. Arrays of an .npz, and built-in images, are never resized.
+    Only names have splits (``train``, ``val``, ``test``, ``extra``). Photographs are decoded when they are read
+    (:class:`StreamedSet`); with an ``image_size`` in pixels they are resized now (:func:`bnood.data.files.fit`), as
+    torchvision's arrays are. Arrays of an .npz, and built-in images, are never resized.
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
         name: of the set; by default its name, folder, archive (``svhn`` for ``svhn/test.npz``) or class.
-        split: ``train``, ``val``, ``test`` or ``extra``.
+        split: of a named set.
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
             folders if every image lies in one (:mod:`bnood.data.labels`).
-        image_size: side of the square images, in pixels; None for images as they are.
+        image_size: side of the square images; None for images as they are.
         download: let torchvision download what is missing.
         count: of the images of a built-in set; None for the split's own number.
 
@@ -160,8 +160,7 @@ def _photographs(name: str, files: list[Path], folders: list[str] | None, image_
 
 def _unknown(name: str, root: Path) -> str:
     """The message for a name that is nowhere."""
-    local = sorted(each.name for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
-    local = [each for each in local if (root / each / "images").is_dir() or any((root / each).glob("*.npz"))]
+    local = sorted({file.parent.name for pattern in ("*/*.npz", "*/images") for file in root.glob(pattern)})
     known = list(dict.fromkeys([*SYNTHETIC, *TORCHVISION, *local]))
     closest = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {closest[0]!r}? " if closest else ""
@@ -200,6 +199,6 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
     if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
         resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])
-    if pixels.ndim == 3:
+    if pixels.ndim == 3:  # grey
         pixels = np.repeat(pixels[..., None], 3, axis=3)
     return ImageSet(name, np.ascontiguousarray(pixels), labels)

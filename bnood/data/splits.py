@@ -9,18 +9,12 @@ from bnood.errors import UserError
 
 
 def stratified_split(
-    labels: np.ndarray, validation: int, seed: int, name: str = "train"
+    labels: np.ndarray, validation: int, seed: int, name: str = "the set"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of training and validation images, int64, sorted; each class is divided in proportion.
+    """Indices of training images and of ``validation`` others, int64, sorted; each class is divided in proportion.
 
     Shares are rounded down or up so that the total is exact: up for the largest remainders (Hamilton's method), the
-    lower class first where remainders are equal.
-
-    Args:
-        labels: integers ``[N]``.
-        validation: how many images, from 1 to N - 1.
-        seed: 0 to 2**32 - 1.
-        name: of the set, for messages.
+    lower class first where remainders are equal. ``labels`` are integers ``[N]``, ``name`` is the set's, for messages.
 
     Raises:
         UserError: if either side or a class would be left without training images, or an argument is wrong.
@@ -50,10 +44,7 @@ def stratified_split(
 def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
     """Indices of an adaptation split and a scoring split, int64, sorted: no image is scored under its own statistics.
 
-    The scoring split has the odd one.
-
-    Raises:
-        UserError: naming the set, if there are fewer than 2 images, or the seed is not from 0 to 2**32 - 1.
+    The scoring split has the odd one. UserError if there are fewer than 2 images.
     """
     if n < 2:
         raise UserError(f"{name}: it has {n} image(s); expected at least 2, one to adapt to and one to score")
