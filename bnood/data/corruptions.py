@@ -18,8 +18,6 @@ from bnood.data.image_set import ImageSet
 from bnood.data.splits import check_seed
 from bnood.errors import UserError
 
-STRENGTHS = (1, 2, 3, 4, 5)
-
 CONSTANTS: dict[str, tuple[float, ...]] = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, where white is 1
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation of the Gaussian, in pixels
@@ -36,15 +34,15 @@ def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> 
     """The images of a set after a corruption, under the name ``<corruption>-<strength>``, with their labels.
 
     The noise of image i depends on ``seed`` and i alone, and all strengths scale the same draw, so they are paired.
-
-    Raises:
-        UserError: for an unknown corruption, a strength other than 1 to 5, or a seed other than 0 to 2**32 - 1.
+    UserError for an unknown corruption, a strength other than 1 to 5, or a seed other than 0 to 2**32 - 1.
     """
     if corruption not in CONSTANTS:
         raise UserError(f"corruption {corruption!r}: choose from {', '.join(CORRUPTIONS)}")
-    if isinstance(strength, bool) or strength not in STRENGTHS:
-        raise UserError(f"{corruption}: the strength is {strength!r}; expected an integer from 1 to {len(STRENGTHS)}")
+    if isinstance(strength, bool) or strength not in range(1, 6):
+        raise UserError(f"{corruption}: the strength is {strength!r}; expected an integer from 1 to 5")
     check_seed(seed, corruption)
+    from scipy.ndimage import gaussian_filter  # slow to import, and needed here alone
+
     constant = CONSTANTS[corruption][strength - 1]
     # The key keeps the noise apart from whatever else is drawn with the same seed.
     random = np.random.RandomState([int(seed), zlib.crc32(b"noise")])
@@ -55,15 +53,9 @@ def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> 
         if corruption == "noise":
             pixels += constant * random.standard_normal(pixels.shape)
         elif corruption == "blur":
-            pixels = _blurred(pixels, constant)
+            pixels = gaussian_filter(pixels, (0, constant, constant, 0), mode="nearest", truncate=4)
         else:
             means = pixels.mean(axis=(1, 2), keepdims=True)
             pixels = constant * (pixels - means) + means
         corrupted[rows] = np.rint(np.clip(255 * pixels, 0, 255))
     return ImageSet(f"{corruption}-{strength}", corrupted, images.labels)
-
-
-def _blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    from scipy.ndimage import gaussian_filter  # slow to import, and needed here alone
-
-    return gaussian_filter(pixels, (0, sigma, sigma, 0), mode="nearest", truncate=4)

@@ -22,8 +22,7 @@ class _Selectable:
     def subset(self, index: np.ndarray) -> Self:
         """The images at ``index`` (integers), in that order."""
         labels = None if self.labels is None else self.labels[index]
-        rows = {self._rows: getattr(self, self._rows)[index]}
-        return replace(self, labels=labels, **rows)  # type: ignore[type-var]
+        return replace(self, labels=labels, **{self._rows: getattr(self, self._rows)[index]})  # type: ignore[type-var]
 
     def at_most(self, count: int | None, seed: int) -> Self:
         """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""

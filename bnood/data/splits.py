@@ -15,9 +15,7 @@ def stratified_split(
 
     Shares are rounded down or up so that the total is exact: up for the largest remainders (Hamilton's method), the
     lower class first where remainders are equal. ``labels`` are integers ``[N]``, ``name`` is the set's, for messages.
-
-    Raises:
-        UserError: if either side or a class would be left without training images, or an argument is wrong.
+    UserError if either side or a class would be left without training images.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{name}: labels are {labels.dtype} {list(labels.shape)}; expected integers [N], one per image")

@@ -43,9 +43,7 @@ def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSe
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
     Sets and splits have separate random streams. The first n images do not depend on ``count``.
-
-    Raises:
-        UserError: for an unknown set or split, or a count below 1.
+    UserError for an unknown set or split, or a count below 1.
     """
     if name not in SYNTHETIC:
         raise UserError(f"no built-in set {name!r}: choose one of {', '.join(SYNTHETIC)}")
