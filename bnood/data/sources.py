@@ -34,6 +34,11 @@ def data_root(root: Path | None) -> Path:
     return _expanded(root or os.environ.get("BNOOD_DATA") or "data")
 
 
+def is_path(name: str) -> bool:
+    """Whether a string is a path, and not the name of a set."""
+    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
+
+
 def images(
     source: str | Path | Images | Any,
     *,
@@ -75,7 +80,7 @@ def images(
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
     if isinstance(source, str | Path):
-        path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
+        path = str(source) if isinstance(source, str) or is_path(str(source)) else f"./{source}"
         try:
             found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
@@ -100,7 +105,7 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
 
 def check_known(name: str, root: Path | None = None) -> None:
     """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
-    known = _is_path(name) or name in SYNTHETIC or name in TORCHVISION
+    known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
 
@@ -115,7 +120,7 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
-    if _is_path(name):
+    if is_path(name):
         path = _expanded(name)
         if path.is_dir():
             return _from_folder(path, image_size)
@@ -138,10 +143,6 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
 
 def _expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
-
-
-def _is_path(name: str) -> bool:
-    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
 
 
 def _from_folder(path: Path, image_size: int | None, name: str | None = None) -> Images:

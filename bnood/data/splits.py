@@ -17,8 +17,6 @@ def stratified_split(
     lower class first where remainders are equal. ``labels`` are integers ``[N]``, ``name`` is the set's, for messages.
     UserError if either side or a class would be left without training images.
     """
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(f"{name}: labels are {labels.dtype} {list(labels.shape)}; expected integers [N], one per image")
     count = len(labels)
     if isinstance(validation, bool) or not isinstance(validation, int) or not 1 <= validation < count:
         raise UserError(f"{name}: validation is {validation!r}; expected a number of images from 1 to {count - 1}")

@@ -43,10 +43,8 @@ def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSe
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
     Sets and splits have separate random streams. The first n images do not depend on ``count``.
-    UserError for an unknown set or split, or a count below 1.
+    UserError for a split that the set lacks, or a count below 1.
     """
-    if name not in SYNTHETIC:
-        raise UserError(f"no built-in set {name!r}: choose one of {', '.join(SYNTHETIC)}")
     recipe = SYNTHETIC[name]
     if split not in recipe.splits:
         raise UserError(f"the built-in set {name!r} has no split {split!r}: choose one of {', '.join(recipe.splits)}")

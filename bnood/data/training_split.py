@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import TORCHVISION, data_root, load_images
+from bnood.data.sources import TORCHVISION, data_root, is_path, load_images
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
@@ -33,10 +33,8 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 def has_test_images(name: str, root: Path | None = None) -> bool:
     """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
-    if name in SYNTHETIC:
-        return True
-    if name.lower().endswith(".npz") or Path(name).name != name:
-        return False
+    if name in SYNTHETIC or is_path(name):
+        return name in SYNTHETIC
     folder = data_root(root) / name
     if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
         return True
