@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from pictures import pixels, resized_by_torchvision, save
+from pictures import pixels, refused, resized_by_torchvision, save
 from PIL import Image
 from torchvision import datasets
 
@@ -16,15 +16,6 @@ from bnood.data.image_set import StreamedSet
 from bnood.data.sources import check_known, data_root, images, load_images
 from bnood.data.synthetic import synthetic_images
 from bnood.errors import UserError
-
-
-def refused(name: str, split: str = "test", root: Path | None = None, **options) -> str:
-    """The message with which a set is refused."""
-    with pytest.raises(UserError) as caught:
-        load_images(name, split, root, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # --- names -------------------------------------------------------------------------------------------------------
 
@@ -187,18 +178,14 @@ def test_dtd_joins_its_three_splits(tmp_path: Path) -> None:
     assert "dtd: the images of split 'test' aren't there or not whole (FileNotFound" in refused("dtd", root=tmp_path)
 
 
-def write_mnist(folder: Path, prefix: str, images: np.ndarray, labels: list[int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    head = struct.pack(">IIII", 0x803, *images.shape)
-    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
-
-
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
 def test_mnist(tmp_path: Path, name: str, folder: str) -> None:
     raw, images = tmp_path / folder / "raw", pixels(3, 28, 28)
-    write_mnist(raw, "train", pixels(5, 28, 28, seed=1), [9] * 5)  # torchvision wants all files
-    write_mnist(raw, "t10k", images, [7, 2, 1])
+    raw.mkdir(parents=True)
+    for part, labels in {"train": [9, 9, 9], "t10k": [7, 2, 1]}.items():  # torchvision wants the files of both
+        head = struct.pack(">IIII", 0x803, *images.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes(labels))
     loaded = load_images(name, "test", tmp_path)
     assert loaded.images.flags.c_contiguous and loaded.labels is not None and loaded.labels.tolist() == [7, 2, 1]
     np.testing.assert_array_equal(loaded.images[1], resized_by_torchvision(Image.fromarray(images[1]).convert("RGB")))
