@@ -1,24 +1,18 @@
-"""Images from the user's own files: one .npz archive, or a folder of image files.
-
-A resize leaves traces that a network can pick up (photographs brought down to 32 pixels beside CIFAR's native 32
-pixels), so there is exactly one filter, used wherever this package resizes (:func:`fit`), and arrays are never resized.
-"""
+"""Images from the user's own files: one .npz archive, or a folder of image files."""
 
 import heapq
 import os
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from bnood.data.image_set import ImageSet, as_labels
+from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -26,11 +20,6 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 # Only these are opened, whatever the suffix: their depth is known to _bits.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_ARRAYS = "'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
-# What Pillow's decoders and numpy's reader raise on files that are cut short or damaged.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
-_ARCHIVE_ERRORS = (*_DECODING_ERRORS, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 def one_line(error: BaseException) -> str:
@@ -39,56 +28,44 @@ def one_line(error: BaseException) -> str:
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why a path cannot be read as a regular file, or None. It is not opened: opening a named pipe would wait."""
+    """Why a path is no regular file, or None. It is not opened: opening a named pipe would wait."""
     try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        if path.is_symlink():
-            return f"it is a link to {os.readlink(path)}, which cannot be read ({error.strerror})"
-        missing = isinstance(error, FileNotFoundError)
-        return "there is no such file" if missing else f"it cannot be read ({error.strerror})"
-    except ValueError:
-        return "no path holds a null character"
-    if stat.S_ISREG(mode):
-        return None if os.access(path, os.R_OK) else "it cannot be read (Permission denied)"
-    if stat.S_ISDIR(mode):
-        return "it is a folder"
-    return "it is a named pipe" if stat.S_ISFIFO(mode) else "it is a device or a socket"
+        if stat.S_ISREG(path.stat().st_mode):
+            return None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        link = f" through a link to {os.readlink(path)}" if path.is_symlink() else ""
+        return f"it cannot be read{link} ({getattr(error, 'strerror', error)})"
+    return "it is a folder, a named pipe, a device or a socket"
 
 
-def read_npz(path: Path, image_size: int | None, name: str | None = None) -> ImageSet:
+def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
     """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels``, integers ``[N]``.
 
-    Raises:
-        UserError: if the file cannot be read or lacks ``images``, an array has another type, shape or length, holds
-            Python objects (pickles are never loaded), or H and W differ from ``image_size`` (None: any).
+    Pickles are never loaded. UserError for other arrays, and if H or W is not ``image_size`` (None: any).
     """
+    expected = "expected an .npz archive with 'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
     if (reason := why_no_file(path)) is not None:
-        raise UserError(f"{path}: {reason}; expected an .npz archive with {_ARRAYS}")
-    # The list of contents is at the end of an archive, so a file that was cut short fails here.
-    if not zipfile.is_zipfile(path):
-        reason = "it is cut short or not an .npz archive" if path.stat().st_size else "the file is empty"
-        raise UserError(f"{path}: {reason}; expected an archive written by numpy.savez, with {_ARRAYS}")
+        raise UserError(f"{path}: {reason}; {expected}, or a folder of images")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("images", "labels") if key in archive.files}
-    except MemoryError as error:
-        raise UserError(f"{path}: its arrays are larger than the memory ({one_line(error)})") from error
-    except _ARCHIVE_ERRORS as error:
-        raise UserError(f"{path}: the archive can't be read ({one_line(error)}); expected {_ARRAYS}") from error
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here
+                raise UserError(f"{path}: it is cut short or not an .npz archive; {expected}")
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in ("images", "labels") if key in archive.files}
+    except UserError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen types on damaged archives
+        raise UserError(f"{path}: the archive can't be read ({one_line(error)}); {expected}") from error
     if "images" not in arrays:
-        raise UserError(f"{path}: it has no array 'images'; expected {_ARRAYS}")
-    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]))
-    if not len(found):
-        raise UserError(f"{path}: it holds no images; expected at least one")
+        raise UserError(f"{path}: it has no array 'images'; {expected}")
+    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]), arrays.get("labels"))
     height, width = found.images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
         raise UserError(
             f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
             "resized here, because a resize leaves traces; resize them yourself and state how)"
         )
-    labels = as_labels(arrays["labels"], len(found), str(path)) if "labels" in arrays else None
-    return ImageSet(name or path.stem, found.images, labels)
+    return found.renamed(name)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -96,16 +73,8 @@ def image_files(folder: Path) -> list[Path]:
 
     Hidden files and folders are left out. Links are followed, except to folders above, and each file on the disk is
     listed once, however many links and hard links lead to it: by its own path rather than by a link. A copy under
-    another name is a file of its own and counts as an image of its own: remove copies before splitting a set.
-
-    Raises:
-        UserError: if the folder is missing, unreadable or without images, or something with an image's name is no
-            regular file (a named pipe, a device, a link to nothing).
+    another name counts as an image of its own. UserError if there are no images, or one is no regular file.
     """
-    expected = f"expected a folder of images ({', '.join(SUFFIXES)})"
-    if not folder.is_dir():
-        problem = why_no_file(folder) or "it is a file"
-        raise UserError(f"{folder}: {problem.replace('such file', 'such folder')}; {expected}")
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
     waiting = [(False, folder)]  # a heap: what needs no link comes first
@@ -114,12 +83,10 @@ def image_files(folder: Path) -> list[Path]:
         if _identity(place) in walked:
             continue
         walked.add(_identity(place))
-        try:
-            entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
-        except OSError as error:
-            raise UserError(f"{place}: the folder can't be read ({error.strerror})") from error
-        for entry in entries:
+        for entry in os.scandir(place):
             each = (linked or entry.is_symlink(), place / entry.name)
+            if entry.name.startswith("."):
+                continue
             if entry.is_dir():
                 heapq.heappush(waiting, each)
             elif entry.name.lower().endswith(SUFFIXES):
@@ -130,7 +97,7 @@ def image_files(folder: Path) -> list[Path]:
     for _, path in sorted(found):
         files.setdefault(_identity(path), path)
     if not files:
-        raise UserError(f"{folder}: there are no images in it or below it; {expected}")
+        raise UserError(f"{folder}: there are no images in it or below it; expected {', '.join(SUFFIXES)}")
     return sorted(files.values())
 
 
@@ -139,23 +106,10 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-class Photographs:
-    """Map-style dataset of image files: PIL images in mode RGB, decoded when they are asked for."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return open_image(self.files[index])
-
-
 def decode(files: Sequence[Path], image_size: int) -> np.ndarray:
     """The images of some files at one size (:func:`fit`): uint8 ``[N, image_size, image_size, 3]``."""
     images = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    with ThreadPoolExecutor(_THREADS) as pool:  # Pillow decodes and resizes outside the interpreter's lock.
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
         for index, image in enumerate(pool.map(lambda file: fit(open_image(file), image_size), files)):
             images[index] = np.asarray(image)
     return images
@@ -173,24 +127,13 @@ def open_image(file: Path) -> Image.Image:
             if _bits(image) > 8:
                 raise UserError(f"{file}: the image has {_bits(image)} bits per channel; expected 8")
             if max(image.size) > 1000 * min(image.size):  # resizing its shorter side would take all memory
-                raise UserError(
-                    f"{file}: the image has {image.width} x {image.height} pixels; expected sides up to 1000:1"
-                )
+                raise UserError(f"{file}: the image is {image.width} x {image.height}; expected sides up to 1000:1")
             return as_rgb(image, str(file))
     except UserError:
         raise
-    except (Image.DecompressionBombError, *_DECODING_ERRORS) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            problem = f"the image has more pixels than the limit of {limit}; expected a smaller one"
-        elif isinstance(error, UnidentifiedImageError):
-            empty = file.stat().st_size == 0
-            problem = "it is empty" if empty else f"it is no image of a known format; expected {', '.join(_FORMATS)}"
-        elif isinstance(error, OSError) and error.errno is not None:
-            problem = f"it cannot be read ({error.strerror})"
-        else:
-            problem = f"the image is corrupt or cut short ({one_line(error)}); expected a complete file"
-        raise UserError(f"{file}: {problem}") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        expected = f"a complete file ({', '.join(_FORMATS)}) within Pillow's limit of pixels"
+        raise UserError(f"{file}: the image cannot be read ({one_line(error)}); expected {expected}") from error
 
 
 def _bits(image: Image.Image) -> int:
@@ -217,11 +160,10 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:
-    """Shorter side to ``image_size`` (bilinear), then the square in the centre: torchvision's Resize and CenterCrop."""
-    width, height = image.size
-    shorter = min(width, height)
-    size = (int(image_size * width / shorter), int(image_size * height / shorter))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
-    return image.crop((left, top, left + image_size, top + image_size))
+    """Shorter side to ``image_size`` (bilinear, antialiased), then the square in the centre.
+
+    This is the only filter that resizes: networks pick up the traces that different filters leave.
+    """
+    from torchvision.transforms import functional  # slow to import
+
+    return functional.center_crop(functional.resize(image, [image_size]), [image_size, image_size])

@@ -1,7 +1,7 @@
 """Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -10,10 +10,11 @@ from bnood.errors import UserError
 
 
 class _Selectable:
-    """What both kinds of image set can do."""
+    """What both kinds of image set can do; ``_rows`` names the attribute with one entry per image."""
 
+    name: str
     labels: np.ndarray | None
-    _rows: ClassVar[str]  # the attribute with one entry per image
+    _rows: str
 
     def __len__(self) -> int:
         return len(getattr(self, self._rows))
@@ -21,8 +22,7 @@ class _Selectable:
     def subset(self, index: np.ndarray) -> Self:
         """The images at ``index`` (integers), in that order."""
         labels = None if self.labels is None else self.labels[index]
-        rows = {self._rows: getattr(self, self._rows)[index]}
-        return replace(self, labels=labels, **rows)  # type: ignore[type-var]
+        return replace(self, labels=labels, **{self._rows: getattr(self, self._rows)[index]})  # type: ignore[type-var]
 
     def at_most(self, count: int | None, seed: int) -> Self:
         """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""
@@ -34,6 +34,18 @@ class _Selectable:
         """The same images under another name."""
         return replace(self, name=name)  # type: ignore[type-var]
 
+    def _check_labels(self) -> None:
+        """Make integer labels int64; refuse any that are no class indices, or not one per image."""
+        if (labels := self.labels) is None:
+            return
+        if labels.dtype.kind not in "iu" or labels.shape != (len(self),):
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise UserError(f"{self.name}: labels are {found}; expected int64 [{len(self)}], one per image")
+        if len(self) and not 0 <= labels.min() <= labels.max() < 2**63:
+            found = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{self.name}: labels are {found}; expected class indices from 0 up, within int64")
+        object.__setattr__(self, "labels", np.ascontiguousarray(labels, np.int64))
+
 
 @dataclass(frozen=True)
 class ImageSet(_Selectable):
@@ -42,14 +54,13 @@ class ImageSet(_Selectable):
     Attributes:
         name: as in configs, tables and plots (``svhn``).
         images: uint8 ``[N, H, W, 3]``, RGB; for reading only.
-        labels: int64 ``[N]``, class indices from 0, or None.
+        labels: int64 ``[N]`` (other integers are converted), class indices from 0, or None.
         folders: the sorted folder names, if labels only number these (:func:`bnood.data.labels.folder_labels`).
 
-    Raises:
-        UserError: if an array is of another shape, type or length, or a label is negative.
+    Raises ``UserError`` for arrays of another shape, type or length, and for negative labels.
     """
 
-    _rows: ClassVar[str] = "images"
+    _rows = "images"
     name: str
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -61,27 +72,27 @@ class ImageSet(_Selectable):
                 f"{self.name}: images are {self.images.dtype} {list(self.images.shape)}; "
                 f"expected uint8 [N, H, W, 3] (RGB, 0 to 255)"
             )
-        _check_labels(self.labels, len(self), self.name)
+        self._check_labels()
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedSet(_Selectable):
     """Images of a map-style dataset, read item by item whenever they are needed and never kept.
 
-    An item is an image, or a tuple or list that starts with one. An image is a PIL image, a uint8 array ``[H, W, 3]``,
-    a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
+    An item is an image, or a tuple or list that starts with one. An image is the path of an image file, a PIL image, a
+    uint8 array ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as
+    transformed already.
 
     Attributes:
-        name: as in :class:`ImageSet`, and so are ``labels`` and ``folders``.
+        name, labels, folders: as in :class:`ImageSet`.
         dataset: has ``__len__`` and ``__getitem__``; it must give the same item whenever it is asked.
         index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
         checked: the transforms under which items were found to be the same when read twice.
 
-    Raises:
-        UserError: if the dataset is not map-style, or labels do not fit.
+    Raises ``UserError`` if the dataset is not map-style, or labels do not fit.
     """
 
-    _rows: ClassVar[str] = "index"
+    _rows = "index"
     name: str
     dataset: Any
     labels: np.ndarray | None = None
@@ -95,31 +106,9 @@ class StreamedSet(_Selectable):
                 f"{self.name}: it is a {type(self.dataset).__name__}; expected the name or path of a set, or a "
                 "map-style dataset (with __len__ and __getitem__)"
             )
-        index = np.arange(len(self.dataset)) if self.index is None else np.asarray(self.index, np.int64)
-        object.__setattr__(self, "index", index)
-        _check_labels(self.labels, len(self), self.name)
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self.dataset)))
+        self._check_labels()
 
 
 Images = ImageSet | StreamedSet
-"""Either kind of set: both have ``name``, ``labels``, ``len``, ``subset``, ``at_most`` and ``renamed``."""
-
-
-def as_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
-    """Integer labels as int64 ``[count]``.
-
-    Raises:
-        UserError: if they are no integers from 0 up that int64 holds, or not one per image.
-    """
-    if labels.dtype == np.uint64 and labels.size and labels.max() >= 2**63:
-        raise UserError(f"{where}: labels reach {labels.max()}; expected int64, at most {2**63 - 1}")
-    labels = np.ascontiguousarray(labels, np.int64) if labels.dtype.kind in "iu" and labels.ndim else labels
-    _check_labels(labels, count, where)
-    return labels
-
-
-def _check_labels(labels: np.ndarray | None, count: int, where: str) -> None:
-    if labels is not None and (labels.dtype != np.int64 or labels.shape != (count,)):
-        found = f"{labels.dtype} {list(labels.shape)}"
-        raise UserError(f"{where}: labels are {found}; expected int64 [{count}], one per image")
-    if labels is not None and count and labels.min() < 0:
-        raise UserError(f"{where}: a label is {labels.min()}; expected class indices from 0 up")

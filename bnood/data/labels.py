@@ -12,24 +12,22 @@ from bnood.errors import UserError
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels int64 ``[N]`` from the name of each image's folder, and the sorted names that they number.
+    """Integer labels ``[N]`` from the name of each image's folder, and the sorted names that they number.
 
     If every name is an integer, it is the class index, and no names are returned: nothing was numbered.
     """
     if all(name.isdecimal() for name in folders):
-        return np.array([int(name) for name in folders], np.int64), None
+        return np.array([int(name) for name in folders]), None
     names, labels = np.unique(folders, return_inverse=True)
-    return labels.astype(np.int64).reshape(-1), tuple(str(name) for name in names)
+    return labels, tuple(names.tolist())
 
 
 def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: int) -> tuple[Images, str | None]:
     """The set with labels that are class indices of a network, or unlabelled with a note that says why.
 
     Labels that number folders hold if ``classes`` (names in the order of the logits, :func:`read_classes`) has every
-    folder, or else if there are as many folders as classes. Other labels are class indices already.
-
-    Raises:
-        UserError: if ``classes`` are not ``num_classes`` or lack a folder, or a label is ``num_classes`` or more.
+    folder, or else if there are as many folders as classes. Other labels are class indices already. UserError if
+    ``classes`` are not ``num_classes`` or lack a folder, or a label is ``num_classes`` or more.
     """
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
@@ -42,7 +40,7 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     if classes is not None:
         if missing := [name for name in images.folders if name not in classes]:
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")
-        order = np.array([classes.index(name) for name in images.folders], np.int64)
+        order = np.array([classes.index(name) for name in images.folders])
         return replace(images, labels=order[images.labels], folders=None), None
     if len(images.folders) == num_classes:
         return replace(images, folders=None), None
@@ -67,24 +65,20 @@ def read_classes(path: Path) -> list[str]:
 
 
 def dataset_labels(dataset: Any) -> np.ndarray | None:
-    """The labels of a map-style dataset without reading its items, or None.
+    """The integer labels of a map-style dataset without reading its items, or None.
 
-    Looks at ``targets``, ``labels`` and ``samples`` as torchvision's datasets have them, sees through
-    ``torch.utils.data.Subset``, and applies the dataset's ``target_transform``.
+    Looks at ``targets`` and ``labels`` as torchvision's datasets have them, applies the dataset's ``target_transform``,
+    and sees through ``torch.utils.data.Subset``.
     """
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
         labels = dataset_labels(dataset.dataset)
         return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
-    for attribute in ("targets", "labels", "samples"):
-        values: Any = getattr(dataset, attribute, None)
-        if not isinstance(values, list | tuple) and not hasattr(values, "tolist"):
-            continue
-        if attribute == "samples":
-            values = [sample[-1] for sample in values if isinstance(sample, tuple)]
-        if (transform := getattr(dataset, "target_transform", None)) is not None:
-            values = [transform(value) for value in values]
-        array = np.array(values, object) if isinstance(values, list) else np.asarray(values)
-        kinds = {type(value) for value in array.ravel()}
-        if array.shape == (len(dataset),) and all(issubclass(kind, int | np.integer) for kind in kinds):
-            return array.astype(np.int64)
-    return None
+    try:
+        values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+    except ValueError:  # a ragged list
+        return None
+    if values.ndim != 1 or len(values) != len(dataset):
+        return None
+    if (transform := getattr(dataset, "target_transform", None)) is not None:
+        values = np.array([transform(value) for value in values.tolist()])
+    return values if values.dtype.kind in "iu" and values.shape == (len(dataset),) else None

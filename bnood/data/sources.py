@@ -3,48 +3,40 @@
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
 
-from bnood.data.files import Photographs, decode, fit, image_files, one_line, read_npz, why_no_file
-from bnood.data.image_set import Images, ImageSet, StreamedSet, as_labels
+from bnood.data.files import decode, fit, image_files, one_line, read_npz
+from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.data.labels import dataset_labels, numbered
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
 SPLITS = ("train", "val", "test", "extra")
 
-
-@dataclass(frozen=True)
-class TorchvisionSet:
-    """A set that torchvision reads: its class there, our splits, and where its files lie below the data root."""
-
-    reader: str
-    splits: tuple[str, ...]
-    place: str
-
-
-TORCHVISION = {
-    "cifar10": TorchvisionSet("CIFAR10", ("train", "test"), "cifar-10-batches-py"),
-    "cifar100": TorchvisionSet("CIFAR100", ("train", "test"), "cifar-100-python"),
-    "svhn": TorchvisionSet("SVHN", ("train", "test", "extra"), "{split}_32x32.mat"),
-    # torchvision's splits of DTD are thirds of its 5,640 images; they are joined, as the set of all is what is scored.
-    "dtd": TorchvisionSet("DTD", ("test",), "dtd/dtd"),
-    "mnist": TorchvisionSet("MNIST", ("train", "test"), "MNIST/raw"),
-    "fashion_mnist": TorchvisionSet("FashionMNIST", ("train", "test"), "FashionMNIST/raw"),
+TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cifar10": ("CIFAR10", ("train", "test")),
+    "cifar100": ("CIFAR100", ("train", "test")),
+    "svhn": ("SVHN", ("train", "test", "extra")),
+    "dtd": ("DTD", ("test",)),  # all 5,640 images: torchvision's train, val and test joined
+    "mnist": ("MNIST", ("train", "test")),
+    "fashion_mnist": ("FashionMNIST", ("train", "test")),
 }
-"""The sets known to torchvision, by the name that a config uses."""
-
-_DTD_PARTS = ("train", "val", "test")
+"""The sets known to torchvision, by the name that a config uses: its class, and our splits."""
 
 
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, else the environment's ``BNOOD_DATA``, else ``./data``."""
     return _expanded(root or os.environ.get("BNOOD_DATA") or "data")
+
+
+def is_path(name: str) -> bool:
+    """Whether a string is a path, and not the name of a set."""
+    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
 
 
 def images(
@@ -56,7 +48,6 @@ def images(
     labels: Sequence[int] | np.ndarray | Literal["auto"] | None = "auto",
     image_size: int | None = None,
     download: bool = False,
-    seed: int = 0,
     count: int | None = None,
 ) -> Images:
     """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
@@ -65,36 +56,35 @@ def images(
 
     1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
     2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
-    3. the sets of torchvision (:data:`TORCHVISION`), with its download if asked for, and its checksums;
+    3. the sets of torchvision (:data:`TORCHVISION`), with its checksums;
     4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
-    Paths, datasets and ``images/**`` have no splits: every split is all of their images. Photographs are decoded when
-    they are read (:class:`StreamedSet`); with ``image_size`` they are resized now (:func:`bnood.data.files.fit`), as
-    are torchvision's arrays of another size. Arrays of an .npz, and built-in images, are never resized.
+    Only names have splits (``train``, ``val``, ``test``, ``extra``). Photographs are decoded when they are read
+    (:class:`StreamedSet`); with an ``image_size`` in pixels they are resized now (:func:`bnood.data.files.fit`), as
+    torchvision's arrays are. Arrays of an .npz, and built-in images, are never resized.
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
-        name: of the set; by default the name given, the folder, the stem of the archive (``svhn`` for
-            ``svhn/test.npz``), or the class of the dataset.
-        split: ``train``, ``val``, ``test`` or ``extra``.
+        name: of the set; by default its name, folder, archive (``svhn`` for ``svhn/test.npz``) or class.
+        split: of a named set.
         root: folder of the data sets (:func:`data_root`).
-        labels: class indices ``[N]``; None for none; ``auto`` for those of an archive, of a folder's top folders
-            (:func:`bnood.data.labels.numbered`, if every image lies in one), or of a dataset (``dataset_labels``).
-        image_size: side of the square images, in pixels; None for images as they are.
+        labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
+            folders if every image lies in one (:mod:`bnood.data.labels`).
+        image_size: side of the square images; None for images as they are.
         download: let torchvision download what is missing.
-        seed, count: pixels and number of images of a built-in set; None for the split's own number.
+        count: of the images of a built-in set; None for the split's own number.
 
     Raises:
         UserError: naming the set or file that isn't known, isn't there, is damaged, or is another than described here.
     """
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
     if isinstance(source, str | Path):
-        path = str(source) if isinstance(source, str) or _is_path(str(source)) else f"./{source}"
+        path = str(source) if isinstance(source, str) or is_path(str(source)) else f"./{source}"
         try:
-            found = _named(path, split, data_root(root), download, image_size, seed, count)
+            found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
-            raise UserError(f"{path}: it cannot be read ({error.strerror}: {error.filename})") from error
+            raise UserError(f"{path}: it cannot be read ({one_line(error)}); expected a name or a path") from error
     elif isinstance(source, ImageSet | StreamedSet):
         found = source
     else:
@@ -104,74 +94,55 @@ def images(
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
     if not (isinstance(labels, str) and labels == "auto"):
-        given = None if labels is None else as_labels(np.asarray(labels), len(found), found.name)
-        found = replace(found, labels=given, folders=None)
+        found = replace(found, labels=None if labels is None else np.asarray(labels), folders=None)
     return found if name is None else found.renamed(name)
 
 
 def load_images(name: str, split: str, root: Path | None = None, *, image_size: int = 32, **options: Any) -> ImageSet:
     """The images of a set as one array; arguments and errors as for :func:`images`."""
-    found = images(name, split=split, root=root, image_size=image_size, **options)
-    assert isinstance(found, ImageSet)  # as image_size is given
-    return found
+    return cast(ImageSet, images(name, split=split, root=root, image_size=image_size, **options))
 
 
 def check_known(name: str, root: Path | None = None) -> None:
     """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
-    known = not name or _is_path(name) or name in SYNTHETIC or name in TORCHVISION
+    known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
 
 
-def _named(
-    name: str, split: str, root: Path, download: bool, image_size: int | None, seed: int, count: int | None
-) -> Images:
+def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:
     """The set that a name or a path means."""
     if split not in SPLITS:
         raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
     if name in SYNTHETIC:
         if image_size not in (None, IMAGE_SIZE):
-            raise UserError(
-                f"{name}: drawn at 32 x 32 pixels; expected an image size of {IMAGE_SIZE}, not {image_size}"
-            )
-        return synthetic_images(name, split, seed=seed, count=count)
+            raise UserError(f"{name}: drawn at 32 x 32 pixels; expected an image size of 32, not {image_size}")
+        return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
-    if _is_path(name):
-        return _from_path(_expanded(name), image_size)
+    if is_path(name):
+        path = _expanded(name)
+        if path.is_dir():
+            return _from_folder(path, image_size)
+        return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
+    if not name:
+        raise UserError(_unknown(name, root))
     folder = root / name
-    if name and (folder / f"{split}.npz").exists():
+    if (folder / f"{split}.npz").exists():
         return read_npz(folder / f"{split}.npz", image_size, name)
-    if name and (folder / "images").is_dir():
+    if (folder / "images").is_dir():
         return _from_folder(folder / "images", image_size, name)
     if name in TORCHVISION:
         return _from_torchvision(name, split, root, download, image_size)
-    if name and (stored := sorted(file.stem for file in folder.glob("*.npz"))):
+    if stored := sorted(file.stem for file in folder.glob("*.npz")):
         raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
-    if name and Path(name).is_dir():
+    if Path(name).is_dir():
         return _from_folder(Path(name), image_size)
     raise UserError(_unknown(name, root))
 
 
-def _is_path(name: str) -> bool:
-    return name.lower().endswith(".npz") or name in (".", "..") or os.sep in name or "/" in name
-
-
 def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error}; expected a path without ~") from error
-
-
-def _from_path(path: Path, image_size: int | None) -> Images:
-    if path.is_dir():
-        return _from_folder(path, image_size)
-    if path.suffix.lower() == ".npz":
-        folder = path.resolve().parent.name if path.stem in SPLITS else ""
-        return read_npz(path, image_size, folder or path.stem)
-    problem = (why_no_file(path) or "it is a file of another kind").replace("such file", "such file or folder")
-    raise UserError(f"{path}: {problem}; expected an .npz archive or a folder of images")
+    return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
 
 
 def _from_folder(path: Path, image_size: int | None, name: str | None = None) -> Images:
@@ -184,14 +155,13 @@ def _from_folder(path: Path, image_size: int | None, name: str | None = None) ->
 def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
     labels, names = (None, None) if folders is None else numbered(folders)
     if image_size is None:
-        return StreamedSet(name, Photographs(files), labels, folders=names)
+        return StreamedSet(name, files, labels, folders=names)
     return ImageSet(name, decode(files, image_size), labels, names)
 
 
 def _unknown(name: str, root: Path) -> str:
     """The message for a name that is nowhere."""
-    local = sorted(each.name for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
-    local = [each for each in local if (root / each / "images").is_dir() or any((root / each).glob("*.npz"))]
+    local = sorted({file.parent.name for pattern in ("*/*.npz", "*/images") for file in root.glob(pattern)})
     known = list(dict.fromkeys([*SYNTHETIC, *TORCHVISION, *local]))
     closest = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {closest[0]!r}? " if closest else ""
@@ -204,48 +174,32 @@ def _unknown(name: str, root: Path) -> str:
 def _from_torchvision(name: str, split: str, root: Path, download: bool, image_size: int | None) -> Images:
     from torchvision import datasets  # slow to import, and needed here alone
 
-    reader, splits = getattr(datasets, TORCHVISION[name].reader), TORCHVISION[name].splits
+    class_name, splits = TORCHVISION[name]
+    reader = getattr(datasets, class_name)
     if split not in splits:
         joined = " (train, val and test joined)" if name == "dtd" else ""
         raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
     try:
         if name == "dtd":
-            parts = [reader(root, part, download=download, loader=Path) for part in _DTD_PARTS]
+            parts = [reader(root, part, download=download, loader=Path) for part in ("train", "val", "test")]
             files = sorted(part[index][0] for part in parts for index in range(len(part)))
             return _photographs(name, files, [file.parent.name for file in files], image_size)
-        dataset = reader(
-            root, **({"split": split} if name == "svhn" else {"train": split == "train"}), download=download
-        )
-        pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
-        labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
+        chosen = {"split": split} if name == "svhn" else {"train": split == "train"}
+        dataset = reader(root, **chosen, download=download)
     except UserError:
         raise
     except Exception as error:  # readers and downloads raise a dozen types on files that are missing or damaged
-        raise UserError(_fault(name, split, root, download, error)) from error
+        # With a download, too: torchvision takes a folder that exists for complete, and then downloads nothing.
+        raise UserError(
+            f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)}); expected "
+            f"{root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below {root}: remove "
+            "damaged ones, get them with --data.download true, or say with --data.root or BNOOD_DATA where they are"
+        ) from error
+    pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
+    labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
     if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
         resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])
-    if pixels.ndim == 3:
+    if pixels.ndim == 3:  # grey
         pixels = np.repeat(pixels[..., None], 3, axis=3)
-    return ImageSet(name, np.ascontiguousarray(pixels), labels.astype(np.int64).reshape(-1))
-
-
-def _fault(name: str, split: str, root: Path, download: bool, error: Exception) -> str:
-    """Why torchvision could not read a set, and what would be right."""
-    place = root / TORCHVISION[name].place.format(split=split)
-    if download:
-        # torchvision takes some folders for complete because they exist, and then downloads nothing.
-        return (
-            f"{name}: the download to {root} failed ({one_line(error)}); expected a server that can be reached, and no "
-            f"incomplete {place} from an earlier attempt"
-        )
-    if not place.exists():
-        return (
-            f"{name}: the images of split {split!r} aren't there; looked for {root / name / f'{split}.npz'}, "
-            f"{root / name / 'images'} and {place}; download them with --data.download true, or say with --data.root "
-            "or BNOOD_DATA where they are"
-        )
-    return (
-        f"{place}: files of {name} are missing, cut short or damaged ({one_line(error)}); expected the original files, "
-        "unchanged; remove these and get them anew with --data.download true"
-    )
+    return ImageSet(name, np.ascontiguousarray(pixels), labels)

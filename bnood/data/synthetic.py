@@ -2,15 +2,15 @@
 
 ``shapes`` is the in-distribution set: ten classes of textured, coloured shapes among clutter, under noise. Everything
 but the outline is drawn alike for every class. The others are out of distribution: ``digits`` plays SVHN's part,
-``textures`` DTD's, ``unseen_shapes`` is near (the same pictures around ten other outlines), and ``gaussian_noise`` and
+``textures`` DTD's, ``unseen_shapes`` is near (the same pictures around other outlines), and ``gaussian_noise`` and
 ``uniform_noise`` are pixels without a picture. The noise sets have the same bits everywhere; a drawn pixel may differ
 by a grey level between versions of NumPy and Pillow.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,44 +26,41 @@ Render = Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]
 """(labels [n], per-image numbers, per-pixel numbers [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255, same shape."""
 
 
-@dataclass(frozen=True)
-class SyntheticSet:
-    """How a set is made: the key of its random stream, the size of each split, what its labels mean, its drawing."""
+class SyntheticSet(NamedTuple):
+    """How a set is made: the key of its random stream, the number of its classes (0: no labels), its drawing."""
 
     key: int
-    splits: Mapping[str, int]
-    kinds: tuple[str, ...]
+    classes: int
     render: Render
+    splits: tuple[str, ...] = ("test",)
 
 
-def synthetic_images(name: str, split: str, *, seed: int = 0, count: int | None = None) -> ImageSet:
+SIZES = {"train": 10_000, "test": 2_000}
+"""Images of each split."""
+
+
+def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSet:
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
-    Sets, splits and seeds (0 to 2**32 - 1) have separate random streams. The first n images do not depend on ``count``.
-
-    Raises:
-        UserError: for an unknown set or split, a seed out of range or a count below 1.
+    Sets and splits have separate random streams. The first n images do not depend on ``count``.
+    UserError for a split that the set lacks, or a count below 1.
     """
-    if name not in SYNTHETIC:
-        raise UserError(f"no built-in set {name!r}: choose one of {', '.join(SYNTHETIC)}")
     recipe = SYNTHETIC[name]
     if split not in recipe.splits:
         raise UserError(f"the built-in set {name!r} has no split {split!r}: choose one of {', '.join(recipe.splits)}")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} of the built-in set {name!r}: expected 0 to {2**32 - 1}")
-    count = recipe.splits[split] if count is None else count
+    count = SIZES[split] if count is None else count
     if count < 1:
         raise UserError(f"count {count} of the built-in set {name!r}: expected 1 or more")
 
-    random = np.random.RandomState([seed, recipe.key, list(recipe.splits).index(split)])
+    random = np.random.RandomState([0, recipe.key, recipe.splits.index(split)])
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    labels = np.arange(count, dtype=np.int64) % max(1, len(recipe.kinds))
+    labels = np.arange(count) % max(1, recipe.classes)
     for start in range(0, count, _CHUNK):
         part = slice(start, min(start + _CHUNK, count))
         numbers = random.random_sample((part.stop - start, _COLUMNS + images[0].size))
         pixels = numbers[:, _COLUMNS:].reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
         images[part] = recipe.render(labels[part], Draws(numbers[:, :_COLUMNS]), pixels).transpose(0, 2, 3, 1)
-    return ImageSet(name, images, labels if recipe.kinds else None)
+    return ImageSet(name, images, labels if recipe.classes else None)
 
 
 def _mix(amount: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -104,17 +101,12 @@ def _picture(figure: Figure, clutter: bool = False) -> Render:
 # Uniform numbers below each bound give this grey level or a darker one: a normal variable, rounded and clipped.
 _GAUSSIAN_LEVELS = np.array([NormalDist(127.5, 63.75).cdf(level + 0.5) for level in range(255)])
 
-_TEST = {"test": 2_000}
 SYNTHETIC: dict[str, SyntheticSet] = {
-    "shapes": SyntheticSet(
-        1, {"train": 10_000, **_TEST}, tuple(CLASSES), _picture(drawing.outlines(CLASSES), clutter=True)
-    ),
-    "digits": SyntheticSet(2, _TEST, tuple("0123456789"), _picture(drawing.numerals)),
-    "textures": SyntheticSet(3, _TEST, tuple(drawing.TEXTURES), _picture(drawing.textures)),
-    "unseen_shapes": SyntheticSet(4, _TEST, tuple(UNSEEN), _picture(drawing.outlines(UNSEEN), clutter=True)),
-    "gaussian_noise": SyntheticSet(
-        5, _TEST, (), lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, side="right")
-    ),
-    "uniform_noise": SyntheticSet(6, _TEST, (), lambda _, __, pixels: np.floor(256 * pixels)),
+    "shapes": SyntheticSet(1, 10, _picture(drawing.outlines(CLASSES), clutter=True), ("train", "test")),
+    "digits": SyntheticSet(2, 10, _picture(drawing.numerals)),
+    "textures": SyntheticSet(3, len(drawing.TEXTURES), _picture(drawing.textures)),
+    "unseen_shapes": SyntheticSet(4, len(UNSEEN), _picture(drawing.outlines(UNSEEN), clutter=True)),
+    "gaussian_noise": SyntheticSet(5, 0, lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, "right")),
+    "uniform_noise": SyntheticSet(6, 0, lambda _, __, pixels: np.floor(256 * pixels)),
 }
 """The built-in sets, by the name that a config uses."""

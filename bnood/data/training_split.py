@@ -7,18 +7,14 @@ from typing import Any
 import numpy as np
 
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import TORCHVISION, data_root, load_images
+from bnood.data.sources import TORCHVISION, data_root, is_path, load_images
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
 
 
 def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
-    """The training images that are trained on, and those held out for validation.
-
-    Args:
-        data: ``in_distribution``, ``root``, ``validation``, ``split_seed``, ``train_count``, ``image_size`` and
-            ``download``, as in a training configuration; all but the first have defaults.
+    """The images trained on and those held out; keys as in a training config, all but ``in_distribution`` optional.
 
     Raises:
         UserError: if the images are not there or have no labels.
@@ -36,15 +32,9 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 
 def has_test_images(name: str, root: Path | None = None) -> bool:
-    """Whether a set's ``test`` images are others than its ``train`` images.
-
-    A path, and ``<root>/<name>/images/**``, have no splits (:func:`bnood.data.sources.load_images`): asked for test
-    images, they give the very images that a network was trained on.
-    """
-    if name in SYNTHETIC:
-        return True
-    if name.lower().endswith(".npz") or Path(name).name != name:
-        return False
+    """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
+    if name in SYNTHETIC or is_path(name):
+        return name in SYNTHETIC
     folder = data_root(root) / name
     if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
         return True

@@ -1,12 +1,14 @@
-"""Labels of folders against the classes of a network."""
+"""Labels of folders and datasets, against the classes of a network."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import Subset
 
 from bnood.data.image_set import ImageSet
-from bnood.data.labels import folder_labels, numbered, read_classes
+from bnood.data.labels import dataset_labels, folder_labels, numbered, read_classes
 from bnood.errors import UserError
 
 
@@ -14,36 +16,32 @@ def folder(*names: str) -> ImageSet:
     return ImageSet("photos", np.zeros((len(names), 1, 1, 3), np.uint8), *numbered(names))
 
 
-def labels(images: ImageSet, classes: list[str] | None, num_classes: int) -> list[int] | None:
+@pytest.mark.parametrize(
+    ("images", "classes", "num_classes", "labels"),
+    [
+        (folder("003", "998", "3"), None, 1000, [3, 998, 3]),  # integers are class indices, however few there are
+        (folder("dog", "cat", "dog"), ["emu", "dog", "cat"], 3, [1, 2, 1]),
+        (folder("dog", "cat", "1"), None, 3, [2, 1, 0]),
+        (ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8)), None, 3, None),
+    ],
+)
+def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels) -> None:
     found, note = folder_labels(images, classes, num_classes)
-    assert (note is None) == (found.labels is not None) and found.folders is None
-    return None if found.labels is None else found.labels.tolist()
+    assert note is None and found.folders is None
+    assert (None if found.labels is None else found.labels.tolist()) == labels
 
 
-def test_integer_folders_are_class_indices_however_few_they_are() -> None:
-    assert labels(folder("003", "998", "3"), None, 1000) == [3, 998, 3]
-    with pytest.raises(UserError, match="photos: a label is 998; expected at most 9, the last class"):
-        labels(folder("003", "998"), None, 10)
-
-
-def test_named_folders_follow_the_list_of_classes() -> None:
-    assert labels(folder("dog", "cat", "dog"), ["emu", "dog", "cat"], 3) == [1, 2, 1]
-    with pytest.raises(UserError, match="photos: folders that the list of classes lacks: dog"):
-        labels(folder("dog", "cat"), ["cat", "emu"], 2)
-    with pytest.raises(UserError, match="the list of classes has 2 names; expected 3, one per logit"):
-        labels(folder("dog"), ["dog", "cat"], 3)
-
-
-def test_named_folders_without_a_list_count_only_if_there_is_one_for_each_class() -> None:
-    assert labels(folder("dog", "cat", "1"), None, 3) == [2, 1, 0]
-    assert labels(folder("dog", "cat"), None, 3) is None
-    _, note = folder_labels(folder("dog", "cat"), None, 3)
-    assert note is not None and "photos: used without labels, because it has 2 folders and the network 3" in note
-
-
-def test_an_unlabelled_set_stays_unlabelled_without_a_note() -> None:
-    unlabelled = ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8))
-    assert folder_labels(unlabelled, None, 3) == (unlabelled, None)
+def test_labels_that_do_not_fit_the_network() -> None:
+    for images, classes, num_classes, message in (
+        (folder("003", "998"), None, 10, "photos: a label is 998; expected at most 9, the last class"),
+        (folder("dog", "cat"), ["cat", "emu"], 2, "photos: folders that the list of classes lacks: dog"),
+        (folder("dog"), ["dog", "cat"], 3, "the list of classes has 2 names; expected 3, one per logit"),
+    ):
+        with pytest.raises(UserError, match=message):
+            folder_labels(images, classes, num_classes)
+    found, note = folder_labels(folder("dog", "cat"), None, 3)
+    assert found.labels is None and note is not None
+    assert "photos: used without labels, because it has 2 folders and the network 3" in note
 
 
 def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
@@ -60,3 +58,32 @@ def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
             read_classes(file)
     with pytest.raises(UserError, match=r"gone.txt: No such file or directory; expected"):
         read_classes(tmp_path / "gone.txt")
+
+
+class Items(list):
+    """A dataset of two items, with attributes."""
+
+    def __init__(self, **attributes) -> None:
+        super().__init__([0, 0])
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        (Items(), None),
+        (Items(targets=[4, 1]), [4, 1]),
+        (Items(targets=torch.tensor([4, 1])), [4, 1]),
+        (Items(labels=np.array([4, 1], np.uint8)), [4, 1]),
+        (Items(targets=["cat", "dog"], target_transform={"cat": 5, "dog": 2}.get), [5, 2]),
+        (Subset(Items(targets=[4, 1]), [1, 0, 1]), [1, 4, 1]),
+        (Items(targets=["cat", "dog"]), None),
+        (Items(targets=[True, False]), None),
+        (Items(targets=[[1, 0], [0, 1]]), None),
+        (Items(targets=[[1, 0], [0]]), None),
+        (Items(targets=[1]), None),
+    ],
+)
+def test_labels_of_a_dataset(dataset, labels) -> None:
+    found = dataset_labels(dataset)
+    assert (None if found is None else found.tolist()) == labels
