@@ -1,12 +1,13 @@
 """The one kind of error that the user can fix, and how every script ends: with one line instead of a traceback."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -27,8 +28,22 @@ def run_door(main: Callable[[], object]) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+    keep_freed_memory()
     with one_line_errors():
         main()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed memory instead of returning it to the system; glibc alone, nothing elsewhere.
+
+    Activations are large, so that glibc maps and unmaps memory for each of them, and the kernel clears every page anew:
+    half of the processor time of a forward pass at 224 pixels.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def terminate(signum: int, frame: FrameType | None) -> None:
