@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from bnood.data.files import open_image
 from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions
 from bnood.study.options import NetworkOptions, StudyOptions
@@ -412,7 +413,8 @@ class GreyPhotographs:
 
     def __getitem__(self, index: int) -> Any:
         item = self.dataset[index]
-        return (item[0] if isinstance(item, tuple | list) else item).convert("L").convert("RGB")
+        image = item[0] if isinstance(item, tuple | list) else item
+        return (open_image(image) if isinstance(image, Path) else image).convert("L").convert("RGB")
 
 
 def without_colour(images: Any) -> Any:
