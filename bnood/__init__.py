@@ -6,7 +6,7 @@ The public names are imported when they are first used, so ``import bnood`` alon
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "bnood.data.sources": ["images"],
@@ -15,7 +15,7 @@ _NAMES = {
     "bnood.evaluation.recalibration": ["check_recalibration"],
     "bnood.evaluation.scores": ["energy", "max_logit", "msp"],
     "bnood.networks.network": ["Network"],
-    "bnood.statistics": ["BatchNormStatistics", "estimate_statistics", "read_statistics", "use_statistics"],
+    "bnood.statistics": ["BatchNormStatistics", "bake", "estimate_statistics", "read_statistics", "use_statistics"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
