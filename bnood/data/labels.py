@@ -45,7 +45,7 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     if len(images.folders) == num_classes:
         return replace(images, folders=None), None
     return replace(images, labels=None, folders=None), (
-        f"{images.name}: used without labels, because it has {len(images.folders)} folders and the network "
+        f"{images.name}: used without labels, because it has {len(images.folders)} class folder(s) and the network "
         f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
     )
 

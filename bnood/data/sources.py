@@ -123,7 +123,9 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
     if is_path(name):
         path = _expanded(name)
         if path.is_dir():
-            return _from_folder(path, image_size)
+            # The layout under the data root, <name>/images/**, is understood of a path too.
+            alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
+            return _from_folder(path / "images" if alone else path, image_size, path.resolve().name)
         return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
     if not name:
         raise UserError(_unknown(name, root))

@@ -106,8 +106,10 @@ class Network:
             batch = batch.to(self.device, non_blocking=True)
             if not getattr(model, "takes_uint8", False):
                 if batch.dtype == torch.uint8:
-                    batch = batch.permute(0, 3, 1, 2).contiguous() / 255
+                    batch = batch.permute(0, 3, 1, 2) / 255
                 batch = batch.to(_reference(model).dtype)
+                if batch.ndim == 4:  # convolutions are about 1.5 times as fast in this layout on a CPU
+                    batch = batch.contiguous(memory_format=torch.channels_last)
         return model(batch) if self._call is None else self._call(model, batch)
 
     def probe(self, batch: Any) -> FoundHead:

@@ -41,7 +41,7 @@ def test_labels_that_do_not_fit_the_network() -> None:
             folder_labels(images, classes, num_classes)
     found, note = folder_labels(folder("dog", "cat"), None, 3)
     assert found.labels is None and note is not None
-    assert "photos: used without labels, because it has 2 folders and the network 3" in note
+    assert "photos: used without labels, because it has 2 class folder(s) and the network 3" in note
 
 
 def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(load_images("svhn", "test")) == 2
 
 
+def test_a_path_to_the_layout_of_the_data_root_is_the_set_by_that_name(tmp_path: Path) -> None:
+    for place in ("photos/images/7", "other/images/7", "other/more"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "a.png")
+    found = images(tmp_path / "photos")
+    assert (found.name, found.folders) == ("photos", None) and found.labels is not None and found.labels.tolist() == [7]
+    assert images(tmp_path / "other").folders == ("images", "more")  # here images is a class like any other
+
+
 def test_names_and_splits_that_are_not_known(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     np.savez(tmp_path / "mine" / "train.npz", images=pixels(3, 32, 32, 3))

@@ -81,7 +81,7 @@ def test_features_times_head_are_the_logits_and_the_model_is_left_as_found(build
     expected = outputs.features @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(outputs.logits, expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        assert torch.equal(outputs.logits, model(IMAGES))
+        assert torch.equal(outputs.logits, model(IMAGES.contiguous(memory_format=torch.channels_last)))
 
 
 def test_channel_means_are_the_spatial_means_of_what_each_layer_receives() -> None:
