@@ -76,15 +76,19 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the one lock on an existing folder; a kill of any kind frees it, and no file is left.
+    """Hold the one lock on a folder, which is made if needed; a kill of any kind frees it, and no file is left.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, or the folder can't be made.
     """
-    if fcntl is None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}") from error
+    if descriptor is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -34,9 +34,11 @@ from tiny_runs import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnood.data.datamodule import ImageDataModule
+from bnood.data.image_set import ImageSet
+from bnood.data.training_split import training_split
 from bnood.errors import UserError
 from bnood.training.atomic import locked
-from bnood.training.checks import check_batches
+from bnood.training.checks import check_data
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.run_folder import load_run
 from bnood.training.train import train
@@ -52,6 +54,11 @@ def log_rows(run: Path) -> list[dict[str, str]]:
 
 def column(run: Path, name: str) -> list[float]:
     return [float(row[name]) for row in log_rows(run) if row.get(name)]
+
+
+def held_out_images() -> ImageSet:
+    data = {"in_distribution": "tiny", "root": data_root(), "validation": VALIDATION, "image_size": SIZE}
+    return training_split(data)[1]
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -77,8 +84,8 @@ def test_a_run_leaves_what_the_contract_lists() -> None:
 def test_logged_metrics_are_those_of_the_validation_images() -> None:
     run = trained()
     loaded = load_run(run)
-    assert [int(row["step"]) for row in log_rows(run) if row["train/loss"]] == [0]  # the first, then every 20
-    validation = ImageDataModule("tiny", data_root(), validation=VALIDATION, image_size=SIZE).split()[1]
+    assert [int(row["step"]) for row in log_rows(run) if row["train/loss"]] == [1]  # the first, then every 20
+    validation = held_out_images()
     with torch.no_grad():
         logits = loaded.classifier(torch.from_numpy(validation.images)).double()
     probabilities = logits.softmax(dim=1).numpy()
@@ -144,7 +151,7 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for name in ("train/accuracy", "validation/accuracy", "validation/nll", "validation/ece"):
         assert column(killed, name) == column(trained(), name)
     rates = [(int(row["step"]), row["learning_rate"]) for row in log_rows(killed) if row["learning_rate"]]
-    assert [step for step, _ in rates] == list(range(2 * STEPS))
+    assert [step for step, _ in rates] == list(range(1, 2 * STEPS + 1))
     assert load_run(killed).summary["accuracy"] == load_run(trained()).summary["accuracy"]
 
 
@@ -236,7 +243,7 @@ def test_two_processes_give_the_weights_of_plain_ddp_and_resume(tmp_path: Path) 
     found = weights(tmp_path / "two")
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert not torch.equal(found["network.head.weight"], weights(tmp_path / "one")["network.head.weight"])
-    validation = ImageDataModule("tiny", data_root(), validation=VALIDATION, image_size=SIZE).split()[1]
+    validation = held_out_images()
     with torch.no_grad():
         answers = load_run(tmp_path / "two").classifier(torch.from_numpy(validation.images)).argmax(1)
     accuracy = json.loads((tmp_path / "two" / "summary.json").read_text())["accuracy"]
@@ -257,7 +264,7 @@ def test_a_batch_that_devices_cannot_share_is_refused() -> None:
         (3, "an image for"),
     ):
         with pytest.raises(UserError, match=words):
-            check_batches(data, model, devices)
+            check_data(data, model, devices)
 
 
 class CountReads(TorchDispatchMode):
@@ -315,7 +322,7 @@ def test_the_schedule_moves_at_every_step(tmp_path: Path) -> None:
 
 
 def test_non_finite_loss_stops_with_epoch_and_step(tmp_path: Path) -> None:
-    words = r"the loss became (nan|inf) in epoch 0, by step 1: .*learning rate 4.76e.29;.*--model.learning_rate"
+    words = r"the loss became (nan|inf) in epoch 0, by step 1; .*--model.learning_rate"
     with pytest.raises(NonFiniteLoss, match=words) as stopped:
         often = ("--trainer.log_every_n_steps", "1")
         train(training_arguments(tmp_path, "a", "--model.learning_rate", "1e30", "--data.batch_size", "16", *often))
@@ -387,7 +394,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--trainer.accumulate_grad_batches", "-1"], "trainer.accumulate_grad_batches is -1"),
     (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch is 0"),
     (["--trainer.val_check_interval", "-0.5"], "trainer.val_check_interval is -0.5; expected above 0"),
-    (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0; expected above 0"),
+    (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0.0; expected above 0"),
     (["--trainer.limit_train_batches", "0.01"], "trainer: "),
     (["--trainer.limit_val_batches", "-1"], "trainer.limit_val_batches is -1"),
     (["--trainer.log_every_n_steps", "-5"], "trainer.log_every_n_steps is -5"),
@@ -398,7 +405,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--model.width", "1000000"], "model.width is 1000000; expected a whole number from 1 to 100000"),
     (["--model.compile", "reduce-overhead"], "model.compile is reduce-overhead, which takes one CUDA device, not 1 of"),
     (["--model.compile", "fast"], "model.compile is 'fast'"),
-    (["--runs", "/dev/null/runs"], "/dev/null/runs/new/config.yaml can't be written: Not a directory"),
+    (["--runs", "/dev/null/runs"], "/dev/null/runs/new can't be written: Not a directory"),
 ]
 
 
@@ -415,32 +422,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments: list[str], words: s
 OTHER_TRAININGS: list[tuple[list[str], str]] = [
     (["--model.norm", "gn"], "norm 'bn', but the config says 'gn'"),
     (["--model.width", "4"], "width 8, but the config says 4"),
-    (["--model.depth", "32"], "depth 20, but the config says 32"),
     (["--model.architecture", "wide_resnet", "--model.depth", "10"], "architecture 'resnet'"),
     (["--model.learning_rate", "0.2"], "model.learning_rate is 0.2, but .* was trained with 0.1: resume with "),
-    (["--model.schedule", "one_cycle"], "model.schedule is one_cycle, but .* was trained with cosine"),
     (["--seed_everything", "1"], "seed_everything is 1, but .* was trained with 0"),
     (["--data.batch_size", "32"], "data.batch_size is 32, but .* was trained with 64"),
-    (["--data.augmentation", "flip"], "data.augmentation is flip, but .* was trained with crop_flip"),
     (["--data.train_count", "200"], "data.train_count is 200, but .* was trained with 256"),
     (["--data.in_distribution", "other.npz"], "data.in_distribution: .*other.npz has other images than .*last.ckpt"),
-    (["--trainer.max_epochs", "3"], "trainer.max_epochs is 3, but .* with 2, and the learning rate's schedule spans"),
+    (["--trainer.max_epochs", "3"], "trainer.max_epochs is 3, but .* was trained with 2"),
     (["--trainer.precision", "bf16-mixed"], "trainer.precision is bf16-mixed, but .* with 32-true"),
-    (["--trainer.accumulate_grad_batches", "2"], "trainer.accumulate_grad_batches is 2"),
 ]
 
 
 @pytest.mark.parametrize(("change", "words"), OTHER_TRAININGS, ids=[" ".join(change) for change, _ in OTHER_TRAININGS])
-@pytest.mark.parametrize("version", ["0.1", "now"])
-def test_another_training_cannot_be_resumed(change: list[str], words: str, version: str, tmp_path: Path) -> None:
-    run = copy_of_run(tmp_path / "run")
-    if version == "0.1":  # which kept no settings in the checkpoint
-        torch.save({k: v for k, v in checkpoint(run).items() if k != "settings"}, run / "checkpoints" / "last.ckpt")
+def test_another_training_cannot_be_resumed(change: list[str], words: str, tmp_path: Path) -> None:
     if "other.npz" in change:
         tiny = np.load(data_root() / "tiny" / "train.npz")
         change = [change[0], str(write_set(tmp_path / "other.npz", tiny["images"] // 2, tiny["labels"]))]
     with pytest.raises(UserError, match=words) as error:
-        train(training_arguments(tmp_path, "new", *change, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")))
+        train(training_arguments(tmp_path, "new", *change, "--ckpt_path", str(trained() / "checkpoints" / "last.ckpt")))
     assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
 
 
@@ -448,32 +447,30 @@ def momentum_of_another_shape(content: dict[str, Any]) -> None:
     content["optimizer_states"][0]["state"][0]["momentum_buffer"] = torch.zeros(3)
 
 
-DAMAGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
-    ("no optimizer", lambda content: content.update(optimizer_states=[]), "the state of its optimizer"),
-    ("no momentum", lambda content: content["optimizer_states"][0].update(state={}), "no momentum for some weights"),
-    ("another momentum", momentum_of_another_shape, "no momentum for some weights"),
-    ("no schedule", lambda content: content.update(lr_schedulers=[]), "the state of its optimizer or of its schedule"),
-    ("late schedule", lambda content: content["lr_schedulers"][0].update(last_epoch=1), "the schedule is at step 1"),
-    ("epoch a text", lambda content: content.update(epoch="one"), "expected whole numbers of epochs and steps"),
-    ("no loops", lambda content: content.update(loops=[]), "can't be resumed, its content is damaged"),
-    ("loops", lambda content: content["loops"]["fit_loop"].update({"epoch_progress": 3}), "its content is damaged"),
-    ("callbacks", lambda content: content["callbacks"].update(Stopwatch=[1]), "its content is damaged"),
-    (
-        "a weight",
-        lambda content: content["state_dict"].update({"network.head.bias": torch.zeros(3)}),
-        "its weights are",
-    ),
-    ("weights alone", lambda content: content.pop("optimizer_states"), "holds a network, but no optimizer state"),
-]
+# Lightning would train on without these in silence, or miss them in the middle.
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no optimizer": lambda content: content.update(optimizer_states=[]),
+    "no momentum": lambda content: content["optimizer_states"][0].update(state={}),
+    "another momentum": momentum_of_another_shape,
+    "no schedule": lambda content: content.update(lr_schedulers=[]),
+    "late schedule": lambda content: content["lr_schedulers"][0].update(last_epoch=1),
+    "epoch a text": lambda content: content.update(epoch="one"),
+    "loops": lambda content: content["loops"]["fit_loop"].update({"epoch_progress": 3}),
+    "callbacks": lambda content: content["callbacks"].update(Stopwatch=[1]),
+    "a weight": lambda content: content["state_dict"].update({"network.head.bias": torch.zeros(3)}),
+}
+NO_STATE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "weights alone": lambda content: content.pop("optimizer_states"),
+    "version 0.1": lambda content: content.pop("settings"),
+}
 
 
-@pytest.mark.parametrize(("damage", "words"), [case[1:] for case in DAMAGES], ids=[case[0] for case in DAMAGES])
-def test_a_damaged_checkpoint_cannot_be_resumed(
-    damage: Callable[[dict[str, Any]], object], words: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("damage", [*DAMAGES, *NO_STATE])
+def test_a_damaged_checkpoint_cannot_be_resumed(damage: str, tmp_path: Path) -> None:
     content = checkpoint(trained())
-    damage(content)
+    (DAMAGES | NO_STATE)[damage](content)
     torch.save(content, tmp_path / "last.ckpt")
+    words = "is damaged" if damage in DAMAGES else "holds a network, but no optimizer state"
     with pytest.raises(UserError, match=rf"last.ckpt.*{words}") as error:
         train(training_arguments(tmp_path, "new", "--ckpt_path", str(tmp_path / "last.ckpt")))
     assert "\n" not in str(error.value) and [path.name for path in files_below(tmp_path)] == ["last.ckpt"]
