@@ -152,6 +152,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"{self.in_distribution}: {len(train_set)} training images do not fill one batch "
                 f"(data.batch_size={self.batch_size}): choose a smaller batch"
             )
+        assert train_set.labels is not None
         if len(classes := np.unique(train_set.labels)) < 2:
             raise UserError(
                 f"{self.in_distribution}: all training images have the label {classes[0]}; expected two classes "
