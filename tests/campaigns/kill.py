@@ -134,8 +134,9 @@ def _content(path: Path) -> Any:
         return {key: value.numpy().tobytes() for key, value in state.items()}
     if path.suffix == ".parquet":
         return pd.read_parquet(path).to_csv()
-    if path.suffix in (".csv", ".npz", ".pt"):
-        return path.read_bytes()
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=CLOCKS & {*table}).to_csv()
     if path.suffix == ".yaml":
         return _without_clocks(yaml.safe_load(path.read_text()))
     if path.suffix == ".json":
@@ -158,11 +159,11 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 def campaign(name: str, program: Program, kills: int, draws: random.Random, place: Path) -> list[str]:
     """Kill one program so many times; what went wrong."""
-    whole = _prepared(program, place / f"{name}-whole")
-    plain = forked(program, whole)
+    folder = _prepared(program, place / name)
+    plain = forked(program, folder)
     if plain.status != 0 or plain.events == 0:
         return [f"{name} fails or writes nothing without a kill: {_last_line(plain)}"]
-    expected = contents(whole)
+    expected = contents(folder)
     at_events = max(1, min(plain.events, kills * 2 // 3))
     plans: list[dict[str, Any]] = [
         {"fatal": round(1 + step * (plain.events - 1) / max(1, at_events - 1))} for step in range(at_events)
@@ -172,7 +173,7 @@ def campaign(name: str, program: Program, kills: int, draws: random.Random, plac
     while done < len(plans):
         # Every third run is killed twice: the second time while it goes on.
         lived = plans[done : done + (2 if done % 3 == 2 else 1)]
-        folder = _prepared(program, place / f"{name}-{done}")
+        folder = _prepared(program, place / name)  # always the same, because records hold paths
         for plan in lived:
             killed = forked(program, folder, **plan)
             if killed.status not in (-signal.SIGKILL, 0):
@@ -180,7 +181,6 @@ def campaign(name: str, program: Program, kills: int, draws: random.Random, plac
         again = forked(program, folder)
         problems = differences(contents(folder), expected) if again.status == 0 else [_last_line(again)]
         wrong += [f"{name}, killed at {lived}: {problem}" for problem in problems]
-        shutil.rmtree(folder.parent)
         done += len(lived)
     print(f"{name}: {done} kills ({at_events} at {plain.events} write events, the others at random), "
           f"{len(wrong)} losses", flush=True)  # fmt: skip
@@ -188,6 +188,7 @@ def campaign(name: str, program: Program, kills: int, draws: random.Random, plac
 
 
 def _prepared(program: Program, place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
     (place / "runs").mkdir(parents=True)
     program.prepare(place / "runs")
     return place / "runs"
@@ -234,7 +235,7 @@ def run_lab(folder: Path) -> None:
 
     config = folder.parent / "lab.yaml"
     grid = {"architecture": "mlp", "depth": 2, "width": 8, "activations": ["relu"], "learning_rate": 0.1, "epochs": 2}
-    options = {"name": "tiny", "seeds": [0], "images": "shapes", "train_count": 64, "validation_count": 20}
+    options = {"name": "tiny", "seeds": [0], "images": "shapes", "train_count": 256, "validation_count": 20}
     config.write_text(yaml.safe_dump({**options, "grids": [grid], "workers": 1, "runs": str(folder)}))
     main(["--config", str(config)])
 

@@ -31,6 +31,7 @@ from tiny_runs import (
     write_set,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from wandb_files import read_offline_runs
 
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
@@ -332,6 +333,19 @@ def test_without_name_and_validation_the_name_says_what_and_nothing_is_invented(
     assert run == tmp_path / "tiny-resnet20x8-gn-s7"
     assert json.loads((run / "summary.json").read_text())["accuracy"] is None
     assert "validation accuracy not measured" in capsys.readouterr().out
+
+
+def test_wandb_gets_the_first_loss_at_step_1_the_cost_and_the_checkpoint(tmp_path: Path) -> None:
+    arguments = training_arguments(tmp_path, "tracked", *ONE_STEP, "--wandb.mode", "offline")
+    arguments.remove("--no-wandb")
+    run = train(arguments)
+    (tracked,) = read_offline_runs(run)
+    losses = [row["trainer/global_step"] for row in tracked.history if "train/loss" in row]
+    assert losses == [1] and "validation/accuracy" in tracked.summary
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("seconds", "images_per_second", "parameters"):
+        assert tracked.summary[key] == pytest.approx(summary[key])
+    assert tracked.exit_code == 0 and [artifact.type for artifact in tracked.artifacts] == ["model"]
 
 
 def test_a_trained_network_is_never_written_over(tmp_path: Path) -> None:
