@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnood.data.image_set import ImageSet
-    from bnood.networks.network import Network
+    from bnood.networks.image_classifier import ImageClassifier
 
 PARTS = {"cpu": ("training", "evaluation"), "cuda": ("training", "side_by_side")}
 
@@ -174,9 +174,16 @@ class Segments:
         from bnood.training.train import command_line
 
         self.count += 1
-        options = self.options
+        options, times = self.options, list[float]()
+
+        def batch_ended(trainer: Any, model: Any, outputs: Any, batch: Any, number: int) -> None:
+            if number + 1 == options.warmup or trainer.is_last_batch:
+                _wait(options.device)
+                if not times:
+                    meet()
+                times.append(time.perf_counter())
+
         with _drawn_to_nowhere():
-            clock = StepClock(options, meet)
             cli = command_line(
                 [
                     *("--data.in_distribution", str(self.folder / "images.npz"), "--data.validation", "10"),
@@ -185,29 +192,13 @@ class Segments:
                     *("--trainer.accelerator", "gpu" if options.device == "cuda" else "cpu"),
                     *("--runs", str(self.folder), "--name", f"segment-{os.getpid()}-{self.count}", *more),
                 ],
-                more_callbacks=[LambdaCallback(on_train_batch_end=clock.batch_ended)],
+                more_callbacks=[LambdaCallback(on_train_batch_end=batch_ended)],
             )
             cli.trainer.fit(cli.model, cli.datamodule)
-        return self._rate(clock.seconds)
+        return self._rate(times[1] - times[0])
 
     def _rate(self, seconds: float) -> float:
         return self.options.steps * self.options.batch_size / seconds
-
-
-class StepClock:
-    """The seconds from the end of the last warm-up step to the end of the last step of an epoch."""
-
-    def __init__(self, options: BenchmarkOptions, meet: Callable[[], object]) -> None:
-        self.options, self.meet, self.started, self.seconds = options, meet, 0.0, 0.0
-
-    def batch_ended(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == self.options.warmup:
-            _wait(self.options.device)
-            self.meet()
-            self.started = time.perf_counter()
-        elif trainer.is_last_batch:
-            _wait(self.options.device)
-            self.seconds = time.perf_counter() - self.started
 
 
 def _wait(device: str) -> None:
@@ -259,7 +250,7 @@ def _one_of_several(options: BenchmarkOptions, barrier: Any, rates: Any) -> None
         rates.put(Segments(options, Path(folder)).train(meet=lambda: barrier.wait(timeout=200)))
 
 
-def evaluated(options: BenchmarkOptions) -> tuple["Network", Callable[[], Any]]:
+def evaluated(options: BenchmarkOptions) -> tuple["ImageClassifier", Callable[[], Any]]:
     """An untrained network whose running statistics fit its weights, and its evaluation with the default options."""
     import torch
 
@@ -277,20 +268,20 @@ def evaluated(options: BenchmarkOptions) -> tuple["Network", Callable[[], Any]]:
             classifier(batch)
     network = Network(classifier.eval())
     id_set, held_out, ood = (random_images(f"set{seed}", options.images, seed) for seed in (0, 2, 3))
-    return network, lambda: evaluate(network, id_set, train_set=train_set, held_out=held_out, ood_sets={"ood": ood})
+    return classifier, lambda: evaluate(network, id_set, train_set=train_set, held_out=held_out, ood_sets={"ood": ood})
 
 
-def forward_passes(network: "Network", run: Callable[[], object]) -> list[tuple[int, bool]]:
+def forward_passes(network: "nn.Module", run: Callable[[], object]) -> list[tuple[int, bool]]:
     """What ``run`` passes through a network: images of each batch, and whether BatchNorm normalises by the batch."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    inner, seen = network.model.network, list[tuple[int, bool]]()
-    norms = [module for module in inner.modules() if isinstance(module, _BatchNorm)]
+    seen: list[tuple[int, bool]] = []
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
     def record(module: "nn.Module", inputs: tuple[Any, ...]) -> None:
         seen.append((len(inputs[0]), any(norm.training or norm.running_mean is None for norm in norms)))
 
-    hook = inner.register_forward_pre_hook(record)
+    hook = network.register_forward_pre_hook(record)
     try:
         run()
     finally:
@@ -298,13 +289,12 @@ def forward_passes(network: "Network", run: Callable[[], object]) -> list[tuple[
     return seen
 
 
-def bare_passes(network: "Network", passes: list[tuple[int, bool]]) -> float:
+def bare_passes(network: "nn.Module", passes: list[tuple[int, bool]]) -> float:
     """Seconds of those passes alone, on images that are normalised and in the right memory format."""
     import torch
 
-    model = copy.deepcopy(network.model.network)  # training mode moves the running statistics
-    ready = torch.randn(max(count for count, _ in passes), 3, 32, 32)
-    ready = ready.contiguous(memory_format=network.model.torch_memory_format())
+    model = copy.deepcopy(network)  # training mode moves the running statistics
+    ready = torch.randn(max(count for count, _ in passes), 3, 32, 32).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()
     with torch.inference_mode():
         for count, by_batch in passes:
@@ -315,15 +305,15 @@ def bare_passes(network: "Network", passes: list[tuple[int, bool]]) -> float:
 
 def measure_evaluation(options: BenchmarkOptions, console: "Console") -> list[Result]:
     """Seconds of a whole evaluation, relative to those of its forward passes alone."""
-    network, run = evaluated(options)
+    classifier, run = evaluated(options)
 
     def whole() -> float:
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
 
-    passes = forward_passes(network, run)
-    variants = {"forward passes": lambda: bare_passes(network, passes), "evaluation": whole}
+    passes = forward_passes(classifier.network, run)
+    variants = {"forward passes": lambda: bare_passes(classifier.network, passes), "evaluation": whole}
     seconds = in_turn(variants, options.rounds, console)
     ratio = ratios(seconds["evaluation"], seconds["forward passes"])
     return [

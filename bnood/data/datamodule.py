@@ -18,6 +18,8 @@ from bnood.errors import UserError
 Batch = tuple[Tensor, Tensor]
 Augmentation = Literal["crop_flip", "flip", "none"]
 
+PADDINGS = {"crop_flip": PADDING, "flip": 0, "none": None}
+
 DEVICE_SHARE = 0.25  # of an accelerator's free memory: images that need more stay in main memory
 
 
@@ -37,9 +39,7 @@ class Batches:
         return self.make()
 
 
-def epoch_plan(
-    images: int, batch_size: int, seed: int, epoch: int, first_step: int, augmentation: Augmentation
-) -> Tensor:
+def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: int, padding: int | None) -> Tensor:
     """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
 
     Only full batches: the last short one would have other BatchNorm statistics.
@@ -50,7 +50,7 @@ def epoch_plan(
         seed: of the run.
         epoch: decides the order of the images.
         first_step: the number of the epoch's first step; the augmentation of each step is seeded by its number.
-        augmentation: see :class:`ImageDataModule`.
+        padding: from which crops are drawn; None for no augmentation.
 
     Returns:
         int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices and, with augmentation, :func:`draw_crops`.
@@ -58,30 +58,28 @@ def epoch_plan(
     steps = images // batch_size
     order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
     index = order.view(steps, 1, batch_size)
-    if augmentation == "none":
+    if padding is None:
         return index
-    generator, padding = torch.Generator(), padding_of(augmentation)
+    generator = torch.Generator()
     draws = [
         # Version 0.1 numbered a run's first step -1; its runs are to be repeated bit for bit.
         draw_crops(batch_size, generator.manual_seed(seed * 1_000_003 + first_step + step - 1), padding)
         for step in range(steps)
     ]
-    return torch.cat([index, torch.stack(draws)], dim=1) if draws else index
+    return torch.cat([index, torch.stack(draws)], dim=1)
 
 
-def padding_of(augmentation: Augmentation) -> int:
-    """The margin of zeros that crops are taken from, in pixels."""
-    return PADDING if augmentation == "crop_flip" else 0
+def channel_constants(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 ``[N, H, W, 3]``, on the scale 0 to 255: float32 ``[3]``.
 
-
-def channel_constants(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each colour channel of uint8 ``[N, H, W, 3]``, on the scale 0 to 255."""
+    The standard deviation is at least 0.001, so that images of one colour can be normalised too.
+    """
     pixels = images.reshape(-1, 3)
     counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]).astype(np.float64)
     values, total = np.arange(256.0), counts.sum(axis=1)
     mean = counts @ values / total
     variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
-    return mean.tolist(), np.sqrt(variance).tolist()
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-3)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -148,16 +146,19 @@ class ImageDataModule(L.LightningDataModule):
                     check_known(name, self.root)
                 except UserError as error:
                     raise UserError(f"data.{key}: {error}") from error
-        self.train_set, self.validation_set = self.split()
-        if len(self.train_set) < self.batch_size:
+        train_set, self.validation_set = training_split(vars(self))
+        if len(train_set) < self.batch_size:
             raise UserError(
-                f"{self.in_distribution}: {len(self.train_set)} training images do not fill one batch "
+                f"{self.in_distribution}: {len(train_set)} training images do not fill one batch "
                 f"(data.batch_size={self.batch_size}): choose a smaller batch"
             )
-
-    def split(self) -> tuple[ImageSet, ImageSet]:
-        """The training images that are trained on, and those held out for validation."""
-        return training_split(vars(self))
+        assert train_set.labels is not None
+        if len(classes := np.unique(train_set.labels)) < 2:
+            raise UserError(
+                f"{self.in_distribution}: all training images have the label {classes[0]}; expected two classes "
+                "or more (of photographs: one folder for each)"
+            )
+        self.train_set = train_set
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
@@ -168,48 +169,38 @@ class ImageDataModule(L.LightningDataModule):
         assert self.train_set is not None and self.trainer is not None
         trainer = self.trainer
         rank, share = trainer.global_rank, self.batch_size // trainer.world_size
-        padding = padding_of(self.augmentation)
+        padding = PADDINGS[self.augmentation]
         if self._training_tensors is None:
-            self._training_tensors = self._on_device(self.train_set, lambda images: padded(images, padding))
+            self._training_tensors = self._on_device(self.train_set, padding or 0)
         images, labels = self._training_tensors
         plan = epoch_plan(
             len(images), self.batch_size, self.seed, trainer.current_epoch,
-            trainer.fit_loop.total_batch_idx + 1, self.augmentation,
+            trainer.fit_loop.total_batch_idx + 1, padding,
         )[:, :, rank * share : (rank + 1) * share]  # fmt: skip
-        in_place = images.device == trainer.strategy.root_device or trainer.strategy.root_device.type != "cuda"
-        for index, draws in ((step[0], step[1:]) for step in _copied(plan, images.device)):
-            batch = crop_and_flip(images, index, draws, padding) if len(draws) else images[index]
-            yield batch if in_place else batch.pin_memory(), labels[index]
+        if images.device.type == "cuda":  # one copy for the epoch, which nothing waits for
+            plan = plan.contiguous().pin_memory()
+        plan = plan.to(images.device, non_blocking=True)
+        to_copy = images.device.type == "cpu" and trainer.strategy.root_device.type == "cuda"
+        for step in plan:
+            index, draws = step[0], step[1:]
+            batch = images[index] if padding is None else crop_and_flip(images, index, draws, padding)
+            yield batch.pin_memory() if to_copy else batch, labels[index]
 
     def val_dataloader(self) -> Batches:
-        """The validation images in order; each of several devices gets as many batches, none twice."""
+        """The validation images in order; each of several devices gets as many batches, no image twice."""
         assert self.validation_set is not None and self.trainer is not None
-        count, devices = len(self.validation_set), self.trainer.world_size
-        own = np.array_split(np.arange(count), devices)
-        batches = -(-len(own[0]) // self.evaluation_batch_size)
-        return Batches(batches, lambda: self._validation_batches(own[self.trainer.global_rank], batches))  # type: ignore[union-attr]
-
-    def _validation_batches(self, own: np.ndarray, count: int) -> Iterator[Batch]:
-        assert self.validation_set is not None
+        shares = np.array_split(np.arange(len(self.validation_set)), self.trainer.world_size)
+        count = -(-len(shares[0]) // self.evaluation_batch_size)
         if self._validation_tensors is None:
-            self._validation_tensors = self._on_device(self.validation_set.subset(own), lambda images: images)
-        images, labels = self._validation_tensors
-        size = self.evaluation_batch_size if len(images) > (count - 1) * self.evaluation_batch_size else None
-        parts = (each.split(size) if size else each.tensor_split(count) for each in (images, labels))
-        yield from zip(*parts, strict=True)
+            self._validation_tensors = self._on_device(self.validation_set.subset(shares[self.trainer.global_rank]))
+        images, labels = (each.tensor_split(count) for each in self._validation_tensors)
+        return Batches(count, lambda: zip(images, labels, strict=True))
 
-    def _on_device(self, images: ImageSet, prepare: Callable[[Tensor], Tensor]) -> Batch:
+    def _on_device(self, images: ImageSet, padding: int = 0) -> Batch:
         """Images and labels where batches are to be cut: on the device of this process, if they fit there."""
         assert self.trainer is not None and images.labels is not None
-        pixels, labels = prepare(torch.from_numpy(images.images)), torch.from_numpy(images.labels)
+        pixels, labels = padded(torch.from_numpy(images.images), padding), torch.from_numpy(images.labels)
         device = self.trainer.strategy.root_device
         if device.type == "cuda" and pixels.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return pixels, labels
-        return (pixels.to(device), labels.to(device)) if device.type in ("cuda", "mps") else (pixels, labels)
-
-
-def _copied(plan: Tensor, device: torch.device) -> Tensor:
-    """The plan of an epoch on a device, by one copy that nothing waits for."""
-    if device.type != "cuda":
-        return plan.to(device)
-    return plan.contiguous().pin_memory().to(device, non_blocking=True)
+        return pixels.to(device), labels.to(device)

@@ -59,12 +59,12 @@ class MetricsLog(Logger):
 
     def last(self, name: str) -> float | None:
         """The last value of a column; None if it was never measured."""
-        values = [row[name] for row in self.rows if row.get(name) not in (None, "")]
+        values = [row[name] for row in self.rows if name in row]
         return float(values[-1]) if values else None
 
 
 def read_rows(file: Path, done: int) -> list[dict[str, Any]]:
-    """The rows of ``metrics.csv`` before step ``done``, as they are written there.
+    """The rows of ``metrics.csv`` up to step ``done``, as they are written there.
 
     Raises:
         UserError: if it is missing or no log of a training.
@@ -72,7 +72,7 @@ def read_rows(file: Path, done: int) -> list[dict[str, Any]]:
     try:
         with file.open(newline="") as opened:
             rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
-        return [row for row in rows if int(row["step"]) < done]
+        return [row for row in rows if int(row["step"]) <= done]
     except FileNotFoundError:
         raise UserError(f"{file} is missing: the log of the epochs before belongs to a resumed training") from None
     except (KeyError, ValueError, csv.Error) as error:

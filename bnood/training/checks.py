@@ -1,6 +1,5 @@
 """What the types of a training config allow, but no training can do: refused before anything is written."""
 
-from pathlib import Path
 from typing import Any
 
 from bnood.data.datamodule import ImageDataModule
@@ -21,7 +20,7 @@ def check_config(config: Any) -> None:
     """Raise :class:`UserError` for what the types of the config allow, but no training can do."""
     seed, trainer = config.seed_everything, config.trainer
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything is {str(seed).lower()}: it has to be a whole number from 0 to 4294967295")
+        raise UserError(f"seed_everything is {str(seed).lower()}; expected a whole number from 0 to 4294967295")
     for key in ("logger", "default_root_dir"):
         if trainer[key] is not None:
             raise UserError(f"trainer.{key} can't be set: runs are logged to --runs, and to W&B by the section wandb")
@@ -53,8 +52,16 @@ def take_one_device(trainer: Any) -> None:
         )
 
 
-def check_batches(data: ImageDataModule, model: Classifier, devices: int) -> None:
-    """Raise :class:`UserError` unless every device gets an equal share of each batch, big enough for the norm."""
+def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
+    """Raise :class:`UserError` unless the labels are the network's, and each device gets a share of every batch."""
+    assert data.train_set is not None and data.validation_set is not None
+    classes = model.hparams["num_classes"]
+    largest = max(int(images.labels.max()) for images in (data.train_set, data.validation_set))  # type: ignore[union-attr]
+    if largest >= classes:
+        raise UserError(
+            f"{data.in_distribution} has labels up to {largest}, but model.num_classes is {classes}: "
+            f"set --model.num_classes {largest + 1}"
+        )
     share, rest = divmod(data.batch_size, devices)
     if rest:
         raise UserError(
@@ -65,15 +72,7 @@ def check_batches(data: ImageDataModule, model: Classifier, devices: int) -> Non
             f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics; expected "
             f"at least {2 * devices}, or another --model.norm"
         )
-    assert data.validation_set is not None
     if len(data.validation_set) < devices:
         raise UserError(
             f"data.validation is {len(data.validation_set)}: expected an image for each of {devices} devices"
         )
-
-
-def default_name(config: Any) -> str:
-    """``cifar10-resnet18x16-bn-s0``: set, network, norm and seed of a training config."""
-    model = config.model
-    images = Path(config.data.in_distribution).stem
-    return f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"

@@ -24,8 +24,8 @@ class NonFiniteLoss(UserError):
 class Classifier(ImageClassifier, L.LightningModule):
     """An :class:`ImageClassifier` and how it is trained.
 
-    No step waits for the device: what is counted stays there until the epoch ends, and the loss is read at the first
-    step and every ``log_every_n_steps``.
+    No step waits for the device: what is counted stays there until the epoch ends, and the loss is read at step 1 and
+    every ``log_every_n_steps``.
 
     Args:
         architecture: ``resnet`` (with a CIFAR stem), ``wide_resnet``, ``mlp`` or ``plain`` (no shortcuts).
@@ -93,11 +93,13 @@ class Classifier(ImageClassifier, L.LightningModule):
         self.shown: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
-        """Take the constants of the training images, check the labels, and choose the memory format."""
+        """Take the constants of the training images, and choose the memory format."""
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             if isinstance(data, ImageDataModule) and data.train_set is not None:
-                self.take_constants(data)
+                constants = channel_constants(data.train_set.images)
+                for constant, values in zip((self.image_mean, self.image_std), constants, strict=True):
+                    constant.copy_(values)
         self.network.to(memory_format=self.torch_memory_format())
         if self.hparams["compile"] == "reduce-overhead":
             device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
@@ -110,25 +112,6 @@ class Classifier(ImageClassifier, L.LightningModule):
         elif self.hparams["compile"]:
             self.network.compile()
 
-    def check_labels(self, data: ImageDataModule) -> None:
-        """Raise :class:`UserError` unless all labels are 0 to ``num_classes`` - 1."""
-        for images in (data.train_set, data.validation_set):
-            assert images is not None and images.labels is not None
-            low, high = int(images.labels.min()), int(images.labels.max())
-            if low < 0:  # cross_entropy would leave out images with the label -100 without a word
-                raise UserError(f"{data.in_distribution} has the label {low}; expected labels from 0 up")
-            if high >= self.hparams["num_classes"]:
-                raise UserError(
-                    f"{data.in_distribution} has labels up to {high}, but model.num_classes is "
-                    f"{self.hparams['num_classes']}: set --model.num_classes {high + 1}"
-                )
-
-    def take_constants(self, data: ImageDataModule) -> None:
-        """Set the normalisation constants to those of the training images."""
-        self.check_labels(data)
-        for constant, values in zip((self.image_mean, self.image_std), image_constants(data), strict=True):
-            constant.copy_(values)
-
     def on_train_epoch_start(self) -> None:
         self.loss_and_correct = torch.zeros(2, device=self.device)
         self.images_seen = 0
@@ -140,8 +123,8 @@ class Classifier(ImageClassifier, L.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (step == 0 or (step + 1) % every == 0):
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (step == 1 or step % every == 0):
             shown = float(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
             self._check_finite(shown)
             rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
@@ -155,19 +138,18 @@ class Classifier(ImageClassifier, L.LightningModule):
         assert isinstance(sums, Tensor)
         loss, correct = sums.tolist()
         self._check_finite(loss)
-        self._record({"train/accuracy": correct / max(self.images_seen, 1)}, self.trainer.global_step - 1)
+        self._record({"train/accuracy": correct / max(self.images_seen, 1)}, self.trainer.global_step)
 
     def _check_finite(self, loss: float) -> None:
         """Of the mean over all devices, so that all of them stop."""
         if not math.isfinite(loss):
             raise NonFiniteLoss(
-                f"the loss became {loss} in epoch {self.current_epoch}, by step {self.global_step}: training "
-                f"stopped (learning rate {self.optimizers().param_groups[0]['lr']:.3g}; a lower "  # type: ignore[union-attr]
-                f"--model.learning_rate or --model.clip_gradient_norm 1 may help)"
+                f"the loss became {loss} in epoch {self.current_epoch}, by step {self.global_step}; expected a finite "
+                "one: a lower --model.learning_rate or --model.clip_gradient_norm 1 may help"
             )
 
     def _record(self, values: dict[str, float], step: int) -> None:
-        """Log at once: Lightning would log the values of an epoch after the epoch's checkpoint is written."""
+        """Log after so many steps, at once: Lightning logs an epoch's values after the epoch's checkpoint."""
         self.shown |= values
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step)
@@ -195,19 +177,19 @@ class Classifier(ImageClassifier, L.LightningModule):
             "validation/nll": float(nll.sum()) / total,
             "validation/ece": float((confidence - right).abs().sum()) / total,
         }
-        self._record(values, max(0, self.trainer.global_step - 1))
+        self._record(values, self.trainer.global_step)
         self.log_dict(values, logger=False)  # for callbacks such as EarlyStopping
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and a schedule that moves at every step."""
         hparams = self.hparams
+        peak, momentum, decay = hparams["learning_rate"], hparams["momentum"], hparams["weight_decay"]
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [
-            {"params": matrices, "weight_decay": hparams["weight_decay"]},
-            {"params": vectors, "weight_decay": hparams["weight_decay"] if hparams["decay_norm"] else 0.0},
+            {"params": matrices, "weight_decay": decay},
+            {"params": vectors, "weight_decay": decay if hparams["decay_norm"] else 0.0},
         ]
-        peak, momentum = hparams["learning_rate"], hparams["momentum"]
         optimizer = torch.optim.SGD(groups, lr=peak, momentum=momentum, nesterov=momentum > 0)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -225,13 +207,6 @@ class Classifier(ImageClassifier, L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.hparams["clip_gradient_norm"] > 0:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams["clip_gradient_norm"])
-
-
-def image_constants(data: ImageDataModule) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``[3]`` of the training images' channels, by which all images are normalised."""
-    assert data.train_set is not None
-    mean, std = channel_constants(data.train_set.images)
-    return torch.tensor(mean), torch.tensor(std).clamp_min(1e-3)
 
 
 def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     """
     given = sys.argv[1:] if arguments is None else arguments
     configs = read_configs(given)
-    _check_values(given)
+    for value in (each.partition("=")[2] or each for each in given):
+        if value[:1] in ("{", "["):
+            with suppress(yaml.YAMLError):  # text that is no YAML is left to the parser
+                check_yaml(value, f"{value[:40]!r} on the command line")
     try:
         yield
     except argparse.ArgumentError as error:
@@ -53,19 +56,6 @@ def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
     return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
-def _check_values(arguments: Sequence[str]) -> None:
-    """Mappings and lists on the command line are YAML too; what is none at all is left to the parser."""
-    parts = [part for each in arguments for part in (each.split("=", 1) if each.startswith("--") else [each])]
-    for option, value in pairwise(["", *parts]):
-        if value[:1] in ("{", "["):
-            try:
-                check_yaml(value)
-            except UserError as error:
-                raise UserError(f"{option}: {error}") from error
-            except yaml.YAMLError:
-                pass
-
-
 def _explained(message: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
     """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
     text = " ".join(message.split())
@@ -74,36 +64,28 @@ def _explained(message: str, parser: argparse.ArgumentParser, configs: dict[Path
         if not option.startswith("--"):
             return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
         return f"there is no option {option}{_nearest(option.lstrip('-'), _keys(parser), '--')} (see --help)"
-    if found := re.search(r"Group '(?P<group>.*?)' does not accept option '(?P<key>.*?)'", text):
-        return _unknown_key(f"{found['group']}.{found['key']}", parser, configs)
-    if found := re.search(r"Option '(?P<key>.*?)' is not accepted", text):
-        return _unknown_key(found["key"], parser, configs)
+    if found := re.search(r"(?:Group '(?P<group>.*?)' does not accept option|Option) '(?P<key>.*?)'", text):
+        key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
+        files = [str(path) for path, content in configs.items() if key in content]
+        where = files[0] if files else "the config"
+        return f"{where}: there is no key {key}{_nearest(key, _keys(parser))} (see --help)"
     if found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text):
         return _wrong_value(found["key"], found["reason"], configs)
     return text
 
 
-def _unknown_key(key: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
-    where = [str(path) for path, content in configs.items() if key in content]
-    near = _nearest(key, _keys(parser))
-    return f"{where[0] if where else 'the config'}: there is no key {key}{near} (see --help)"
-
-
 def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
     given = re.search(r"(?:Got|Given) value: (.*)$", reason)
-    choices = [
-        choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")
-    ]
+    choices = [choice.strip(" '\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
     kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
     if len(kinds) > 1:
-        kinds = [kind for kind in kinds if kind != _PLAIN_TYPES["str"]]  # what is wrong was given as text
+        kinds = [kind for kind in kinds if kind != "text"]  # what is wrong was given as text
     expected = list(dict.fromkeys([*choices, *kinds]))
     if given is None or not expected:
         return f"{key}: {reason}"
     value = given[1].strip()
     if {"list", "tuple"} & {*expected}:
-        numbers = re.fullmatch(r"[-+.\d]+", value)
-        expected = [f"a list such as {'[0, 1]' if numbers else f'[{value}]'}"]
+        expected = [f"a list such as [{value}]"]
     files = [str(path) for path, content in configs.items() if key in content and str(content[key]) == value]
     where = f"{files[0]}: " if files else ""
     return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"

@@ -24,11 +24,11 @@ CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 @dataclass(frozen=True)
 class Run:
-    """One trained network with everything that says how it came about.
+    """One trained network and how it came about.
 
     Attributes:
         folder: ``runs/<name>``.
-        config: the complete configuration, as parsed from ``config.yaml``.
+        config: the content of ``config.yaml``.
         summary: ``summary.json``; empty if training was interrupted.
         classifier: the network at its last checkpoint, float32, in evaluation mode, on the CPU.
     """
@@ -99,10 +99,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
     try:
         summary = json.loads(file.read_text()) if file.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable as JSON ({error}): remove it, or train again") from error
+    except (ValueError, RecursionError):
+        summary = None
     if not isinstance(summary, dict):
-        raise UserError(f"{file} holds a {type(summary).__name__}, expected a mapping: remove it, or train again")
+        raise UserError(f"{file} is not readable as JSON; expected a mapping: remove it, or train again")
     return summary
 
 
@@ -119,17 +119,12 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
-    for key, kind in (("state_dict", Tensor), ("hyper_parameters", object)):
-        entries = content[key]
-        if not isinstance(entries, dict) or not all(
-            isinstance(name, str) and isinstance(value, kind) for name, value in entries.items()
-        ):
-            raise UserError(f"{checkpoint} is damaged: expected a mapping of {key}, not {_kind_of(entries)}")
+    weights = content["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to tensors as its state_dict")
+    if not isinstance(content["hyper_parameters"], dict):
+        raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
     return content
-
-
-def _kind_of(entries: object) -> str:
-    return "one with other content" if isinstance(entries, dict) else f"a {type(entries).__name__}"
 
 
 def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import shlex
 import shutil
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import Begun, MetricsLog, ProgressBar, RunFiles, Stopwatch
-from bnood.training.checks import check_batches, check_config, default_name, take_one_device
+from bnood.training.checks import check_config, check_data, take_one_device
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
@@ -39,7 +38,6 @@ class TrainingCLI(LightningCLI):
     run_folder: Path
     config_text: str
     log: MetricsLog
-    files: RunFiles
     watch: Stopwatch
     begun: Begun
 
@@ -51,12 +49,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; default: set-network-seed.")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
         parser.add_argument("--ckpt_path", type=Path | None, default=None, help="Resume from this checkpoint.")
-        parser.add_argument(
-            "--keep_epochs",
-            type=bool,
-            default=False,
-            help="Also keep the weights after every epoch, as checkpoints/epoch-<number>.ckpt.",
-        )
+        keep_help = "Also keep the weights after every epoch, as checkpoints/epoch-<number>.ckpt."
+        parser.add_argument("--keep_epochs", type=bool, default=False, help=keep_help)
         parser.add_class_arguments(tracking.TrackingOptions, "wandb")
         parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
         parser.link_arguments("seed_everything", "data.seed")
@@ -75,7 +69,7 @@ class TrainingCLI(LightningCLI):
         config = self.config
         if config.name is None:
             config.name = default_name(config)
-        if config.name in ("", ".", "..") or any(each in config.name for each in ("/", os.sep)):
+        if config.name in ("", ".", "..") or Path(config.name).name != config.name:
             raise UserError(
                 f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path"
             )
@@ -84,10 +78,10 @@ class TrainingCLI(LightningCLI):
 
     def check_free(self) -> None:
         """Raise :class:`UserError` if the run's folder holds a network that this training does not resume."""
-        trained, resumed = self.run_folder / CHECKPOINT, self.config.ckpt_path
-        if resumed is not None:
-            read_checkpoint(Path(resumed))
-        if trained.exists() and (resumed is None or not trained.samefile(resumed)):
+        if self.config.ckpt_path is not None:
+            read_checkpoint(Path(self.config.ckpt_path))
+        trained = self.run_folder / CHECKPOINT
+        if trained.exists() and not self._resumes_in_place():
             raise UserError(
                 f"{self.run_folder} already holds a trained network: choose another --name, "
                 f"or resume with --ckpt_path {trained}"
@@ -99,45 +93,33 @@ class TrainingCLI(LightningCLI):
         The images are loaded first, so that what is wrong with them shows before there is a folder.
         """
         self.datamodule.setup("fit")
-        self.model.check_labels(self.datamodule)
-        resumed = None if self.config.ckpt_path is None else Path(self.config.ckpt_path)
-        done = (
-            0 if resumed is None or not self._in_place(resumed) else int(read_checkpoint(resumed).get("global_step", 0))
-        )
-        self.log = MetricsLog(self.run_folder / "metrics.csv", done)
-        self.files, self.watch, self.begun = RunFiles(self.log), Stopwatch(), Begun()
-        given = self.config_init.trainer
-        bar = [] if given.enable_progress_bar is False else [ProgressBar()]
+        resumed, in_place = self.config.ckpt_path, self._resumes_in_place()
+        done = int(read_checkpoint(Path(resumed)).get("global_step", 0)) if in_place else 0
+        self.log, self.watch, self.begun = MetricsLog(self.run_folder / "metrics.csv", done), Stopwatch(), Begun()
+        files, given = RunFiles(self.log), self.config_init.trainer
+        callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch, self.begun]
+        if given.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
         try:
             trainer = super().instantiate_trainer(
-                logger=self.log,
-                callbacks=[
-                    *_listed(given.callbacks),
-                    *self.more_callbacks,
-                    *self._checkpoints(),
-                    *bar,
-                    self.watch,
-                    self.begun,
-                ],
-                plugins=[*_listed(given.plugins), self.files],
-                default_root_dir=str(self.run_folder),
-                **kwargs,
-            )
+                logger=self.log, callbacks=callbacks, plugins=[*_listed(given.plugins), files],
+                default_root_dir=str(self.run_folder), **kwargs,
+            )  # fmt: skip
         except ValueError as error:  # Lightning's, for an accelerator or a strategy that it does not know
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-        check_batches(self.datamodule, self.model, trainer.world_size)
-        plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        plain.pop("ckpt_path", None)
-        self.config_text = yaml.safe_dump(plain, sort_keys=False)
-        self.files.settings = settings_that_decide(plain, trainer.world_size)
+        check_data(self.datamodule, self.model, trainer.world_size)
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config.pop("ckpt_path", None)
+        self.config_text = yaml.safe_dump(config, sort_keys=False)
+        files.settings = settings_that_decide(config) | {"trainer.devices": trainer.world_size}
         if resumed is not None:
-            finished = self._in_place(resumed) and (self.run_folder / "summary.json").exists()
-            check_resumable(resumed, self.files.settings, self.model, self.datamodule, finished)
+            finished = in_place and (self.run_folder / "summary.json").exists()
+            check_resumable(Path(resumed), files.settings, self.model, self.datamodule, finished)
         return trainer
 
-    def _in_place(self, checkpoint: Path) -> bool:
-        own = self.run_folder / CHECKPOINT
-        return own.exists() and own.samefile(checkpoint)
+    def _resumes_in_place(self) -> bool:
+        own, resumed = self.run_folder / CHECKPOINT, self.config.ckpt_path
+        return resumed is not None and own.exists() and own.samefile(resumed)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         """``last.ckpt``, written over after every epoch, behind everything else that is kept of the epoch.
@@ -146,16 +128,14 @@ class TrainingCLI(LightningCLI):
         a killed run would be lost.
         """
         to = partial(
-            ModelCheckpoint,
-            self.run_folder / CHECKPOINT.parent,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
+            ModelCheckpoint, self.run_folder / CHECKPOINT.parent, save_on_train_epoch_end=True,
+            enable_version_counter=False, auto_insert_metric_name=False,
+        )  # fmt: skip
         last = to(filename=CHECKPOINT.stem)
+        if not self.config.keep_epochs:
+            return [last]
         # Lightning tells two such callbacks apart by what they monitor.
-        kept = to(filename="epoch-{epoch:03d}", monitor="epoch", save_top_k=-1, save_weights_only=True)
-        return [kept, last] if self.config.keep_epochs else [last]
+        return [to(filename="epoch-{epoch:03d}", monitor="epoch", save_top_k=-1, save_weights_only=True), last]
 
 
 class ParsingCLI(TrainingCLI):
@@ -169,6 +149,12 @@ class ParsingCLI(TrainingCLI):
 
     def instantiate_classes(self) -> None:
         pass
+
+
+def default_name(config: Any) -> str:
+    """``cifar10-resnet18x16-bn-s0``: set, network, norm and seed of a training config."""
+    model, images = config.model, Path(config.data.in_distribution).stem
+    return f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"
 
 
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
@@ -190,9 +176,18 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     """
     _quiet()
     try:
-        return _train(command_line(arguments, more_callbacks=callbacks))
+        cli = command_line(arguments, more_callbacks=callbacks)
+        if is_first_process():
+            _train(cli)
+        else:
+            _fit(cli)
+    except NonFiniteLoss:
+        if is_first_process():
+            raise
+        raise SystemExit(2) from None  # the first process says it
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    return cli.run_folder
 
 
 def command_line(
@@ -215,13 +210,8 @@ def command_line(
     )  # fmt: skip
 
 
-def _train(cli: TrainingCLI) -> Path:
-    if not is_first_process():
-        try:
-            _fit(cli)
-        except NonFiniteLoss:
-            raise SystemExit(2) from None  # the first process says it
-        return cli.run_folder
+def _train(cli: TrainingCLI) -> None:
+    """What the first process does: it fits and writes the run's files."""
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:
@@ -233,25 +223,17 @@ def _train(cli: TrainingCLI) -> Path:
             f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
             f"at {summary['images_per_second']:.0f} images/s"
         )
-        if tracked is not None:
-            numbers = ("seconds", "images_per_second", "parameters")
-            tracking.log_summary(tracked, {name: summary[name] for name in numbers})
         tracking.log_checkpoint(tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
-    return cli.run_folder
 
 
 @contextmanager
 def _opened(cli: TrainingCLI) -> Iterator[Any]:
     """The run's folder, locked, with its config, and its W&B run; a new folder goes again if nothing was trained."""
-    folder, config, new = cli.run_folder, cli.run_folder / "config.yaml", not cli.run_folder.exists()
-    with ExitStack() as stack:
+    folder, new = cli.run_folder, not cli.run_folder.exists()
+    with locked(folder, "another training writes to it"):
         try:
-            if new:  # where there is no folder, its config makes it; the error names file and reason
-                write_beside(config, lambda path: path.write_text(cli.config_text))
-            stack.enter_context(locked(folder, "another training writes to it"))
             cli.check_free()
-            if not new:
-                write_beside(config, lambda path: path.write_text(cli.config_text))
+            write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
             tracked = _start_tracking(cli)
             try:
                 yield tracked
@@ -267,8 +249,7 @@ def _opened(cli: TrainingCLI) -> Iterator[Any]:
 def _start_tracking(cli: TrainingCLI) -> Any:
     config = cli.config
     options = tracking.TrackingOptions(**config.wandb.as_dict())
-    if config.no_wandb:
-        options.enabled = False
+    options.enabled = options.enabled and not config.no_wandb
     tracked = tracking.start_run(
         options,
         name=config.name,
@@ -297,7 +278,7 @@ def _fit(cli: TrainingCLI) -> None:
             again = ["--config", str(cli.run_folder / "config.yaml"), "--ckpt_path", str(last)]
             print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         if checkpoint is None or cli.begun.training or isinstance(error, UserError | MisconfigurationException):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -341,12 +322,15 @@ def _listed(given: Any) -> list[Any]:
 
 def _quiet() -> None:
     """Leave out Lightning's advice that does not apply."""
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended to run from within.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # What is logged is the same in all processes of a training.
-    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+    for advice in (
+        ".*is smaller than the logging interval.*",
+        ".*LightningCLI's args parameter is intended to run from within.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed from .*",
+        ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
+    ):
+        warnings.filterwarnings("ignore", message=advice)
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

@@ -8,8 +8,6 @@ import yaml
 
 from bnood.errors import UserError
 
-DEEPEST = 20  # nested mappings and lists
-
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
@@ -21,10 +19,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
     try:
         text = path.read_text(encoding="utf-8")
-        check_yaml(text)
+        check_yaml(text, str(path))
         content = yaml.safe_load(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    except UserError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -33,21 +31,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_yaml(text: str) -> None:
+def check_yaml(text: str, where: str) -> None:
     """Refuse what YAML allows and nobody means: a key given twice, a key without value, references, deep nesting.
 
     Raises:
-        UserError: naming key and line.
+        UserError: naming ``where``, line and key.
         yaml.YAMLError: if the text is no YAML.
     """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"line {event.start_mark.line + 1}: references (*{event.anchor}) are not taken")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise UserError(f"line {event.start_mark.line + 1}: more than {DEEPEST} levels are nested")
-    _check_node(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    try:
+        content = yaml.compose(text, Loader=yaml.SafeLoader)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"line {event.start_mark.line + 1}: references (*{event.anchor}) are not taken")
+        _check_node(content, "")
+    except RecursionError as error:
+        raise UserError(f"{where}: brackets are nested too deeply") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _check_node(node: yaml.Node | None, prefix: str) -> None:

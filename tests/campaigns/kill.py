@@ -45,14 +45,14 @@ class Program:
     """One program of the campaign.
 
     Attributes:
-        prepare: fills a new folder with what the program starts from.
-        run: runs the program on that folder, as its command line does, or goes on with what is there.
         share: of all kills.
+        run: runs the program on a folder, as its command line does, or goes on with what is there.
+        prepare: fills a new folder with what the program starts from.
     """
 
-    prepare: Callable[[Path], None]
-    run: Callable[[Path], None]
     share: float
+    run: Callable[[Path], object]
+    prepare: Callable[[Path], object] = lambda folder: None
 
 
 class Watch:
@@ -89,14 +89,10 @@ def forked(program: Program, folder: Path, fatal: int | None = None, after: floa
     child = os.fork()
     if child == 0:
         _be_child(program, folder, fatal, log, counted)
-    while True:
-        ended, raw = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        if after is not None and time.monotonic() - started > after:
-            os.kill(child, signal.SIGKILL)
-            after = None
-        time.sleep(0.005)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)  # where it has ended by itself, nothing happens: it is not yet waited for
+    _, raw = os.waitpid(child, 0)
     events = int(counted.read_text()) if counted.exists() else 0
     counted.unlink(missing_ok=True)
     return Ended(os.waitstatus_to_exitcode(raw), time.monotonic() - started, events, log.read_text())
@@ -108,8 +104,7 @@ def _be_child(program: Program, folder: Path, fatal: int | None, log: Path, coun
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
-        sys.stderr = sys.stdout
+        sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
         watch = Watch(folder, fatal)
         sys.addaudithook(watch)
         try:
@@ -139,8 +134,9 @@ def _content(path: Path) -> Any:
         return {key: value.numpy().tobytes() for key, value in state.items()}
     if path.suffix == ".parquet":
         return pd.read_parquet(path).to_csv()
-    if path.suffix in (".csv", ".npz", ".pt"):
-        return path.read_bytes()
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=CLOCKS & {*table}).to_csv()
     if path.suffix == ".yaml":
         return _without_clocks(yaml.safe_load(path.read_text()))
     if path.suffix == ".json":
@@ -163,44 +159,43 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 def campaign(name: str, program: Program, kills: int, draws: random.Random, place: Path) -> list[str]:
     """Kill one program so many times; what went wrong."""
-    whole = place / f"{name}-whole" / "runs"
-    _prepared(program, whole)
-    plain = forked(program, whole)
-    if plain.status != 0:
-        return [f"{name} fails without a kill: {plain.output.strip().splitlines()[-1:]}"]
-    if plain.events == 0:
-        return [f"{name} wrote nothing below {whole}"]
-    expected = contents(whole)
+    folder = _prepared(program, place / name)
+    plain = forked(program, folder)
+    if plain.status != 0 or plain.events == 0:
+        return [f"{name} fails or writes nothing without a kill: {_last_line(plain)}"]
+    expected = contents(folder)
     at_events = max(1, min(plain.events, kills * 2 // 3))
-    points = [round(1 + step * (plain.events - 1) / max(1, at_events - 1)) for step in range(at_events)]
-    plans: list[dict[str, Any]] = [{"fatal": point} for point in points]
-    plans += [{"after": draws.uniform(0, plain.seconds)} for _ in range(max(0, kills - at_events))]
+    plans: list[dict[str, Any]] = [
+        {"fatal": round(1 + step * (plain.events - 1) / max(1, at_events - 1))} for step in range(at_events)
+    ]
+    plans += [{"after": draws.uniform(0, plain.seconds)} for _ in range(kills - at_events)]
     wrong, done = [], 0
-    while plans:
-        folder = place / f"{name}-{done}" / "runs"
-        _prepared(program, folder)
-        lived = []
+    while done < len(plans):
         # Every third run is killed twice: the second time while it goes on.
-        for plan in [plans.pop(0), *([plans.pop(0)] if plans and done % 3 == 2 else [])]:
+        lived = plans[done : done + (2 if done % 3 == 2 else 1)]
+        folder = _prepared(program, place / name)  # always the same, because records hold paths
+        for plan in lived:
             killed = forked(program, folder, **plan)
             if killed.status not in (-signal.SIGKILL, 0):
-                wrong.append(f"{name}, {plan}: status {killed.status}: {killed.output.strip().splitlines()[-1:]}")
-            lived.append(plan)
+                wrong.append(f"{name}, {plan}: status {killed.status}: {_last_line(killed)}")
         again = forked(program, folder)
-        problems = (
-            differences(contents(folder), expected) if again.status == 0 else again.output.strip().splitlines()[-1:]
-        )
+        problems = differences(contents(folder), expected) if again.status == 0 else [_last_line(again)]
         wrong += [f"{name}, killed at {lived}: {problem}" for problem in problems]
-        shutil.rmtree(folder.parent)
         done += len(lived)
     print(f"{name}: {done} kills ({at_events} at {plain.events} write events, the others at random), "
           f"{len(wrong)} losses", flush=True)  # fmt: skip
     return wrong
 
 
-def _prepared(program: Program, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    program.prepare(folder)
+def _prepared(program: Program, place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "runs").mkdir(parents=True)
+    program.prepare(place / "runs")
+    return place / "runs"
+
+
+def _last_line(ended: Ended) -> str:
+    return (ended.output.strip().splitlines() or [""])[-1]
 
 
 def run_training(folder: Path) -> None:
@@ -216,15 +211,8 @@ def run_evaluation(folder: Path) -> None:
     """An evaluation of a trained run."""
     from bnood.evaluation.cli import main
 
-    main(
-        [
-            "--runs",
-            str(folder),
-            "--run",
-            str(folder / "run"),
-            *evaluation_arguments("--resamples", "20", "--shuffles", "1"),
-        ]
-    )
+    place = ("--runs", str(folder), "--run", str(folder / "run"))
+    main([*place, *evaluation_arguments("--resamples", "20", "--shuffles", "1")])
 
 
 def prepare_study(folder: Path) -> None:
@@ -247,7 +235,7 @@ def run_lab(folder: Path) -> None:
 
     config = folder.parent / "lab.yaml"
     grid = {"architecture": "mlp", "depth": 2, "width": 8, "activations": ["relu"], "learning_rate": 0.1, "epochs": 2}
-    options = {"name": "tiny", "seeds": [0], "images": "shapes", "train_count": 64, "validation_count": 20}
+    options = {"name": "tiny", "seeds": [0], "images": "shapes", "train_count": 256, "validation_count": 20}
     config.write_text(yaml.safe_dump({**options, "grids": [grid], "workers": 1, "runs": str(folder)}))
     main(["--config", str(config)])
 
@@ -260,16 +248,16 @@ def copy_trained(folder: Path) -> None:
 def _trained() -> Path:
     folder = data_root() / "trained"
     if not folder.exists():
-        ended = forked(Program(lambda _: None, lambda runs: run_training(runs) or None, 0), folder)
+        ended = forked(Program(0, run_training), folder)
         assert ended.status == 0, ended.output
     return folder / "run"
 
 
 PROGRAMS = {
-    "training": Program(lambda folder: None, run_training, 0.5),
-    "evaluation": Program(copy_trained, run_evaluation, 0.2),
-    "study": Program(prepare_study, run_study, 0.2),
-    "lab": Program(lambda folder: None, run_lab, 0.1),
+    "training": Program(0.5, run_training),
+    "evaluation": Program(0.2, run_evaluation, copy_trained),
+    "study": Program(0.2, run_study, prepare_study),
+    "lab": Program(0.1, run_lab),
 }
 
 

@@ -1,4 +1,4 @@
-"""Run folders: what is read back, which run is the newest, and that no file is ever half-written."""
+"""Run folders: what is read back, which run is the newest, and what is refused."""
 
 import json
 import os
@@ -20,11 +20,7 @@ from bnood.networks import build_model
 from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint
 
 
-def pixels(count: int = 8) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
-
-
-def test_a_run_is_read_back_as_it_was_trained() -> None:
+def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
     folder = trained()
     run = load_run(folder)
     assert (run.name, run.seed, run.folder, run.checkpoint) == ("bn", 0, folder, folder / "checkpoints" / "last.ckpt")
@@ -37,15 +33,13 @@ def test_a_run_is_read_back_as_it_was_trained() -> None:
     # The same function by another way: the weights put into a network that is built from the config by hand.
     by_hand = build_model("resnet", 20, 8, "bn", num_classes=10).eval()
     by_hand.load_state_dict({key[8:]: value for key, value in saved.items() if key.startswith("network.")})
-    normalised = (pixels().float() - saved["image_mean"]) / saved["image_std"]
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8))
+    normalised = (images.float() - saved["image_mean"]) / saved["image_std"]
     with torch.no_grad():
-        assert torch.allclose(run.classifier(pixels()), by_hand(normalised.permute(0, 3, 1, 2)), atol=1e-5)
-
-
-def test_an_interrupted_run_has_no_summary(tmp_path: Path) -> None:
-    run = copy_of_run(tmp_path / "run")
-    (run / "summary.json").unlink()
-    assert load_run(run).summary == {}
+        assert torch.allclose(run.classifier(images), by_hand(normalised.permute(0, 3, 1, 2)), atol=1e-5)
+    interrupted = copy_of_run(tmp_path / "run")
+    (interrupted / "summary.json").unlink()
+    assert load_run(interrupted).summary == {}
 
 
 def test_weights_stored_as_float16_are_read_as_float32(tmp_path: Path) -> None:
@@ -67,11 +61,10 @@ def test_reading_a_run_imports_neither_lightning_nor_plots() -> None:
 
 
 def test_groups_are_those_of_gn_alone() -> None:
-    folder = trained()
-    config = load_run(folder).config["model"]
-    assert load_classifier(folder / CHECKPOINT, config | {"groups": 2}).norm == "bn"
+    config = load_run(trained()).config["model"] | {"groups": 2}
+    assert load_classifier(trained() / CHECKPOINT, config).norm == "bn"
     with pytest.raises(UserError, match="groups 4, but the config says 2"):
-        load_classifier(trained("gn") / CHECKPOINT, config | {"norm": "gn", "groups": 2})
+        load_classifier(trained("gn") / CHECKPOINT, config | {"norm": "gn"})
 
 
 def test_newest_run_is_the_one_whose_checkpoint_is(tmp_path: Path) -> None:
@@ -87,89 +80,64 @@ def test_newest_run_is_the_one_whose_checkpoint_is(tmp_path: Path) -> None:
     assert newest_run(tmp_path) == tmp_path / "b"
 
 
-def remove(path: Path) -> None:
-    path.unlink()
+def cut(length: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[:length])
 
 
-def cut(length: int) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(path.read_bytes()[:length])  # type: ignore[return-value]
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
 
 
-def text(content: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(content)  # type: ignore[return-value]
-
-
-def saved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def saved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
     """Write the checkpoint again, as ``change`` makes it of the old one."""
     return lambda path: torch.save(change(torch.load(path, weights_only=True)), path)
 
 
-def hyper_parameter(key: str, value: object) -> Callable[[Path], None]:
+def hyper_parameter(key: str, value: object) -> Callable[[Path], object]:
     return saved(lambda content: content | {"hyper_parameters": content["hyper_parameters"] | {key: value}})
 
 
-def without_one_weight(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"state_dict": {k: v for k, v in content["state_dict"].items() if k != "network.head.bias"}}
-
-
-def with_text_for_a_weight(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"state_dict": content["state_dict"] | {"network.head.bias": "text"}}
+def weight(value: object) -> Callable[[Path], object]:
+    return saved(lambda content: content | {"state_dict": content["state_dict"] | {"network.head.bias": value}})
 
 
 class Pickled:
     """Something that only a pickle which runs code could bring back."""
 
 
-SPOILT: list[tuple[str, str, Callable[[Path], None], str]] = [
-    ("config missing", "config.yaml", remove, "config.yaml is missing: .* is not a run of scripts/train.py"),
-    ("config no YAML", "config.yaml", text("data: [1"), "config.yaml is not readable as YAML"),
-    ("config binary", "config.yaml", lambda path: path.write_bytes(b"\xff\xfe\x00a"), "config.yaml is not readable"),  # type: ignore[list-item, return-value]
-    ("config empty", "config.yaml", text(""), "config.yaml holds nothing; expected a mapping"),
-    ("config of another program", "config.yaml", text("lr: 1"), "config.yaml: expected a number"),
-    (
-        "config without a network",
-        "config.yaml",
-        text("{data: , model: , seed_everything: 0}"),
-        "config.yaml: line 1: the key data has no value",
-    ),
-    ("summary cut short", "summary.json", cut(20), "summary.json is not readable as JSON"),
-    ("checkpoint missing", str(CHECKPOINT), remove, "last.ckpt is missing: the run has not finished its first epoch"),
-    ("checkpoint empty", str(CHECKPOINT), cut(0), "last.ckpt is not a readable checkpoint .truncated"),
-    ("checkpoint cut", str(CHECKPOINT), cut(5_000), "last.ckpt is not a readable checkpoint .truncated"),
-    ("checkpoint cut late", str(CHECKPOINT), cut(-1), "last.ckpt is not a readable checkpoint .truncated"),
-    ("checkpoint text", str(CHECKPOINT), text("no checkpoint"), "last.ckpt is not a readable checkpoint"),
-    ("a tensor", str(CHECKPOINT), saved(lambda _: torch.zeros(3)), "last.ckpt is not a checkpoint of bnood"),
-    ("weights alone", str(CHECKPOINT), saved(lambda content: content["state_dict"]), "is not a checkpoint of bnood"),
-    ("another norm", str(CHECKPOINT), hyper_parameter("norm", "gn"), "norm 'gn', but the config says 'bn'"),
-    ("another width", str(CHECKPOINT), hyper_parameter("width", 16), "width 16, but the config says 8"),
-    ("setting missing", str(CHECKPOINT), hyper_parameter("depth", None), "depth None, but the config says 20"),
-    ("weights a list", str(CHECKPOINT), saved(lambda content: content | {"state_dict": []}), "a mapping of state_dict"),
-    ("a weight of text", str(CHECKPOINT), saved(with_text_for_a_weight), "damaged: expected a mapping of state_dict"),
-    (
-        "settings a list",
-        str(CHECKPOINT),
-        saved(lambda content: content | {"hyper_parameters": [1]}),
-        "hyper_parameters",
-    ),
-    ("depth a text", str(CHECKPOINT), hyper_parameter("image_size", "x"), "last.ckpt .*model.image_size is x"),
-    (
-        "config with a key twice",
-        "config.yaml",
-        text("data: {}\ndata: {}"),
-        "config.yaml: line 2: the key data is given",
-    ),
-    (
-        "config edited",
-        "config.yaml",
-        text("{data: {}, model: [], seed_everything: 0}"),
-        "config.yaml: expected a number",
-    ),
-    ("weight missing", str(CHECKPOINT), saved(without_one_weight), "does not fit the network that its own settings"),
+CONFIG, SUMMARY, LAST = "config.yaml", "summary.json", str(CHECKPOINT)
+SPOILT: list[tuple[str, Callable[[Path], object], str]] = [
+    (CONFIG, Path.unlink, "config.yaml is missing: .* is not a run of scripts/train.py"),
+    (CONFIG, text("data: [1"), "config.yaml is not readable as YAML"),
+    (CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00a"), "config.yaml is not readable"),
+    (CONFIG, text(""), "config.yaml holds nothing; expected a mapping"),
+    (CONFIG, text("lr: 1"), "config.yaml: expected a number"),
+    (CONFIG, text("{data: {}, model: [], seed_everything: 0}"), "config.yaml: expected a number"),
+    (CONFIG, text("{data: {}, model: {}, seed_everything: 0}"), "config.yaml: expected under data a name"),
+    (CONFIG, text("data: {}\ndata: {}"), "config.yaml: line 2: the key data is given"),
+    (SUMMARY, cut(20), "summary.json is not readable as JSON"),
+    (SUMMARY, text("[1]"), "summary.json is not readable as JSON; expected a mapping"),
+    (LAST, Path.unlink, "last.ckpt is missing: the run has not finished its first epoch"),
+    (LAST, cut(0), "last.ckpt is not a readable checkpoint .truncated"),
+    (LAST, cut(5_000), "last.ckpt is not a readable checkpoint .truncated"),
+    (LAST, cut(-1), "last.ckpt is not a readable checkpoint .truncated"),
+    (LAST, text("no checkpoint"), "last.ckpt is not a readable checkpoint"),
+    (LAST, lambda path: path.write_bytes(pickle.dumps(Pickled())), "last.ckpt is not a readable checkpoint"),
+    (LAST, saved(lambda content: content | {"more": Pickled()}), "last.ckpt is not a readable checkpoint"),
+    (LAST, saved(lambda _: torch.zeros(3)), "last.ckpt is not a checkpoint of bnood"),
+    (LAST, saved(lambda content: content["state_dict"]), "is not a checkpoint of bnood"),
+    (LAST, hyper_parameter("norm", "gn"), "norm 'gn', but the config says 'bn'"),
+    (LAST, hyper_parameter("depth", None), "depth None, but the config says 20"),
+    (LAST, hyper_parameter("image_size", "x"), "last.ckpt .*model.image_size is x"),
+    (LAST, saved(lambda content: content | {"hyper_parameters": [1]}), "damaged: expected .* hyper_parameters"),
+    (LAST, saved(lambda content: content | {"state_dict": []}), "damaged: expected .* state_dict"),
+    (LAST, weight("text"), "damaged: expected .* state_dict"),
+    (LAST, weight(torch.zeros(3)), "does not fit the network that its own settings"),
 ]
 
 
-@pytest.mark.parametrize(("file", "spoil", "words"), [case[1:] for case in SPOILT], ids=[case[0] for case in SPOILT])
-def test_a_spoilt_run_is_one_line(file: str, spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "spoil", "words"), SPOILT, ids=[f"{file}: {words}" for file, _, words in SPOILT])
+def test_a_spoilt_run_is_one_line(file: str, spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
     run = copy_of_run(tmp_path / "run")
     spoil(run / file)
     with pytest.raises(UserError, match=words) as error:
@@ -177,16 +145,10 @@ def test_a_spoilt_run_is_one_line(file: str, spoil: Callable[[Path], None], word
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "last.ckpt"
-    file.write_bytes(pickle.dumps(Pickled()))
-    torch.save({"state_dict": {}, "hyper_parameters": {}, "more": Pickled()}, tmp_path / "new.ckpt")
-    for path in (file, tmp_path / "new.ckpt"):
-        with pytest.raises(UserError, match="is not a readable checkpoint"):
-            read_checkpoint(path)
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.ckpt: no such checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(UserError, match="no such run folder"):
-        load_run(tmp_path / "none")
-    with pytest.raises(UserError, match="no such run folder"):
-        load_run(file)
+    (tmp_path / "file").touch()
+    for place in ("none", "file"):
+        with pytest.raises(UserError, match=f"{place}: no such run folder"):
+            load_run(tmp_path / place)
