@@ -233,9 +233,6 @@ def _train(cli: TrainingCLI) -> Path:
             f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
             f"at {summary['images_per_second']:.0f} images/s"
         )
-        if tracked is not None:
-            numbers = ("seconds", "images_per_second", "parameters")
-            tracking.log_summary(tracked, {name: summary[name] for name in numbers})
         tracking.log_checkpoint(tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
     return cli.run_folder
 
