@@ -23,7 +23,6 @@ from bnood.training.run_folder import CHECKPOINT, read_summary
 from bnood.training.yaml_files import read_yaml
 
 EVALUATION = "ood"
-GREY = "grey"  # a shift of photographs: the ID images without colour
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
@@ -377,7 +376,6 @@ def _evaluate_model(
         return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
 
     id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
-    shifted = {GREY: without_colour(id_set)} if GREY in evaluation.shifts else {}
     tracked = tracking.start_run(
         options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
         config=question, folder=folder.parent,
@@ -388,7 +386,6 @@ def _evaluate_model(
             id_set,
             train_set=None if sets.train is None else opened(sets.train),
             ood_sets={one.name: one for one in ood},
-            shifted_sets=shifted,
             options=evaluation,
             classes=None if sets.classes is None else read_classes(sets.classes),
             progress=_say,
@@ -399,27 +396,6 @@ def _evaluate_model(
     finally:
         if line := tracking.finish(tracked):
             _say(line)
-
-
-class GreyPhotographs:
-    """A map-style dataset of photographs without their colour (luma of ITU-R 601, in three equal channels)."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        return (item[0] if isinstance(item, tuple | list) else item).convert("L").convert("RGB")
-
-
-def without_colour(images: Any) -> Any:
-    """The photographs of a set without colour: the control for an OOD set that is grey. Labels stay."""
-    if not hasattr(images, "dataset"):
-        raise UserError(f"evaluation.shifts has {GREY}, which is for folders of photographs; {images.name} is none")
-    return replace(images, name=GREY, dataset=GreyPhotographs(images.dataset), checked=[])
 
 
 def _say(line: str) -> None:

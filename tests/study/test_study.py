@@ -15,14 +15,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
 from tiny_runs import data_root, equal_weights, weights, write_set
 from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of, studied, study_config, times
 
-from bnood.data.image_set import ImageSet, StreamedSet
 from bnood.errors import UserError
 from bnood.study.cli import main
-from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at, without_colour
+from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at
 from bnood.study.options import NetworkOptions
 from bnood.training.atomic import locked
 
@@ -238,20 +236,6 @@ def test_a_folder_of_another_config_or_training_is_refused_with_the_key_that_dif
         with pytest.raises(UserError, match=rf"ln-s0 was trained with {section}.{key} {value}, but the study wants"):
             main(["--config", str(study_config(tmp_path))])
         shutil.copy(tmp_path / "saved", folder / "ln-s0" / "config.yaml")
-
-
-def test_grey_photographs_keep_their_labels_and_lose_their_colour() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    items = [(Image.fromarray(one), 0) for one in pixels]
-    colour = StreamedSet("photos", items, np.array([2, 0, 1]))
-    grey = without_colour(colour.subset(np.array([2, 0])))
-    assert grey.name == "grey" and grey.labels.tolist() == [1, 2] and len(grey) == 2
-    found = np.asarray(grey.dataset[2], float)
-    assert (found == found[:, :, :1]).all()
-    luma = pixels[2] @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(found[:, :, 0], luma, atol=1)
-    with pytest.raises(UserError, match="shifts has grey, which is for folders of photographs; arrays is none"):
-        without_colour(ImageSet("arrays", pixels, None))
 
 
 def test_the_networks_of_a_study(tmp_path: Path) -> None:
