@@ -118,8 +118,7 @@ class Measurements:
     def get(self, *key: str) -> Replicates:
         """The quantity with every seed that has it.
 
-        Raises:
-            Unusable: with the reason, if it is missing, constant, not finite or of unequal numbers of resamples.
+        Raises ``Unusable`` if it is missing, constant, not finite or of unequal numbers of resamples.
         """
         rows = self._found(key)
         seeds = sorted(rows)
@@ -137,13 +136,8 @@ class Measurements:
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
-        Args:
-            terms: what is compared.
-            datasets: the sets that are averaged over; terms ``on_id`` are of the ID set whatever these are.
-            family: prefix of the networks' names.
-
-        Raises:
-            Unusable: if a term is missing, or two terms scored different numbers of images of one set.
+        Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
+        Raises ``Unusable`` if a term is missing, or two terms scored different numbers of images of one set.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
 

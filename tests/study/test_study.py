@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of
 from bnood.errors import UserError
 from bnood.study.cli import main
 from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at
-from bnood.study.options import NetworkOptions
 from bnood.training.atomic import locked
 
 ROOT = Path(__file__).parents[2]
@@ -132,10 +130,8 @@ def test_given_networks_are_evaluated_and_never_written_into(tmp_path: Path) -> 
 def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = (
-        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),"
-    )
-    code += " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    layers = "nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"
+    code = f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
     (tmp_path / "other_project.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
@@ -150,27 +146,20 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     assert not is_done(changed, spec)
 
 
-def run_and_kill(config: Path, ready, number: int = signal.SIGKILL) -> subprocess.Popen:  # type: ignore[no-untyped-def]
-    """Start the script and end it as soon as ``ready()``."""
-    command = [sys.executable, str(ROOT / "scripts" / "study.py"), "--config", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        until = time.monotonic() + 300
-        while not ready():
-            assert time.monotonic() < until and process.poll() is None, process.communicate()
-            time.sleep(0.01)
-    finally:
-        process.send_signal(number)
-    return process
-
-
 def test_a_study_goes_on_after_being_killed(tmp_path: Path) -> None:
     training = TRAINING | {"trainer": {"max_epochs": 12, "precision": "32-true"}}
     more = {"entry": {"norms": ["ln"], "overrides": {}}, **QUICK}
     config = study_config(tmp_path / "killed", training, **more)
     run = tmp_path / "killed" / "runs" / "tiny" / "ln-s0"
     log = run / "metrics.csv"
-    run_and_kill(config, lambda: log.exists() and len(log.read_text().splitlines()) > 5).communicate()
+    command = [sys.executable, str(ROOT / "scripts" / "study.py"), "--config", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while not log.exists() or len(log.read_text().splitlines()) <= 5:
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
     assert (run / "checkpoints" / "last.ckpt").exists() and not (run / "summary.json").exists()
     main(["--config", str(config)])
     whole = main(["--config", str(study_config(tmp_path / "whole", training, **more))])
@@ -190,22 +179,18 @@ def test_a_failing_network_costs_no_other_and_no_verdict_is_written(
     text = str(error.value)
     assert text.startswith("1 failed: ln-s0: ") and "no verdict is written" in text and "\n" not in text
     assert (folder / "bn-s0" / "ood" / "table.csv").exists() and not (folder / "verdict.json").exists()
-    with pytest.raises(UserError, match="1 failed"):
-        main(["--config", str(config), "--partial", "true"])
+    main(["--config", str(config), "--judge_only", "true"])
     assert "note: ln-s0 is not evaluated" in capsys.readouterr().out
     assert set(pd.read_csv(folder / "table.csv")["network"]) == {"bn"} and (folder / "verdict.json").exists()
 
 
-def test_what_is_there_is_judged_without_training_or_evaluating(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_there_is_judged_without_training_or_evaluating(tmp_path: Path) -> None:
     config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
     shutil.rmtree(folder / "ln-s0" / "ood")
     before = times(folder, "*-s*/**/*")
     main(["--config", str(config), "--judge_only", "true"])
     assert times(folder, "*-s*/**/*") == before
-    missing = json.loads((folder / "verdict.json").read_text())["made"]["missing"]
-    assert missing == ["ln-s0 is not evaluated"] and "note: ln-s0 is not evaluated" in capsys.readouterr().out
+    assert json.loads((folder / "verdict.json").read_text())["made"]["missing"] == ["ln-s0 is not evaluated"]
     (folder / "table.csv").write_text("of an earlier verdict")
     with pytest.raises(UserError, match=r"claim.primary_sets: nowhere was not evaluated"):
         main(["--config", str(config), "--judge_only", "true", "--claim.primary_sets", "[nowhere]"])
@@ -216,10 +201,8 @@ def test_what_is_there_is_judged_without_training_or_evaluating(
 
 def test_a_study_that_is_being_worked_on_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    with (
-        locked(tmp_path / "runs" / "tiny", "busy"),
-        pytest.raises(UserError, match="another process is working on this study"),
-    ):
+    busy = locked(tmp_path / "runs" / "tiny", "busy")
+    with busy, pytest.raises(UserError, match="another process is working on this study"):
         main(["--config", str(study_config(tmp_path))])
 
 
@@ -272,6 +255,8 @@ def test_layer_forms_of_the_places_the_cuts_and_all_layers() -> None:
         ({"networks": [{"run": "nowhere"}]}, "run nowhere has no checkpoints/last.ckpt"),
         ({"networks": [{"model": "timm:resnet18"}]}, "sets.id is missing"),
         ({"networks": [{"run": "a", "weights": "b"}]}, "run a has weights, which is for model"),
+        ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
+        ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
         ({"name": "a/b"}, "expected the name of a folder in"),
         ({"evaluation": {"resamples": 1}}, "resamples is 1"),
         ({"evaluation": {"statistics": ["recalibrated:tagret"]}}, "recalibrated:tagret"),
@@ -309,7 +294,3 @@ def test_two_networks_of_one_name_or_seed_are_refused(tmp_path: Path) -> None:
         networks = [{"model": "timm:resnet18"} | each for each in (first, second)]
         with pytest.raises(UserError, match="is there twice"):
             main(["--config", str(study_config(tmp_path, networks=networks, sets=sets))])
-    with pytest.raises(UserError, match="family is 'a b'"):
-        NetworkOptions(model="timm:x", family="a b")
-    with pytest.raises(UserError, match="name is 'a/b'"):
-        NetworkOptions(model="timm:x", name="a/b")
