@@ -224,9 +224,7 @@ def estimate(row: Row, evidence: Evidence, datasets: Sequence[str], label: str) 
 
 def _placebo(row: Row, evidence: Evidence, datasets: Sequence[str]) -> tuple[float, str]:
     """How far a placebo that excludes 0.5 lies from it, and what is said beside the row; (0, "") without one."""
-    if not row.detector:
-        return 0.0, ""
-    found = evidence.found.placebo(evidence.network, TARGET, row.detector, datasets)
+    found = evidence.found.placebo(evidence.network, TARGET, row.detector, datasets) if row.detector else None
     if found is None:
         return 0.0, ""
     auroc = found.interval(evidence.options.level)
