@@ -113,7 +113,10 @@ def start_run(
 
 
 def lightning_logger(run: "Run | None") -> "WandbLogger | None":
-    """Lightning's logger on this run, behind the CSV logger. If wandb fails, the training goes on without it."""
+    """Lightning's logger on this run, with the step and summary of each metric, which it sets only on runs of its own.
+
+    If wandb fails, the training goes on without it.
+    """
     if run is None:
         return None
     from lightning.pytorch.loggers import WandbLogger
@@ -128,17 +131,11 @@ def lightning_logger(run: "Run | None") -> "WandbLogger | None":
                     super().log_metrics(metrics, step)
                     self.broken = False
 
+    with _one_line_warning("metric definitions"):
+        run.define_metric(STEP)
+        for metric, summary in {"*": None, **TRAINING_SUMMARIES}.items():
+            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
     return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
-
-
-def define_training_metrics(run: "Run | None") -> None:
-    """Set the step of all metrics and what the summary keeps; WandbLogger does so only for runs that it starts."""
-    if run is not None:
-        with _one_line_warning("metric definitions"):
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP, step_sync=True)
-            for metric, summary in TRAINING_SUMMARIES.items():
-                run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
 
 
 def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:

@@ -84,7 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         logger = tracking.lightning_logger(training)
         assert training is not None and logger is not None
-        tracking.define_training_metrics(training)
         table = evaluation_table()
         evaluation = tracking.start_run(
             options, name="my run", job_type="evaluation", tags=["norm:bn"], config={"run": "my run"}, folder=root
@@ -313,7 +312,6 @@ os.environ["WANDB_MODE"] = "disabled"
 runs += [start("b"), start("c", mode="online")]
 for run in runs:
     assert run is None and tracking.lightning_logger(run) is None and tracking.finish(run) is None
-    tracking.define_training_metrics(run)
     tracking.log_checkpoint(run, Path("none"), "a", {})
     tracking.use_checkpoint(run, Path("none"), "a")
     tracking.log_evaluation(run, Path("none"), None)

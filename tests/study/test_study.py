@@ -89,7 +89,7 @@ def test_of_equally_near_epochs_the_first_is_taken_and_only_kept_ones_count(tmp_
         stop_choice(tmp_path / "e", [0.3, 0.5], None, [0, 1])
 
 
-def test_a_second_call_does_nothing_twice_and_a_lost_part_is_made_again(tmp_path: Path) -> None:
+def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_training(tmp_path: Path) -> None:
     config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
     shutil.rmtree(folder / "ln-s0" / "ood")
     before = times(folder, "*-s0*/**/*")
@@ -99,6 +99,16 @@ def test_a_second_call_does_nothing_twice_and_a_lost_part_is_made_again(tmp_path
     assert new and all(name.startswith("ln-s0/ood/") for name in new) and before.keys() <= after.keys()
     first, again = (root / "ln-s0" / "ood" / "table.csv" for root in (studied(), folder))
     assert first.read_bytes() == again.read_bytes()
+    with pytest.raises(UserError, match=r"made with evaluation.resamples 20, but the config says 30"):
+        main(["--config", str(study_config(tmp_path, evaluation=EVALUATION | {"resamples": 30}))])
+    file = folder / "ln-s0" / "config.yaml"
+    text = file.read_text()
+    for section, key, value in (("model", "learning_rate", 0.3), ("trainer", "max_epochs", 3)):
+        content = yaml.safe_load(text)
+        content[section][key] = value
+        file.write_text(yaml.safe_dump(content))
+        with pytest.raises(UserError, match=rf"ln-s0 was trained with {section}.{key} {value}, but the study wants"):
+            main(["--config", str(study_config(tmp_path))])
 
 
 RAY = pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"))
@@ -204,21 +214,6 @@ def test_a_study_that_is_being_worked_on_is_left_alone(tmp_path: Path) -> None:
     busy = locked(tmp_path / "runs" / "tiny", "busy")
     with busy, pytest.raises(UserError, match="another process is working on this study"):
         main(["--config", str(study_config(tmp_path))])
-
-
-def test_a_folder_of_another_config_or_training_is_refused_with_the_key_that_differs(tmp_path: Path) -> None:
-    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
-    main(["--config", str(config)])
-    with pytest.raises(UserError, match=r"made with evaluation.resamples 20, but the config says 30"):
-        main(["--config", str(study_config(tmp_path, evaluation=EVALUATION | {"resamples": 30}))])
-    for section, key, value in (("model", "learning_rate", 0.3), ("trainer", "max_epochs", 3)):
-        content = yaml.safe_load((folder / "ln-s0" / "config.yaml").read_text())
-        content[section][key] = value
-        (tmp_path / "saved").write_text((folder / "ln-s0" / "config.yaml").read_text())
-        (folder / "ln-s0" / "config.yaml").write_text(yaml.safe_dump(content))
-        with pytest.raises(UserError, match=rf"ln-s0 was trained with {section}.{key} {value}, but the study wants"):
-            main(["--config", str(study_config(tmp_path))])
-        shutil.copy(tmp_path / "saved", folder / "ln-s0" / "config.yaml")
 
 
 def test_the_networks_of_a_study(tmp_path: Path) -> None:
