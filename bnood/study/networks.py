@@ -221,13 +221,15 @@ def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
         "seed_everything": spec.seed,
         "model.norm": spec.norm,
         "keep_epochs": spec.norm == "bn" and bool(entry.partners),
-        **({} if sets.root is None else {"data.root": str(sets.root)}),
-        **({"data.download": True} if sets.download else {}),
-        **{"trainer.enable_progress_bar": False, **entry.overrides.get(spec.norm, {})},
-        **({f"wandb.{key}": value for key, value in asdict(options.wandb).items()} if options.wandb.enabled else {}),
+        "trainer.enable_progress_bar": False,
+        **entry.overrides.get(spec.norm, {}),
+        **{f"wandb.{key}": value for key, value in asdict(options.wandb).items()},
     }
-    arguments = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
-    return arguments if options.wandb.enabled else [*arguments, "--no-wandb"]
+    if sets.root is not None:
+        given["data.root"] = str(sets.root)
+    if sets.download:
+        given["data.download"] = True
+    return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
 
 
 def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
@@ -260,11 +262,12 @@ def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
         for config in (read_yaml(file), expected)
     )
-    for key in (key for key in wanted if key in found and found[key] != wanted[key]):
-        raise UserError(
-            f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
-            "choose another name for the study, or move the folder away"
-        )
+    for key in wanted:
+        if key in found and found[key] != wanted[key]:
+            raise UserError(
+                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
+                "choose another name for the study, or move the folder away"
+            )
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
