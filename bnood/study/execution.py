@@ -12,17 +12,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnood.errors import Terminated, UserError
 from bnood.study.options import ExecutorOptions
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A function of an importable module to call with arguments that can be pickled; its output goes to ``log``."""
 
     name: str
@@ -31,8 +29,7 @@ class Job:
     log: Path
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a job ended: ``error`` is the one line that says what was wrong, None if it succeeded."""
 
     name: str

@@ -342,7 +342,8 @@ def judge(
     sets = found.names("dataset", role="ood")
     if missing := [name for name in options.primary_sets if name not in sets]:
         raise UserError(f"claim.primary_sets: {', '.join(missing)} was not evaluated; OOD sets are {', '.join(sets)}")
-    accuracies = _accuracies(networks)
+    known = networks.dropna(subset="accuracy")[["network", "seed", "accuracy"]]
+    accuracies = {(name, int(seed)): float(accuracy) for name, seed, accuracy in known.itertuples(index=False)}
     rows: list[Judged] = []
     for network in found.names("network"):
         family = network.removesuffix("bn")
@@ -363,16 +364,3 @@ def judge(
             judged = [replace(a, verdict_unseen_seeds=b.verdict) for a, b in zip(judged, alone, strict=True)]
         rows += judged
     return Verdict(tuple(rows), options, study, made or {})
-
-
-def _accuracies(networks: pd.DataFrame) -> dict[tuple[str, int], float]:
-    if missing := sorted({"network", "seed", "accuracy"} - set(networks.columns)):
-        raise UserError(f"the table of networks lacks the columns {', '.join(missing)}")
-    if networks.duplicated(["network", "seed"]).any():
-        raise UserError("the table of networks has a network and seed twice; each may have one accuracy")
-    known = networks[networks["accuracy"].notna()]
-    wrong = known[~known["accuracy"].between(0, 1)]
-    if len(wrong):
-        raise UserError(f"an accuracy is {wrong['accuracy'].iloc[0]}; expected a fraction between 0 and 1")
-    columns = known[["network", "seed", "accuracy"]]
-    return {(str(name), int(seed)): float(each) for name, seed, each in columns.itertuples(index=False, name=None)}
