@@ -13,6 +13,7 @@ import secrets
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of
     from wandb import Run
 
 INIT_SECONDS, FINISH_SECONDS = 20, 120
-LONGEST_TAG = 64  # wandb refuses longer ones
+LONGEST_TAG = 64
 MOST_NUMBERS = 23  # with report and table, a summary of 25 keys
 STEP = "trainer/global_step"  # the name that Lightning's WandbLogger gives to the step
 TRAINING_SUMMARIES = {
@@ -46,8 +47,8 @@ class TrackingOptions:
         enabled: whether runs are logged at all.
         project: the project that the runs belong to.
         entity: user or team that owns the project; None for the account's default.
-        group: groups runs in the project; None: each network with its evaluations.
-        tags: tags beside those that every run gets (norm, seed, set), of 1 to 64 characters each.
+        group: of runs in the project; None: each network with its evaluations.
+        tags: beside those that every run gets (norm, seed, set).
         mode: ``offline`` writes files for ``wandb sync``; ``online`` uploads while the run goes on. ``auto`` follows
             WANDB_MODE or wandb's settings, and is online only with an API key. ``WANDB_MODE=disabled`` always wins.
     """
@@ -72,15 +73,8 @@ def start_run(
     """Start a run of its own, also if another one is still open in this process.
 
     Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
-    says why and how to upload it later.
-
-    Args:
-        options: section ``wandb`` of the config.
-        name: the run's name.
-        job_type: ``training`` or ``evaluation``.
-        tags: of this run, beside those of the options; cut to 64 characters.
-        config: everything that the run was configured with; may be nested.
-        folder: the network's folder; wandb writes to ``folder/wandb``, and the folder's name is the default group.
+    says why and how to upload it later. Tags are cut to 64 characters. wandb writes to ``folder/wandb``, and the
+    folder's name is the default group.
 
     Returns:
         The run; None if tracking is off, if another process of this training tracks it, or if wandb does not work.
@@ -93,12 +87,12 @@ def start_run(
         return None
     if mode and mode not in ("online", "offline", "shared", "dryrun", "run"):
         raise UserError(f"the environment's WANDB_MODE is {mode!r}: it has to be online, offline or disabled")
+    files = folder / "wandb"
     try:  # wandb itself would carry on in the system's temporary folder, where nobody looks
-        (folder / "wandb").mkdir(parents=True, exist_ok=True)
-        (folder / "wandb" / f".{os.getpid()}.probe").touch()
-        (folder / "wandb" / f".{os.getpid()}.probe").unlink()
+        files.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=files).close()
     except OSError as error:
-        raise UserError(f"{folder / 'wandb'}: cannot be written ({error.strerror}); --no-wandb does without") from error
+        raise UserError(f"{files}: cannot be written ({error.strerror}); --no-wandb does without") from error
     # wandb's reports about itself would make the process wait for up to 30 s at its end if the server hangs.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -119,7 +113,10 @@ def start_run(
 
 
 def lightning_logger(run: "Run | None") -> "WandbLogger | None":
-    """Lightning's logger on this run, behind the CSV logger. If wandb fails, the training goes on without it."""
+    """Lightning's logger on this run, with the step and summary of each metric, which it sets only on runs of its own.
+
+    If wandb fails, the training goes on without it.
+    """
     if run is None:
         return None
     from lightning.pytorch.loggers import WandbLogger
@@ -134,27 +131,18 @@ def lightning_logger(run: "Run | None") -> "WandbLogger | None":
                     super().log_metrics(metrics, step)
                     self.broken = False
 
+    with _one_line_warning("metric definitions"):
+        run.define_metric(STEP)
+        for metric, summary in {"*": None, **TRAINING_SUMMARIES}.items():
+            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
     return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
-
-
-def define_training_metrics(run: "Run | None") -> None:
-    """Set the step of all metrics and what the summary keeps; WandbLogger does so only for runs that it starts."""
-    if run is not None:
-        with _one_line_warning("metric definitions"):
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP, step_sync=True)
-            for metric, summary in TRAINING_SUMMARIES.items():
-                run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
 
 
 def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
     """Log a checkpoint as an artifact whose alias is its digest, and the training's cost into the run's summary.
 
-    Args:
-        run: the training run.
-        checkpoint: the file as it is now; one copy of it is kept in the run's folder until it is uploaded.
-        name: of the network; characters that artifacts may not have become ``-``.
-        summary: the content of ``summary.json``, which is shown with the artifact.
+    One copy of the checkpoint is kept in the run's folder until it is uploaded. ``summary`` is the content of
+    ``summary.json``, which is shown with the artifact.
     """
     if run is None:
         return
@@ -187,11 +175,8 @@ def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
 def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
     """Log an evaluation: numbers into the summary, the table, the report, and all tables as one artifact.
 
-    Args:
-        run: the evaluation run.
-        folder: what the evaluation wrote: ``*.csv``, ``*.parquet``, ``report.html``.
-        table: the content of ``table.csv``.
-        primary_sets: the OOD sets in the summary; all of them if none is named.
+    ``folder`` holds what the evaluation wrote, ``table`` the content of its ``table.csv``. The summary is about
+    ``primary_sets``, or all OOD sets if none is named.
     """
     if run is None:
         return
@@ -213,8 +198,8 @@ def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", prima
 def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
     """At most :data:`MOST_NUMBERS` figures under running and target statistics, the most general first.
 
-    ID accuracy; the mean over the primary sets of AUROC and FPR95 of MSP and energy; then AUROC, then FPR95 of each
-    set. Keys are ``<set>/<statistics>/<detector>/<metric>``.
+    ID accuracy; AUROC and FPR95 of MSP and energy, their mean over the primary sets and then for each set. Keys are
+    ``<set>/<statistics>/<detector>/<metric>``.
     """
     plain = table[table["companion"].fillna("") == ""]
     accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
@@ -234,10 +219,9 @@ def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> 
 
 
 def finish(run: "Run | None") -> str | None:
-    """Finish a run; it counts as failed if an exception is under way (call this in ``finally``).
+    """Finish a run, as failed if an exception is under way (call this in ``finally``).
 
-    Returns:
-        One line for the user: how to upload the run if it is offline or did not upload in time, else its address.
+    Returns one line for the user: how to upload the run if it is offline or did not upload in time, else its address.
     """
     if run is None:
         return None
@@ -263,9 +247,6 @@ def _checked_settings(
     """The settings of a run, but for its mode, after a test that wandb accepts them."""
     import wandb
 
-    for tag in options.tags:
-        if not 1 <= len(tag) <= LONGEST_TAG:
-            raise UserError(f"wandb.tags: {tag!r} has {len(tag)} characters, but a tag has 1 to {LONGEST_TAG}")
     settings: dict[str, Any] = {
         "project": options.project, "entity": options.entity, "run_group": options.group or root.name,
         "run_tags": (*options.tags, *(tag[:LONGEST_TAG] for tag in tags if tag)), "run_name": name,
@@ -302,7 +283,7 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
 
 @contextmanager
 def _one_line_warning(what: str) -> Iterator[None]:
-    """Turn a failure of wandb, whose classes are in part private, into one line; the run's folder has everything."""
+    """Turn a failure of wandb, whose error classes are in part private, into one line."""
     try:
         yield
     except Exception as error:
@@ -312,13 +293,14 @@ def _one_line_warning(what: str) -> Iterator[None]:
 @contextmanager
 def _copies_in_run_folder(run: "Run") -> Iterator[None]:
     """Keep the copies of an artifact's files in the run's folder; wandb's default is the home directory."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(Path(run.dir).parents[1])
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def _sync_command(run: "Run") -> str:
@@ -329,5 +311,6 @@ def _sync_command(run: "Run") -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """The message without the hints that wandb and pydantic append."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.partition(" Consider increasing the init_timeout")[0]
+    return re.split(r" Consider increasing the init_timeout| \[type=", text)[0]

@@ -87,7 +87,7 @@ class Study:
 
 def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Judged:
     """One hypothesis, judged by a study's tables."""
-    (found,) = [row for row in judge(*study.tables(), options).rows_judged if row.hypothesis == name]
+    (found,) = [row for row in judge(*study.tables(), options).rows if row.hypothesis == name]
     return found
 
 

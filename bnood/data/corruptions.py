@@ -1,4 +1,4 @@
-"""Shifted in-distribution images: Gaussian noise, Gaussian blur and lower contrast at five strengths, made on the fly.
+"""Shifted in-distribution images, made on the fly: noise, blur and lower contrast at five strengths, and grey.
 
 The corruptions are those of Hendrycks & Dietterich (ICLR 2019), with the constants of CIFAR-10-C (``make_cifar_c.py``
 in the authors' repository), meant for 32 x 32 pixels. With pixels x between 0 and 1:
@@ -8,13 +8,19 @@ in the authors' repository), meant for 32 x 32 pixels. With pixels x between 0 a
 - ``contrast``: c (x - m) + m, with m the mean of the image's channel.
 
 Results are clipped to 0 .. 1 and rounded to the nearest grey level (CIFAR-10-C cuts the fraction off instead).
+
+``grey`` has no strength: the luma of ITU-R 601 in all three channels. It is the control for an OOD set that is grey.
 """
 
 import zlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from bnood.data.image_set import ImageSet
+from bnood.data.image_set import Images, ImageSet, StreamedSet
+from bnood.data.reading import as_image
 from bnood.data.splits import check_seed
 from bnood.errors import UserError
 
@@ -27,7 +33,54 @@ CONSTANTS: dict[str, tuple[float, ...]] = {
 
 CORRUPTIONS = tuple(CONSTANTS)
 
+GREY = "grey"
+
 _CHUNK = 256  # images worked on at a time, which bounds memory: 6 MB of float64 at 32 x 32 pixels
+
+
+def is_made_here(shift: str) -> bool:
+    """Whether the name of a shift is ``grey`` or begins with a corruption; other shifts are sets of their own."""
+    return shift == GREY or shift.rpartition("-")[0] in CORRUPTIONS
+
+
+def shifted(images: Images, shift: str, seed: int = 0) -> Images:
+    """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
+
+    UserError for an unknown shift, and for a corruption of images that are not held in memory.
+    """
+    kind, _, strength = shift.rpartition("-")
+    if shift == GREY:
+        if isinstance(images, ImageSet):
+            return replace(images, name=GREY, images=np.stack([_grey(Image.fromarray(one)) for one in images.images]))
+        return replace(images, name=GREY, dataset=_GreyDataset(images), checked=[])
+    if kind not in CORRUPTIONS or not strength.isdecimal():
+        raise UserError(
+            f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), grey, or a labelled set"
+        )
+    if not isinstance(images, ImageSet):
+        raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
+    return corrupt(images, kind, int(strength), seed)
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L").convert("RGB"))
+
+
+class _GreyDataset:
+    """The items of a streamed set without their colour."""
+
+    def __init__(self, images: StreamedSet) -> None:
+        self.name, self.dataset = images.name, images.dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        item: Any = self.dataset[index]
+        image = as_image(item[0] if isinstance(item, tuple | list) else item, f"{self.name}: item {index}")
+        if not isinstance(image, Image.Image):
+            raise UserError(f"shift 'grey': {self.name} holds float tensors, which are transformed already")
+        return _grey(image)
 
 
 def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> ImageSet:

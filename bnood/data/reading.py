@@ -93,7 +93,7 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     where = f"{images.name}: item {number}"
     try:
         item = images.images[index] if isinstance(images, ImageSet) else images.dataset[number]
-        image = _as_image(item[0] if isinstance(item, tuple | list) and item else item, where)
+        image = as_image(item[0] if isinstance(item, tuple | list) and item else item, where)
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image)) if transform is None else transform(image)
     except UserError:
@@ -105,7 +105,7 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     return image.detach().float() if image.is_floating_point() else image
 
 
-def _as_image(image: Any, where: str) -> Image.Image | Tensor:
+def as_image(image: Any, where: str) -> Image.Image | Tensor:
     """An image before the transform: PIL in mode RGB, or a float tensor ``[3, h, w]``."""
     if isinstance(image, Path):
         return open_image(image)

@@ -35,7 +35,7 @@ OPTIONS = {
     "fit_images": "Training images that detectors are fitted on; 0: all.",
     "held_out_images": "Held-out images that ReAct and the temperature are fitted on; 0: neither.",
     "placebo": "Also compare ID images with ID images under other statistics.",
-    "shifts": "Shifted ID sets, by comma: noise-3, blur-5, contrast-1, or labelled sets.",
+    "shifts": "Shifted ID sets, by comma: noise-3, blur-5, contrast-1, grey, or labelled sets.",
     "resamples": "Bootstrap resamples behind each interval.",
     "seed": "Of shuffles, splits and bootstrap.",
     "forward_batch": "Images per forward pass where the batch does not matter.",

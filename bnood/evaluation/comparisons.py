@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnood.data.corruptions import CORRUPTIONS, corrupt
-from bnood.data.image_set import Images, ImageSet
+from bnood.data.corruptions import shifted
+from bnood.data.image_set import Images
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.evaluation.conditions import REFERENCE, Condition, Recalibrated, Running, Splits
@@ -185,21 +185,10 @@ def in_proportion(labels: np.ndarray | None, whole: int, count: int, seed: int) 
 
 def _made(id_set: Images | None, given: Mapping[str, Images], options: EvaluationOptions) -> dict[str, Images]:
     """The shifted sets that are made of the ID set."""
-    made: dict[str, Images] = {}
-    for shift in options.shifts:
-        kind, _, strength = shift.rpartition("-")
-        if shift in given:
-            continue
-        if kind not in CORRUPTIONS or not strength.isdecimal():
-            raise UserError(
-                f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), or a labelled set"
-            )
-        if not isinstance(id_set, ImageSet):
-            raise UserError(
-                f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size"
-            )
-        made[shift] = corrupt(id_set, kind, int(strength), options.seed)
-    return made
+    wanted = [shift for shift in options.shifts if shift not in given]
+    if wanted and id_set is None:
+        raise UserError(f"shift {wanted[0]!r}: there are no ID images that it could be made of")
+    return {shift: shifted(id_set, shift, options.seed) for shift in wanted if id_set is not None}
 
 
 def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:

@@ -28,7 +28,7 @@ class EvaluationOptions:
         fit_images: training images that detectors are fitted on, at most; 0: all.
         held_out_images: ID images held out of training that ReAct and the temperature are fitted on, at most; 0: none.
         placebo: also compare ID images under statistics of other ID images with ID images under yet other ones.
-        shifts: shifted ID sets: a corruption and its strength (noise-3), or the name of a labelled set.
+        shifts: shifted ID sets: a corruption and its strength (noise-3), grey, or the name of a labelled set.
         resamples: bootstrap resamples behind each interval.
         seed: of shuffles, splits and bootstrap.
         forward_batch: images per forward pass where the batch does not matter.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnood.data.corruptions import CORRUPTIONS
+from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images, ImageSet
 from bnood.data.sources import images as load
 from bnood.data.training_split import has_test_images, training_split
@@ -191,7 +191,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
                 "under a name (of its file or folder) of its own"
             )
         ood[images.name] = images
-    shifted = {name: named(name) for name in options.shifts if name.rpartition("-")[0] not in CORRUPTIONS}
+    shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
     id_set = id_set.at_most(sets.id_count, seed)
     return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)
 

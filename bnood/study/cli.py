@@ -25,20 +25,13 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(StudyOptions)
-    parser.add_argument("--partial", type=bool, default=False, help="Judge what is there, also if networks failed.")
-    parser.add_argument(
-        "--judge_only", type=bool, default=False, help="Train and evaluate nothing; judge what is there."
-    )
+    parser.add_argument("--judge_only", type=bool, default=False, help="Only judge what is there.")
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
 
 
-def parse(given: list[str]) -> tuple[StudyOptions, bool, bool]:
-    """The study that a command line describes; whether an incomplete one is judged; whether that is all.
-
-    Raises:
-        UserError: for what is misspelt or makes no sense.
-    """
+def parse(given: list[str]) -> tuple[StudyOptions, bool]:
+    """The study that a command line describes, and ``judge_only``."""
     parser = build_parser()
     try:
         with one_line_parsing(parser, given), warnings.catch_warnings():
@@ -53,39 +46,23 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool, bool]:
         ) from error
     options = StudyOptions(**{key: made[key] for key in StudyOptions.__dataclass_fields__})
     options.wandb.enabled = options.wandb.enabled and not config.no_wandb
-    return options, config.partial, config.judge_only
+    return options, config.judge_only
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Run a study as ``scripts/study.py`` does.
-
-    Args:
-        arguments: the command line after the program's name; None for the process's own.
-
-    Returns:
-        The study's folder.
-
-    Raises:
-        UserError: for bad input, and if a network failed.
-    """
+    """Run a study as ``scripts/study.py`` does, by default from the process's own command line; returns its folder."""
     given = sys.argv[1:] if arguments is None else arguments
-    options, partial, judge_only = parse(given)
+    options, judge_only = parse(given)
     command = shlex.join(["python", "scripts/study.py", *given])
-    run_study(options, partial=partial, judge_only=judge_only, command=command)
+    run_study(options, judge_only=judge_only, command=command)
     return options.folder
 
 
-def run_study(options: StudyOptions, *, partial: bool = False, judge_only: bool = False, command: str) -> None:
-    """Do what is not yet done, then judge.
+def run_study(options: StudyOptions, *, judge_only: bool = False, command: str) -> None:
+    """Train and evaluate what is not yet done, unless ``judge_only``, then judge.
 
-    Args:
-        options: the study.
-        partial: judge what is there, also if networks failed.
-        judge_only: train and evaluate nothing.
-        command: what to type to get this study again, for the report.
-
-    Raises:
-        UserError: for bad input, and if a network failed.
+    ``command`` is what to type to get this study again, for the report. Raises ``UserError`` for bad input, and if a
+    network failed, in which case no verdict is written.
     """
     from bnood.study.execution import Job, check_executor, run_jobs
     from bnood.study.networks import is_done, make_and_evaluate, run_specs
@@ -115,15 +92,14 @@ def run_study(options: StudyOptions, *, partial: bool = False, judge_only: bool 
                 print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
             outcomes = run_jobs(jobs, options.executor, lambda line: print(line, flush=True))
             failed += [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
+        if failed:
+            text = f"{len(failed)} failed: {'; '.join(failed)}"
+            raise UserError(f"{text}; no verdict is written (--judge_only true judges what is there)")
         done = [spec for spec in specs if is_done(options, spec)]
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
-        if not failed or partial:
-            for line in missing:
-                print(f"note: {line}")
-            conclude(options, done, command, missing)
-    if failed:
-        judged = "" if partial else "; no verdict is written (--partial true judges what is there)"
-        raise UserError(f"{len(failed)} failed: {'; '.join(failed)}{judged}")
+        for line in missing:
+            print(f"note: {line}")
+        conclude(options, done, command, missing)
 
 
 def _check_trainings(options: StudyOptions, specs: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -139,11 +115,7 @@ def _check_trainings(options: StudyOptions, specs: Sequence[Any]) -> dict[str, d
 
 
 def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str, dict[str, Any]]) -> None:
-    """Open every image set once before anything is trained or written: hours may pass before it is needed.
-
-    Raises:
-        UserError: if a set is missing, damaged, too small or named twice, or a primary set is none of them.
-    """
+    """Open every image set once before anything is trained or written: hours may pass before it is needed."""
     from bnood.data.sources import images
     from bnood.evaluation.run import check_id_split, load_run_images
     from bnood.training.yaml_files import read_yaml

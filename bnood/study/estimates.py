@@ -19,17 +19,16 @@ class Estimate:
     Attributes:
         quantity: what is compared, in words.
         dataset: the set, or "mean of ...".
-        unit: unit of effect, low and high.
-        effect, low, high: NaN where nothing could be estimated (``reason`` says why).
+        effect, low, high: in ``unit``; NaN where nothing could be estimated (``reason`` says why).
         effect_size: Cohen's d_z over seeds; NaN for one seed and where the seeds do not differ.
         per_seed: each seed's own effect.
         threshold: what it is compared with; None for a figure that is only reported.
         direction: the side of the threshold that the hypothesis needs: above, below, small (within +- it) or any.
         verdict: supported, refuted or inconclusive; of a control passed, failed or inconclusive; "" without threshold.
         level: confidence level of the interval.
-        reason: why it is inconclusive; else "".
+        reason: why it is inconclusive.
         group: its part in the hypothesis, as in :class:`bnood.study.hypotheses.Row`.
-        placebo: what the placebo says about it, where it says anything.
+        placebo: the placebo's AUROC, where there is one.
         threshold_reason: why the threshold is what it is.
         dropped: seeds that one side of the comparison lacks.
     """
@@ -58,27 +57,20 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """As ``verdict.json`` holds it; what is not a finite number is None."""
-        plain = {name: getattr(self, name) for name in ("quantity", "dataset", "unit", "group", "threshold")}
-        numbers = {name: finite(getattr(self, name)) for name in ("effect", "low", "high", "effect_size")}
+        own = {name: finite(value) for name, value in vars(self).items() if name not in ("per_seed", "dropped")}
         per_seed = {str(seed): finite(value) for seed, value in self.per_seed.items()}
-        rest = {name: getattr(self, name) for name in ("direction", "verdict", "level", "reason", "placebo",
-                                                    "threshold_reason", "n_seeds")}  # fmt: skip
-        return plain | numbers | {"per_seed": per_seed} | rest
+        return own | {"per_seed": per_seed, "n_seeds": self.n_seeds}
 
 
-def finite(number: float) -> float | None:
-    """The number if it is finite, else None, which JSON has instead."""
-    return float(number) if math.isfinite(number) else None
+def finite(value: Any) -> Any:
+    """The value, but None in place of NaN and infinity, which JSON lacks."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(found: Interval, threshold: float, direction: Direction, refuting: float) -> tuple[str, str]:
     """The verdict on an interval and, where that is inconclusive, why.
 
-    Args:
-        found: the interval.
-        threshold: what it is compared with.
-        direction: the side that is wanted.
-        refuting: with ``above``, what the whole interval has to lie below for a refutation.
+    With ``above``, the whole interval has to lie below ``refuting`` for a refutation.
     """
     if direction == "small":
         if -threshold <= found.low and found.high <= threshold:
@@ -97,13 +89,9 @@ def compare(found: Interval, threshold: float, direction: Direction, refuting: f
 
 
 def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float, seeds: int) -> str:
-    """Why no verdict may follow from an interval, whatever it is; "" if one may.
+    """Why no verdict may follow from the interval of ``measured`` at ``level``, whatever it is; "" if one may.
 
-    Args:
-        measured: what the interval is of.
-        found: the interval.
-        level: its confidence level.
-        seeds: the smallest number of seeds that a verdict needs.
+    ``seeds`` is the smallest number of seeds that a verdict needs.
     """
     if len(measured.seeds) < seeds:
         return f"{len(measured.seeds)} seed(s) only; a verdict over seeds needs {seeds}"

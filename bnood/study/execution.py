@@ -12,17 +12,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnood.errors import Terminated, UserError
 from bnood.study.options import ExecutorOptions
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A function of an importable module to call with arguments that can be pickled; its output goes to ``log``."""
 
     name: str
@@ -31,8 +29,7 @@ class Job:
     log: Path
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a job ended: ``error`` is the one line that says what was wrong, None if it succeeded."""
 
     name: str
@@ -49,10 +46,8 @@ def check_executor(options: ExecutorOptions) -> None:
     import ray
 
     _start_ray(options)
-    for name, key, wanted in (
-        ("GPU", "gpus_per_job", options.gpus_per_job),
-        ("CPU", "threads_per_worker", float(options.threads_per_worker)),
-    ):
+    for name, key in (("GPU", "gpus_per_job"), ("CPU", "threads_per_worker")):
+        wanted = getattr(options, key)
         most = max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"])
         if wanted > most:  # Ray would wait for it without end
             raise UserError(f"executor.{key} is {wanted:g}, but no machine of the Ray cluster has more than {most:g}")
@@ -72,12 +67,11 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
     outcomes: list[Outcome] = []
     if not jobs:
         return outcomes
-    settings: dict[str, Any] = {"backend": options.backend, "n_jobs": options.workers}
-    if options.backend == "sequential":
-        settings["n_jobs"] = 1
-    elif options.backend == "loky":
+    settings: dict[str, Any] = {"backend": options.backend}
+    settings["n_jobs"] = 1 if options.backend == "sequential" else options.workers
+    if options.backend == "loky":
         settings |= {"inner_max_num_threads": options.threads_per_worker, "initializer": become_worker}
-    else:
+    elif options.backend == "ray":
         _start_ray(options)
         settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
     surroundings = os.getpid(), options.threads_per_worker, os.getcwd()
@@ -94,10 +88,8 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
         except BrokenProcessPool as error:
             done = {outcome.name for outcome in outcomes}
             left = ", ".join(job.name for job in jobs if job.name not in done)
-            raise UserError(
-                f"a worker process was killed (out of memory?) while these were not done: {left}; the same command "
-                "goes on"
-            ) from error
+            text = f"a worker process was killed (out of memory?) while these were not done: {left}"
+            raise UserError(f"{text}; the same command goes on") from error
         except BaseException:
             if options.backend == "loky":
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
@@ -106,13 +98,9 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
 
 
 def perform(job: Job, study: int, threads: int, folder: str) -> Outcome:
-    """Call a job's function in the surroundings that all jobs have.
+    """Call a job's function with this number of torch's threads, in this working directory.
 
-    Args:
-        job: the job.
-        study: the process that runs the study; any other one that calls this is a worker.
-        threads: of torch.
-        folder: the working directory.
+    ``study`` is the process that runs the study; any other one that calls this is a worker.
     """
     began, error = time.perf_counter(), None
     job.log.parent.mkdir(parents=True, exist_ok=True)

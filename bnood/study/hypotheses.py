@@ -19,7 +19,7 @@ control could be estimated.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bnood.evaluation.intervals import Unusable
@@ -114,13 +114,10 @@ def _beyond_id(quantity: Quantity) -> Terms:
 def h1(class_mix: bool, augmented: bool) -> Hypothesis:
     """H1. The largest unit mean has to be abnormal under running statistics and normal under target statistics.
 
-    It also has to exceed the class mix where that was measured (the figure of ID images weighted to the predicted
-    classes): few predicted classes raise it without any mismatch. Target statistics pin mean and variance of every
-    channel, so "normal under target" holds partly by construction; those of a mixture are listed for comparison.
-
-    Args:
-        class_mix: whether the class-mix control is available.
-        augmented: whether statistics of augmented training images were evaluated.
+    With ``class_mix`` it also has to exceed the class mix (the figure of ID images weighted to the predicted classes):
+    few predicted classes raise it without any mismatch. Target statistics pin mean and variance of every channel, so
+    "normal under target" holds partly by construction; those of a mixture are listed for comparison. ``augmented``:
+    whether statistics of augmented training images were evaluated.
     """
     q = UNIT_MAXIMUM
 
@@ -132,16 +129,17 @@ def h1(class_mix: bool, augmented: bool) -> Hypothesis:
         ]
         return rows + [Row(f"largest unit mean, {statistics} - class mix", q, mix, "above", 0.0, group)] * class_mix
 
-    def lower(group: str, label: str) -> Row:
-        return Row(label, q, value(q, TARGET), "below", "abnormal", group, null=1.0)
+    def unchanged(statistics: str, group: str) -> Row:
+        return Row(f"largest unit mean on ID, running - {statistics}", q, change(q, RUNNING, statistics, on_id=True),
+                   "small", "control_unit_ratio", group, on_id=True)  # fmt: skip
 
+    normal = Row("largest unit mean, target", q, value(q, TARGET), "below", "abnormal", DECIDES, 1.0)
     rows = [
         *higher(RUNNING, DECIDES),
-        lower(DECIDES, "largest unit mean, target"),
+        normal,
         *higher(ID, BEYOND),
-        lower(BEYOND, "largest unit mean, target (beyond control)"),
-        Row("largest unit mean on ID, running - recalibrated:id", q, change(q, RUNNING, ID, on_id=True), "small",
-            "control_unit_ratio", CONTROL, on_id=True),
+        replace(normal, label=f"{normal.label} (beyond control)", group=BEYOND),
+        unchanged(ID, CONTROL),
         # 1 % of the activations of ID images lie above their 99th percentile by definition.
         Row("share above ID's 99th percentile, running", ABOVE_P99, value(ABOVE_P99), "above", 0.01, LISTED, 0.01),
         Row("share above ID's 99th percentile, target", ABOVE_P99, value(ABOVE_P99, TARGET), group=LISTED),
@@ -151,33 +149,23 @@ def h1(class_mix: bool, augmented: bool) -> Hypothesis:
         Row("largest unit mean, running - target, OOD - ID", q, _beyond_id(q), "above", 0.0, LISTED),
     ]  # fmt: skip
     if augmented:
-        rows += [
-            *higher(AUGMENTED, LISTED),
-            Row("largest unit mean on ID, running - recalibrated:augmented", q,
-                change(q, RUNNING, AUGMENTED, on_id=True), "small", "control_unit_ratio", LISTED, on_id=True),
-        ]  # fmt: skip
+        rows += [*higher(AUGMENTED, LISTED), unchanged(AUGMENTED, LISTED)]
     statement = "On OOD data some penultimate units are abnormally high under running, not under target statistics."
     return Hypothesis("H1", statement, every, tuple(rows))
 
 
 def h2(augmented: bool) -> Hypothesis:
     """H2. Energy, largest logit and MSP on OOD images are all higher under running than under target statistics."""
-    outputs = ((ENERGY, "minimum_energy"), (MAX_LOGIT, "minimum_max_logit"), (MSP, "minimum_msp"))
     rows = []
-    for q, minimum in outputs:
-        rows += [
-            Row(f"{q.name}, running - target", q, change(q), "above", minimum),
-            Row(f"{q.name}, {ID} - target", q, change(q, ID), "above", minimum, BEYOND),
-            Row(f"{q.name} on ID, running - {ID}", q, change(q, RUNNING, ID, on_id=True), "small", minimum, CONTROL,
-                on_id=True),
-            Row(f"{q.name}, running - target, OOD - ID", q, _beyond_id(q), "above", 0.0, LISTED),
-        ]  # fmt: skip
-        if augmented:
+    for q, minimum in ((ENERGY, "minimum_energy"), (MAX_LOGIT, "minimum_max_logit"), (MSP, "minimum_msp")):
+        rows.append(Row(f"{q.name}, running - target", q, change(q), "above", minimum))
+        for source, beyond, control in ((ID, BEYOND, CONTROL), *[(AUGMENTED, LISTED, LISTED)] * augmented):
             rows += [
-                Row(f"{q.name}, {AUGMENTED} - target", q, change(q, AUGMENTED), "above", minimum, LISTED),
-                Row(f"{q.name} on ID, running - {AUGMENTED}", q, change(q, RUNNING, AUGMENTED, on_id=True), "small",
-                    minimum, LISTED, on_id=True),
+                Row(f"{q.name}, {source} - target", q, change(q, source), "above", minimum, beyond),
+                Row(f"{q.name} on ID, running - {source}", q, change(q, RUNNING, source, on_id=True), "small", minimum,
+                    control, on_id=True),
             ]  # fmt: skip
+        rows.append(Row(f"{q.name}, running - target, OOD - ID", q, _beyond_id(q), "above", 0.0, LISTED))
     statement = "Max logit, energy and MSP on OOD data are higher under running than under target statistics."
     return Hypothesis("H2", statement, agreeing, tuple(rows))
 
@@ -185,25 +173,18 @@ def h2(augmented: bool) -> Hypothesis:
 def h3(augmented: bool) -> Hypothesis:
     """H3. Under target statistics AUROC rises and FPR95 falls, for the energy score and for MSP."""
     rows = []
-
-    def gain(detector: str, metric: str, source: str) -> Terms:
-        """What target statistics gain over ``source``: AUROC rises, FPR95 falls."""
-        q = Quantity(detector, metric, "", "")
-        return change(q, TARGET, source) if metric == "auroc" else change(q, source, TARGET)
-
     for detector, name in (("energy", "energy"), ("msp", "MSP")):
         auroc, fpr95 = Quantity(detector, "auroc", "", "AUROC"), Quantity(detector, "fpr95", "", "share of OOD images")
-        sources = [(RUNNING, DECIDES), (ID, BEYOND), *([(AUGMENTED, LISTED)] * augmented)]
-        for source, group in sources:
+        ood_positive = fpr95._replace(metric="fpr95_ood_positive")
+        for source, group in ((RUNNING, DECIDES), (ID, BEYOND), *[(AUGMENTED, LISTED)] * augmented):
             rows += [
-                Row(f"{name} AUROC, target - {source}", auroc, gain(detector, "auroc", source), "above",
-                    "minimum_auroc", group, detector=detector),
-                Row(f"{name} FPR95, {source} - target", fpr95, gain(detector, "fpr95", source), "above",
-                    "minimum_fpr95", group),
+                Row(f"{name} AUROC, target - {source}", auroc, change(auroc, TARGET, source), "above", "minimum_auroc",
+                    group, detector=detector),
+                Row(f"{name} FPR95, {source} - target", fpr95, change(fpr95, source), "above", "minimum_fpr95", group),
             ]  # fmt: skip
         rows += [
-            Row(f"{name} FPR95 (OOD positive), running - target", fpr95,
-                gain(detector, "fpr95_ood_positive", RUNNING), "above", "minimum_fpr95", LISTED),
+            Row(f"{name} FPR95 (OOD positive), running - target", ood_positive, change(ood_positive), "above",
+                "minimum_fpr95", LISTED),
             Row(f"{name} AUROC, {ID} - running", auroc, change(auroc, ID, RUNNING), "small", "minimum_auroc", CONTROL),
         ]  # fmt: skip
     rows.append(

@@ -61,13 +61,9 @@ Key = tuple[str, ...]
 
 
 class Measurements:
-    """The rows of a study's replicates, by what they measure.
+    """The rows of a study's pooled ``draws.parquet``, by what they measure.
 
-    Args:
-        table: the pooled ``draws.parquet``.
-
-    Raises:
-        UserError: if the table is empty, lacks a column, holds a run twice or has no ID set.
+    Raises ``UserError`` if the table is empty, lacks a column, holds a run twice or has no ID set.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -95,9 +91,8 @@ class Measurements:
 
     def names(self, key: str, **where: str) -> list[str]:
         """The values of a key in the table's order, among the rows where other keys have given values."""
-        place, wanted = KEYS.index(key), {KEYS.index(name): value for name, value in where.items()}
-        rows = (row for row in self._rows if all(row[position] == value for position, value in wanted.items()))
-        return list(dict.fromkeys(row[place] for row in rows))
+        rows = (dict(zip(KEYS, row, strict=True)) for row in self._rows)
+        return list(dict.fromkeys(row[key] for row in rows if where.items() <= row.items()))
 
     def seeds(self, network: str) -> tuple[int, ...]:
         """All seeds of a network, ascending."""
@@ -118,8 +113,7 @@ class Measurements:
     def get(self, *key: str) -> Replicates:
         """The quantity with every seed that has it.
 
-        Raises:
-            Unusable: with the reason, if it is missing, constant, not finite or of unequal numbers of resamples.
+        Raises ``Unusable`` if it is missing, constant, not finite or of unequal numbers of resamples.
         """
         rows = self._found(key)
         seeds = sorted(rows)
@@ -137,13 +131,8 @@ class Measurements:
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
-        Args:
-            terms: what is compared.
-            datasets: the sets that are averaged over; terms ``on_id`` are of the ID set whatever these are.
-            family: prefix of the networks' names.
-
-        Raises:
-            Unusable: if a term is missing, or two terms scored different numbers of images of one set.
+        Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
+        Raises ``Unusable`` if a term is missing, or two terms scored different numbers of images of one set.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
 
@@ -157,10 +146,8 @@ class Measurements:
             first = images.setdefault(name, found)
             for seed in sorted(first.keys() & found.keys()):
                 if not _same_images(first[seed], found[seed]):
-                    raise Unusable(
-                        f"on other images: {_named(key)} is of {max(found[seed])} images, another side of "
-                        f"{max(first[seed])} (seed {seed}); a paired comparison needs the same"
-                    )
+                    counts = f"{max(found[seed])} images, another side of {max(first[seed])} (seed {seed})"
+                    raise Unusable(f"on other images: {_named(key)} is of {counts}; a paired comparison needs the same")
             parts.append((weight, self.get(*key)))
         return linear(parts)
 

@@ -7,15 +7,15 @@ wherever it was stopped.
 
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bnood.data.files import open_image
 from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions
 from bnood.study.options import NetworkOptions, StudyOptions
@@ -23,8 +23,10 @@ from bnood.training.atomic import write_beside
 from bnood.training.run_folder import CHECKPOINT, read_summary
 from bnood.training.yaml_files import read_yaml
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 EVALUATION = "ood"
-GREY = "grey"  # a shift of photographs: the ID images without colour
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
@@ -34,11 +36,8 @@ STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
 class RunSpec:
     """One network of a study.
 
-    Attributes:
-        name: of its folder.
-        entry: the entry of ``networks:`` that it comes from.
-        kind: its place in the family: bn, ln, gn, or bn-at-ln for a BatchNorm network at LN's accuracy.
-        seed: of its training.
+    ``name`` is that of its folder; ``entry`` the entry of ``networks:`` that it comes from; ``kind`` its place in the
+    family: bn, ln, gn, or bn-at-ln for a BatchNorm network stopped at LN's accuracy.
     """
 
     name: str
@@ -68,22 +67,22 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
         UserError: if a given run is missing, or two networks have one name, or one network and seed.
     """
     specs: list[RunSpec] = []
+    stopped: list[RunSpec] = []
     for entry in options.networks:
         prefix = f"{entry.family}-" if entry.family else ""
         if entry.training is not None:
-            specs += [RunSpec(f"{prefix}{n}-s{seed}", entry, n, seed) for seed in entry.seeds for n in entry.norms]
+            for seed in entry.seeds:
+                specs += [RunSpec(f"{prefix}{norm}-s{seed}", entry, norm, seed) for norm in entry.norms]
+                stopped += [
+                    RunSpec(f"{prefix}bn-s{seed}-at-{partner}", entry, f"bn-at-{partner}", seed)
+                    for partner in entry.partners
+                ]
         elif entry.run is not None:
             specs.append(_spec_of_run(entry))
         else:
             name = entry.name or str(entry.model).rpartition(":")[2]
             specs.append(RunSpec(name, replace(entry, family=entry.family or name), "bn", entry.seed))
-    for entry in options.networks:
-        prefix = f"{entry.family}-" if entry.family else ""
-        specs += [
-            RunSpec(f"{prefix}bn-s{seed}-at-{partner}", entry, f"bn-at-{partner}", seed)
-            for seed in entry.seeds
-            for partner in entry.partners
-        ]
+    specs += stopped
     for spec in specs:
         if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
             raise UserError(
@@ -96,9 +95,7 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
 def _spec_of_run(entry: NetworkOptions) -> RunSpec:
     folder = Path(str(entry.run))
     if not (folder / CHECKPOINT).is_file():
-        raise UserError(
-            f"networks: run {folder} has no {CHECKPOINT}; expected a run folder as scripts/train.py writes it"
-        )
+        raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
     config = read_yaml(folder / "config.yaml")
     try:
         norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
@@ -176,10 +173,10 @@ def is_done(options: StudyOptions, spec: RunSpec) -> bool:
     if not record.exists() or not is_ready(options, spec):
         return False
     try:
-        found = json.loads(record.read_text())
-    except ValueError:
+        found = json.loads(record.read_text())["asked"]
+    except (ValueError, TypeError, KeyError):
         return False  # damaged: it is made again
-    return isinstance(found, dict) and found.get("asked") == _question(options, spec, evaluation_of(options, spec))
+    return found == _question(options, spec, evaluation_of(options, spec))
 
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
@@ -205,7 +202,7 @@ def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> Non
 
 
 def train_network(options: StudyOptions, spec: RunSpec) -> None:
-    """Train a network from where it is: from the start, or from its last checkpoint."""
+    """Train a network from the start, or from its last checkpoint."""
     from bnood.training.train import train
 
     arguments, checkpoint = training_arguments(options, spec), options.folder / spec.name / CHECKPOINT
@@ -224,20 +221,21 @@ def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
         "seed_everything": spec.seed,
         "model.norm": spec.norm,
         "keep_epochs": spec.norm == "bn" and bool(entry.partners),
-        **({} if sets.root is None else {"data.root": str(sets.root)}),
-        **({"data.download": True} if sets.download else {}),
-        **{"trainer.enable_progress_bar": False, **entry.overrides.get(spec.norm, {})},
-        **({f"wandb.{key}": value for key, value in asdict(options.wandb).items()} if options.wandb.enabled else {}),
+        "trainer.enable_progress_bar": False,
+        **entry.overrides.get(spec.norm, {}),
+        **{f"wandb.{key}": value for key, value in asdict(options.wandb).items()},
     }
-    arguments = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
-    return arguments if options.wandb.enabled else [*arguments, "--no-wandb"]
+    if sets.root is not None:
+        given["data.root"] = str(sets.root)
+    if sets.download:
+        given["data.download"] = True
+    return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
 
 
 def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     """The training config of a network, as its ``config.yaml`` would hold it.
 
-    Raises:
-        UserError: if the training config or an override is wrong.
+    Raises ``UserError`` if the training config or an override is wrong.
     """
     from bnood.training.train import ParsingCLI, command_line
 
@@ -256,9 +254,7 @@ def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
     file = folder / "config.yaml"
     if not file.exists():
         if (folder / CHECKPOINT).exists():
-            raise UserError(
-                f"{file} is missing: how {folder / CHECKPOINT} was trained is unknown; move the folder away"
-            )
+            raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
         return
     from bnood.training.resume import settings_that_decide
 
@@ -266,11 +262,12 @@ def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
         for config in (read_yaml(file), expected)
     )
-    for key in (key for key in wanted if key in found and found[key] != wanted[key]):
-        raise UserError(
-            f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
-            "choose another name for the study, or move the folder away"
-        )
+    for key in wanted:
+        if key in found and found[key] != wanted[key]:
+            raise UserError(
+                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
+                "choose another name for the study, or move the folder away"
+            )
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
@@ -289,27 +286,25 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     wanted = read_summary(partner).get("accuracy")
     if wanted is None:
         raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
-    log = _read_log(folder)
-    column = "validation/accuracy"
-    measured = log.dropna(subset=[column]).groupby("epoch")[column].last() if column in log else {}
-    kept = {int(epoch): value for epoch, value in dict(measured).items() if _epoch_file(folder, int(epoch)).exists()}
+    measured = _read_log(folder)["validation/accuracy"].dropna()
+    kept = {epoch: value for epoch, value in measured.items() if _epoch_file(folder, epoch).exists()}
     if not kept:
         raise UserError(
             f"{folder} kept no epochs with a validation accuracy (checkpoints/epoch-000.ckpt ...), which {spec.name} "
             "is taken from: train it with --keep_epochs true, or set equal_accuracy: false"
         )
     epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
-    return {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch]), "partner": partner.name,
-            "partner_accuracy": wanted}  # fmt: skip
+    found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
+    return found | {"partner": partner.name, "partner_accuracy": wanted}
 
 
 def stop(options: StudyOptions, spec: RunSpec) -> None:
     """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
     choice = stopped_at(options, spec)
     source, folder = options.folder / choice["run"], options.folder / spec.name
-    row = _read_log(source).query("epoch == @choice['epoch']")
-    measured = {key: _last(row, f"validation/{key}") for key in ("nll", "ece")}
-    measured["train_accuracy"] = _last(row, "train/accuracy")
+    row = _read_log(source).loc[choice["epoch"]]
+    columns = {"nll": "validation/nll", "ece": "validation/ece", "train_accuracy": "train/accuracy"}
+    measured = {key: None if math.isnan(row[column]) else float(row[column]) for key, column in columns.items()}
     known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
     summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
     config = read_yaml(source / "config.yaml") | {"name": spec.name}
@@ -324,23 +319,17 @@ def _epoch_file(folder: Path, epoch: int) -> Path:
     return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"
 
 
-def _read_log(folder: Path) -> Any:
+def _read_log(folder: Path) -> "pd.DataFrame":
+    """The last figures that the log of a training holds for each epoch, from 0; NaN where there are none."""
     import pandas as pd
 
     file = folder / "metrics.csv"
     try:
-        log = pd.read_csv(file)
-    except (OSError, ValueError) as error:
+        log = pd.read_csv(file).groupby("epoch").last()
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: expected the log of a training ({' '.join(str(error).split())})") from error
-    if "epoch" not in log:
-        raise UserError(f"{file} has no column epoch: it is not the log of a training")
-    return log
-
-
-def _last(log: Any, column: str) -> float | None:
-    """The last measured value of a column; None if there is none."""
-    values = log[column].dropna().tolist() if column in log else []
-    return float(values[-1]) if values else None
+    wanted = ["validation/accuracy", "validation/nll", "validation/ece", "train/accuracy"]
+    return log.reindex(columns=wanted).set_axis(log.index.astype(int))
 
 
 def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
@@ -378,7 +367,6 @@ def _evaluate_model(
         return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
 
     id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
-    shifted = {GREY: without_colour(id_set)} if GREY in evaluation.shifts else {}
     tracked = tracking.start_run(
         options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
         config=question, folder=folder.parent,
@@ -389,7 +377,6 @@ def _evaluate_model(
             id_set,
             train_set=None if sets.train is None else opened(sets.train),
             ood_sets={one.name: one for one in ood},
-            shifted_sets=shifted,
             options=evaluation,
             classes=None if sets.classes is None else read_classes(sets.classes),
             progress=_say,
@@ -400,28 +387,6 @@ def _evaluate_model(
     finally:
         if line := tracking.finish(tracked):
             _say(line)
-
-
-class GreyPhotographs:
-    """A map-style dataset of photographs without their colour (luma of ITU-R 601, in three equal channels)."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        image = item[0] if isinstance(item, tuple | list) else item
-        return (open_image(image) if isinstance(image, Path) else image).convert("L").convert("RGB")
-
-
-def without_colour(images: Any) -> Any:
-    """The photographs of a set without colour: the control for an OOD set that is grey. Labels stay."""
-    if not hasattr(images, "dataset"):
-        raise UserError(f"evaluation.shifts has {GREY}, which is for folders of photographs; {images.name} is none")
-    return replace(images, name=GREY, dataset=GreyPhotographs(images.dataset), checked=[])
 
 
 def _say(line: str) -> None:

@@ -19,13 +19,15 @@ Setting = bool | int | float | str | list[str] | None
 # What a study decides itself, so that an override of a norm may not.
 FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root")
 # What all norms have in common, as they are compared on the same images.
-SHARED = tuple(
-    f"data.{key}" for key in ("in_distribution", "ood", "split_seed", "validation", "image_size", "train_count")
-)
+SHARED = ("data.in_distribution", "data.ood", "data.split_seed", "data.validation", "data.image_size",
+          "data.train_count")  # fmt: skip
 # Keys of a study that may change from one call to the next.
 FREE = ("runs", "executor", "wandb", "networks", "demo", "sets.root", "sets.download", "evaluation.workers")
-OF_TRAINED = ("norms", "seeds", "overrides", "equal_accuracy")
-OF_MODELS = ("weights", "image_size", "mean", "std", "head")
+# Settings of one kind of network alone, with their defaults.
+OF_KIND: dict[str, dict[str, Any]] = {
+    "training": {"norms": ("bn", "ln", "gn"), "seeds": (0, 1, 2), "overrides": {}, "equal_accuracy": True},
+    "model": dict.fromkeys(("weights", "image_size", "mean", "std", "head")),
+}
 
 
 @dataclass
@@ -42,9 +44,7 @@ class NetworkOptions:
         run: a run folder, which is read and never written into.
         model: a network as ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
         weights: its weights: a file, or ``package:file`` in an installed package.
-        image_size: of its images, where its own transform should not hold.
-        mean: of its normalisation, likewise.
-        std: of its normalisation, likewise.
+        image_size, mean, std: of its images and their normalisation, where its own transform should not hold.
         head: name of its last Linear layer, where that cannot be found.
         family: networks of one family are pooled over seeds; a name is needed where a study has several families.
         name: of the network and its folder in the study; default: the run folder's, or the model's.
@@ -71,22 +71,16 @@ class NetworkOptions:
         self.norms, self.seeds = tuple(self.norms), tuple(self.seeds)
         given = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise UserError(
-                f"networks: an entry has {' and '.join(given) or 'nothing'}; expected one of training, run and model"
-            )
-        default = NetworkOptions.__dataclass_fields__
-        for kind, keys in (("training", OF_TRAINED), ("model", OF_MODELS)):
-            unused = [] if given == [kind] else [k for k in keys if getattr(self, k) != _default(default[k])]
-            if unused:
+            found = " and ".join(given) or "nothing"
+            raise UserError(f"networks: an entry has {found}; expected one of training, run and model")
+        for kind, defaults in OF_KIND.items():
+            unused = [key for key, default in defaults.items() if getattr(self, key) != default]
+            if unused and given != [kind]:
                 raise UserError(f"networks: {given[0]} {getattr(self, given[0])} has {unused[0]}, which is for {kind}")
         if " " in self.family or "/" in self.family:
             raise UserError(f"networks: family is {self.family!r}; expected a name without spaces and slashes")
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or self.training):
             raise UserError(f"networks: name is {self.name!r}; expected the name of a folder, for a run or a model")
-        if self.training is not None:
-            self._check_grid()
-
-    def _check_grid(self) -> None:
         for key in ("norms", "seeds"):
             found = getattr(self, key)
             if not found or len(set(found)) < len(found):
@@ -95,24 +89,19 @@ class NetworkOptions:
             raise UserError(f"networks: norms has {unknown[0]}; expected bn, ln and gn")
         if wrong := [seed for seed in self.seeds if isinstance(seed, bool) or not 0 <= seed < 2**32]:
             raise UserError(f"networks: seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
-        for norm, settings in self.overrides.items():
-            if norm not in self.norms:
-                raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
-            for key in settings:
-                if key in FIXED:
-                    raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
-                if key in SHARED:
-                    raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
+        if unknown := [norm for norm in self.overrides if norm not in self.norms]:
+            raise UserError(f"overrides.{unknown[0]}: there is no such norm in norms ({', '.join(self.norms)})")
+        for norm, key in ((norm, key) for norm, settings in self.overrides.items() for key in settings):
+            if key in FIXED:
+                raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
+            if key in SHARED:
+                raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
 
     @property
     def partners(self) -> tuple[str, ...]:
         """The norms at whose accuracy BatchNorm networks are stopped."""
         wanted = self.training is not None and self.equal_accuracy and "bn" in self.norms
         return tuple(norm for norm in self.norms if norm != "bn") if wanted else ()
-
-
-def _default(entry: Any) -> Any:
-    return entry.default_factory() if callable(entry.default_factory) else entry.default
 
 
 @dataclass
@@ -156,9 +145,8 @@ class ExecutorOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
         if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
-            raise UserError(
-                f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray"
-            )
+            found = self.gpus_per_job
+            raise UserError(f"executor.gpus_per_job is {found}; expected a positive number, and backend ray")
 
 
 @dataclass
@@ -195,11 +183,9 @@ class StudyOptions:
             raise UserError(f"name is {self.name!r}: expected the name of a folder in {self.runs}")
         if not self.networks:
             raise UserError("networks is empty: expected one or more entries with training, run or model")
-        if any(one.model is not None for one in self.networks):
-            if self.sets.id is None:
-                raise UserError("sets.id is missing: which images are in-distribution for the models under networks?")
-            if not self.sets.ood:
-                raise UserError("sets.ood is missing: name the OOD sets of the models under networks")
+        for key in ("id", "ood"):
+            if any(one.model is not None for one in self.networks) and not getattr(self.sets, key):
+                raise UserError(f"sets.{key} is missing: name the {key.upper()} images of the models under networks")
         self.wandb.group = self.wandb.group or self.name
 
     @property
@@ -213,12 +199,9 @@ class StudyOptions:
 
 
 def check_same_study(options: StudyOptions) -> None:
-    """Check that the study's folder, if there is one, was made by this config.
+    """Raise ``UserError`` with the first key that differs if the study's folder was made by another config.
 
     Networks may be added or left out later; where things lie, how jobs run and what is logged may change.
-
-    Raises:
-        UserError: naming the first key that differs.
     """
     file = options.folder / "study.yaml"
     if not file.exists():

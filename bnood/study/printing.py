@@ -34,11 +34,11 @@ ANSWERS = {
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """One row per hypothesis, or, for more than two networks, one row per network with a column per hypothesis."""
-    subjects = list(dict.fromkeys((row.network, row.seed) for row in verdict.rows_judged))
+    subjects = list(dict.fromkeys((row.network, row.seed) for row in verdict.rows))
     if len(subjects) > 2:
         return _by_network(verdict, subjects)
     lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
-    for row in verdict.rows_judged:
+    for row in verdict.rows:
         lines.append(_effect_line(row))
         why = row.reason or row.note
         if len(subjects) == 1 and why:
@@ -60,8 +60,8 @@ def _effect_line(row: Judged) -> str:
 
 
 def _by_network(verdict: Verdict, subjects: Sequence[tuple[str, int | None]]) -> list[str]:
-    names = list(dict.fromkeys(row.hypothesis for row in verdict.rows_judged))
-    words = {(row.network, row.seed, row.hypothesis): row.verdict.partition(" (")[0] for row in verdict.rows_judged}
+    names = list(dict.fromkeys(row.hypothesis for row in verdict.rows))
+    words = {(row.network, row.seed, row.hypothesis): row.verdict.partition(" (")[0] for row in verdict.rows}
     lines = [f"{'network':34}" + "".join(f"{name:13}" for name in names)]
     for network, seed in subjects:
         title = network if seed is None else f"{network} (this network)"

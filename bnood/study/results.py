@@ -22,13 +22,7 @@ TRAINED = ("accuracy", "nll", "ece", "train_accuracy", "epochs", "seconds", "par
 
 
 def pooled(options: StudyOptions, specs: Sequence[RunSpec], file: str) -> pd.DataFrame:
-    """One table of all networks' evaluations, with the study's names in run, network, norm and seed.
-
-    Raises:
-        UserError: if there is no network, or a table is damaged.
-    """
-    if not specs:
-        raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
+    """One table of all networks' evaluations, with the study's names in run, network, norm and seed."""
     parts = []
     for spec in specs:
         path = options.folder / spec.name / EVALUATION / file
@@ -64,19 +58,19 @@ def networks(options: StudyOptions, specs: Sequence[RunSpec]) -> pd.DataFrame:
 
 
 def conclude(options: StudyOptions, specs: Sequence[RunSpec], command: str, missing: Sequence[str] = ()) -> None:
-    """Pool the tables, write the verdict and the report, and print the answer.
+    """Pool the tables of the evaluated networks, write the verdict and the report, and print the answer.
 
     Args:
-        options: the study.
-        specs: the networks that are evaluated.
+        options, specs: the study and those of its networks that are evaluated.
         command: what to type to get this study again, for the report.
         missing: a line for each network that the verdict does without.
     """
+    if not specs:
+        raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
     table, draws = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet"))
     rows = networks(options, specs)
     made: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
-    if missing:
-        made["missing"] = list(missing)
+    made["missing"] = list(missing)
     verdict = judge(draws, rows, options.claim, options.name, made)
     verdict = verdict.as_hint() if options.demo else verdict
     # Only now: where judging fails, no new table stands beside an earlier verdict.

@@ -20,7 +20,6 @@ from bnood.study.estimates import (
     SUPPORTED,
     Estimate,
     compare,
-    finite,
     why_undecidable,
 )
 from bnood.study.hypotheses import (
@@ -47,6 +46,10 @@ COLUMNS = (
     "network", "seed", "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds",
     "threshold", "direction", "verdict", "role", "level", "reason", "placebo", "threshold_reason",
 )  # fmt: skip
+HEADLINE = (
+    "quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction", "n_seeds",
+    "placebo",
+)  # fmt: skip
 ONE_NETWORK = " (this network)"
 STATEMENTS = {one.name: one.statement for one in (h1(True, True), h2(True), h3(True), h4(True), h5((), ClaimOptions()))}
 
@@ -60,8 +63,8 @@ class Judged:
         network: the BatchNorm networks that it is about, as in the table's column.
         seed: of the one network that was judged; None for a verdict over seeds.
         verdict: supported, refuted, inconclusive or not tested; " (this network)" follows where there is one network.
-        reason: why it is not decided; else "".
-        note: what the verdict does without; else "".
+        reason: why it is not decided.
+        note: what the verdict does without.
         estimates: every row on the mean of the primary sets and on each set; the first is the headline.
         verdict_unseen_seeds: on the seeds that had not been looked at before; None where they are too few.
     """
@@ -82,16 +85,11 @@ class Judged:
         return self.estimates[0] if self.estimates else None
 
     def to_json(self) -> dict[str, Any]:
-        """As ``verdict.json`` holds it."""
+        """As ``verdict.json`` holds it; the headline's figures are None where it was not tested."""
         own = {key: value for key, value in vars(self).items() if key != "estimates"}
-        return own | self.figures() | {"estimates": [one.to_json() for one in self.estimates]}
-
-    def figures(self) -> dict[str, Any]:
-        """The headline's effect and threshold, flat; None where it was not tested."""
-        names = ("quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction",
-                 "n_seeds", "placebo")  # fmt: skip
-        found = {name: getattr(self.headline, name, None) for name in names}
-        return {name: finite(v) if isinstance(v, float) else v for name, v in found.items()}
+        estimates = [one.to_json() for one in self.estimates]
+        first = estimates[0] if estimates else {}
+        return own | {name: first.get(name) for name in HEADLINE} | {"estimates": estimates}
 
 
 @dataclass
@@ -99,39 +97,27 @@ class Verdict:
     """The verdict of a study.
 
     Attributes:
-        rows_judged: H1 to H5 for each family of BatchNorm networks, or for each network where there are too few seeds.
+        rows: H1 to H5 for each family of BatchNorm networks, or for each network where there are too few seeds.
         options: the thresholds.
         study: its name.
         made: versions, commit, machine and command.
-        rows: a flat mapping for each of ``rows_judged``, without its estimates, for tables and pages.
     """
 
-    rows_judged: tuple[Judged, ...]
+    rows: tuple[Judged, ...]
     options: ClaimOptions
     study: str = ""
     made: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = [self._flat(row) for row in self.rows_judged]
-
-    def _flat(self, row: Judged) -> dict[str, Any]:
-        own = {key: value for key, value in vars(row).items() if key != "estimates"}
-        seeds = {one.seed for one in self.rows_judged if one.network == row.network}
-        # Networks of one family that are judged apart need names of their own.
-        own["network"] = f"{row.network}, seed {row.seed}" if len(seeds) > 1 else row.network
-        return own | row.figures()
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
         thresholds = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.options).items()}
         head = {"study": self.study, "made": self.made, "thresholds": thresholds, "reasons": REASONS}
-        return head | {"rows": [row.to_json() for row in self.rows_judged]}
+        return head | {"rows": [row.to_json() for row in self.rows]}
 
     def table(self) -> pd.DataFrame:
         """One row per estimate, columns :data:`COLUMNS`; role is headline (the first effect) or the row's group."""
         rows = []
-        for row in self.rows_judged:
+        for row in self.rows:
             for place, one in enumerate(row.estimates):
                 known = vars(row) | vars(one) | {"n_seeds": one.n_seeds, "role": "headline" if not place else one.group}
                 rows.append({name: known[name] for name in COLUMNS})
@@ -146,10 +132,10 @@ class Verdict:
     def as_hint(self) -> "Verdict":
         """The effects without verdicts, for the demo: one small network per norm is a hint, not evidence."""
         rows = []
-        for row in self.rows_judged:
+        for row in self.rows:
             estimates = tuple(replace(one, verdict="", reason="") for one in row.estimates)
             rows.append(replace(row, verdict="", reason="", estimates=estimates, verdict_unseen_seeds=None))
-        return replace(self, rows_judged=tuple(rows))
+        return replace(self, rows=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -158,9 +144,8 @@ class Evidence:
 
     Attributes:
         found: the measurements of all networks.
-        accuracies: validation accuracy of (network, seed), by which networks count as equally accurate.
+        accuracies: validation accuracy of (network, seed).
         family: prefix of the family's network names.
-        options: the thresholds.
         needed_seeds: smallest number of seeds behind a verdict; 1 where one network is judged.
     """
 
@@ -198,19 +183,14 @@ class Evidence:
 
 
 def estimate(row: Row, evidence: Evidence, datasets: Sequence[str], label: str) -> Estimate:
-    """Estimate a row on the mean over sets and compare it with its threshold.
-
-    What the tables lack makes it inconclusive, with the reason.
-    """
+    """A row on the mean over sets, against its threshold; inconclusive, with the reason, where the tables lack it."""
     options = evidence.options
     level = row.level or options.level
-    threshold = getattr(options, row.threshold) if isinstance(row.threshold, str) else row.threshold
-    refuting = threshold
-    if row.even and threshold is not None:
-        threshold = max(threshold, row.even)
+    refuting = getattr(options, row.threshold) if isinstance(row.threshold, str) else row.threshold
+    threshold = None if refuting is None else max(refuting, row.even) if row.even else refuting
     if row.on_id:
         datasets, label = [evidence.found.id_set], evidence.found.id_set
-    nan, reason, placebo = math.nan, "", ""
+    reason, verdict, placebo = "", "", ""
     try:
         measured: Any = evidence.found.contrast(row.terms, datasets, evidence.family)
         for norm in row.seeds_of:
@@ -221,9 +201,10 @@ def estimate(row: Row, evidence: Evidence, datasets: Sequence[str], label: str) 
             measured = Ratio(measured.only(common), whole.only(common))
         found = measured.interval(level)
     except Unusable as error:
-        return Estimate(row.label, label, row.quantity.unit, nan, nan, nan, nan, {}, threshold, row.direction,
-                        INCONCLUSIVE, level, str(error), row.group)  # fmt: skip
-    verdict = ""
+        return Estimate(
+            row.label, label, row.quantity.unit, math.nan, math.nan, math.nan, math.nan, {}, threshold, row.direction,
+            INCONCLUSIVE, level, str(error), row.group,
+        )  # fmt: skip
     if threshold is not None and refuting is not None:
         limit, placebo = _placebo(row, evidence, datasets)
         # A change that the placebo gives as well is no finding: decisions need the interval beyond it.
@@ -243,9 +224,7 @@ def estimate(row: Row, evidence: Evidence, datasets: Sequence[str], label: str) 
 
 def _placebo(row: Row, evidence: Evidence, datasets: Sequence[str]) -> tuple[float, str]:
     """How far a placebo that excludes 0.5 lies from it, and what is said beside the row; (0, "") without one."""
-    if not row.detector:
-        return 0.0, ""
-    found = evidence.found.placebo(evidence.network, TARGET, row.detector, datasets)
+    found = evidence.found.placebo(evidence.network, TARGET, row.detector, datasets) if row.detector else None
     if found is None:
         return 0.0, ""
     auroc = found.interval(evidence.options.level)
@@ -353,8 +332,7 @@ def judge(
     Args:
         draws: all networks' ``draws.parquet``, pooled.
         networks: one row per network and seed with its accuracy in [0, 1]; NaN where it is not known.
-        options: the thresholds.
-        study, made: what the verdict says about its origin.
+        options, study, made: as in :class:`Verdict`.
 
     Raises:
         UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
@@ -364,7 +342,8 @@ def judge(
     sets = found.names("dataset", role="ood")
     if missing := [name for name in options.primary_sets if name not in sets]:
         raise UserError(f"claim.primary_sets: {', '.join(missing)} was not evaluated; OOD sets are {', '.join(sets)}")
-    accuracies = _accuracies(networks)
+    known = networks.dropna(subset="accuracy")[["network", "seed", "accuracy"]]
+    accuracies = {(name, int(seed)): float(accuracy) for name, seed, accuracy in known.itertuples(index=False)}
     rows: list[Judged] = []
     for network in found.names("network"):
         family = network.removesuffix("bn")
@@ -374,11 +353,9 @@ def judge(
         evidence = Evidence(found, accuracies, family, options, options.minimum_seeds)
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
-                alone = judge_family(evidence.only([seed], 1))
-                rows += [
-                    replace(one, seed=seed, verdict=one.verdict + ONE_NETWORK * (one.verdict != NOT_TESTED))
-                    for one in alone
-                ]
+                for one in judge_family(evidence.only([seed], 1)):
+                    suffix = "" if one.verdict == NOT_TESTED else ONE_NETWORK
+                    rows.append(replace(one, seed=seed, verdict=one.verdict + suffix))
             continue
         judged = judge_family(evidence)
         unseen = [seed for seed in seeds if seed not in options.seen_seeds]
@@ -387,16 +364,3 @@ def judge(
             judged = [replace(a, verdict_unseen_seeds=b.verdict) for a, b in zip(judged, alone, strict=True)]
         rows += judged
     return Verdict(tuple(rows), options, study, made or {})
-
-
-def _accuracies(networks: pd.DataFrame) -> dict[tuple[str, int], float]:
-    if missing := sorted({"network", "seed", "accuracy"} - set(networks.columns)):
-        raise UserError(f"the table of networks lacks the columns {', '.join(missing)}")
-    if networks.duplicated(["network", "seed"]).any():
-        raise UserError("the table of networks has a network and seed twice; each may have one accuracy")
-    known = networks[networks["accuracy"].notna()]
-    wrong = known[~known["accuracy"].between(0, 1)]
-    if len(wrong):
-        raise UserError(f"an accuracy is {wrong['accuracy'].iloc[0]}; expected a fraction between 0 and 1")
-    columns = known[["network", "seed", "accuracy"]]
-    return {(str(name), int(seed)): float(each) for name, seed, each in columns.itertuples(index=False, name=None)}

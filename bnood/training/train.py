@@ -260,7 +260,6 @@ def _start_tracking(cli: TrainingCLI) -> Any:
     )
     logger = tracking.lightning_logger(tracked)
     if logger is not None:
-        tracking.define_training_metrics(tracked)
         cli.trainer.loggers = [*cli.trainer.loggers, logger]
     return tracked
 

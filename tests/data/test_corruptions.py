@@ -1,11 +1,15 @@
 """Corruptions: each against the moments that it should have, or a calculation by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from bnood.data import corruptions
-from bnood.data.corruptions import CONSTANTS, CORRUPTIONS, corrupt
-from bnood.data.image_set import ImageSet
+from bnood.data.corruptions import CONSTANTS, CORRUPTIONS, corrupt, shifted
+from bnood.data.image_set import ImageSet, StreamedSet
 from bnood.errors import UserError
 
 
@@ -117,3 +121,19 @@ def test_a_corruption_keeps_labels_and_leaves_the_set_as_it_is(corruption: str) 
 def test_what_is_unknown_is_refused(corruption: str, strength: int, seed: int, told: str) -> None:
     with pytest.raises(UserError, match=told):
         corrupt(random_set(), corruption, strength, seed)
+
+
+def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> None:
+    images = random_set(3)
+    Image.fromarray(images.images[1]).save(tmp_path / "1.png")
+    items = [(Image.fromarray(images.images[0]), 0), tmp_path / "1.png", images.images[2]]
+    streamed = StreamedSet("photographs", items, images.labels).subset(np.array([2, 1, 0]))
+    whole, read = shifted(images, "grey"), shifted(streamed, "grey")
+    assert (whole.name, read.name) == ("grey", "grey") and read.labels.tolist() == images.labels[::-1].tolist()
+    np.testing.assert_array_equal(np.stack([read.dataset[index] for index in range(3)]), whole.images)
+    luma = images.images @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(whole.images - luma[..., None]).max() < 0.51
+    with pytest.raises(UserError, match="shift 'grey': features holds float tensors"):
+        shifted(StreamedSet("features", [torch.zeros(3, 4, 4)]), "grey").dataset[0]
+    with pytest.raises(UserError, match="shift 'noise-3': only ID images that are held in memory"):
+        shifted(streamed, "noise-3")

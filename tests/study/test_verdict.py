@@ -110,9 +110,8 @@ def test_seeds_that_one_side_lacks_are_left_out() -> None:
 def test_networks_of_other_accuracy_are_left_out() -> None:
     # The made-up accuracies lie 0.005 apart; 0.01 is allowed.
     found = judged("H4", made_study(Truth(gaps={("ln", 1): 0.02, ("gn", 2): 0.005})))
-    assert (
-        found.verdict == "supported" and found.headline is not None and sorted(found.headline.per_seed) == [0, 2, 3, 4]
-    )
+    assert found.headline is not None and sorted(found.headline.per_seed) == [0, 2, 3, 4]
+    assert found.verdict == "supported"
     nothing = judged("H4", made_study(Truth(gaps={("gn", seed): -0.1 for seed in range(5)})))
     assert nothing.verdict == "inconclusive" and nothing.headline is not None and math.isnan(nothing.headline.effect)
     assert "accuracies of bn-at-gn and gn differ by more than the allowed gap (seed 0: -0.095" in nothing.reason
@@ -124,7 +123,7 @@ def test_networks_of_other_accuracy_are_left_out() -> None:
 def test_what_the_tables_lack_is_the_reason() -> None:
     study = made_study()
     running = study.where((study.draws["network"] == "bn") & (study.draws["statistics"] == "running"))
-    found = {row.hypothesis: row for row in judge(*running.tables()).rows_judged}
+    found = {row.hypothesis: row for row in judge(*running.tables()).rows}
     assert [row.verdict for row in found.values()] == ["inconclusive"] * 3 + ["not tested"] * 2
     assert "draws has nothing for network bn, statistics recalibrated:target" in found["H1"].reason
     assert found["H4"].reason == "no LN and GN networks of equal accuracy"
@@ -138,7 +137,7 @@ def test_what_the_tables_lack_is_the_reason() -> None:
 
 def test_features_without_unit_statistics_leave_h1_untested() -> None:
     study = made_study()
-    found = judge(*study.where(study.draws["detector"] != "units").tables()).rows_judged
+    found = judge(*study.where(study.draws["detector"] != "units").tables()).rows
     assert [(row.hypothesis, row.verdict) for row in found][:2] == [("H1", "not tested"), ("H2", "supported")]
     assert "not non-negative" in found[0].reason and found[0].headline is None
 
@@ -207,9 +206,6 @@ def test_bad_tables_and_options_are_refused_in_one_line() -> None:
         ((pd.concat([draws, draws[:1]]), networks), "two rows for seed 0"),
         ((draws[draws["role"] == "ood"], networks), "no in-distribution set"),
         ((draws[draws["dataset"] != "dtd"], networks), "primary_sets: dtd was not evaluated"),
-        ((draws, networks.drop(columns="accuracy")), "lacks the columns accuracy"),
-        ((draws, networks.assign(accuracy=90.0)), "accuracy is 90.0"),
-        ((draws, pd.concat([networks, networks])), "network and seed twice"),
     ]
     for tables, message in wrong:
         with pytest.raises(UserError, match=message) as raised:
