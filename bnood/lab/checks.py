@@ -29,15 +29,10 @@ class NotTested(Exception):
 
 
 class Records:
-    """The records of the networks of one architecture, norm before the activation.
-
-    Args:
-        table: the lab's long table (:mod:`bnood.lab.train`).
-        classes: K; a network at 1 / K has learnt nothing.
-    """
+    """The lab's long table (:mod:`bnood.lab.train`) of one architecture; quantities are one number per seed."""
 
     def __init__(self, table: pd.DataFrame, classes: int) -> None:
-        self.table, self.chance = table[table["norm_position"] == "before"], 1 / classes
+        self.table, self.chance = table, 1 / classes
 
     def quantity(self, network: Network, quantity: str) -> pd.DataFrame:
         """The rows of one quantity of one network."""

@@ -48,7 +48,6 @@ def write_lab_report(
     Returns:
         The files that were written, the page first.
     """
-    table = table[table["norm_position"] == "before"] if (table["norm_position"] == "before").any() else table
     pictures = [_gradients(table), _learning(table), _preactivations(table)]
     return write_page(
         folder, "lab", title=title, commands=commands, notes=notes, record=record,
