@@ -34,8 +34,9 @@ from bnood.training.provenance import commit, machine, versions
 WIDTH = 100  # columns of what is printed
 
 
-def build_parser() -> ArgumentParser:
-    """Options of ``scripts/lab.py``."""
+def main(arguments: list[str] | None = None) -> Path:
+    """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
+    given = sys.argv[1:] if arguments is None else arguments
     parser = ArgumentParser(
         prog="scripts/lab.py",
         description="Train and record a grid of small networks, check the statements; see configs/lab/.",
@@ -43,13 +44,6 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(LabOptions)
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser()
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         made = parser.instantiate_classes(parser.parse_args(given))
@@ -107,8 +101,8 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
         UserError: if the set is missing, has no labels, or too few images.
     """
     wanted = options.train_count + options.validation_count
-    count = wanted if options.images in SYNTHETIC else None
-    images = load_images(options.images, "train", options.root, download=options.download, count=count)
+    drawn = wanted if options.images in SYNTHETIC else None
+    images = load_images(options.images, "train", options.root, download=options.download, count=drawn)
     if images.labels is None:
         raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
     if len(images) < wanted:

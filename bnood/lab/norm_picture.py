@@ -59,8 +59,7 @@ def write_norm_picture(path: Path) -> Path:
                 )  # fmt: skip
                 axes.set(aspect="equal", xticks=[], yticks=[], xlabel=f"sample {sample + 1}: channels")
                 axes.set_ylabel("pixels" if sample == 0 else "")
-                for spine in axes.spines.values():
-                    spine.set_visible(False)
+                axes.spines[:].set_visible(False)
         figure.savefig(path, dpi=DPI)
     return path
 

@@ -137,7 +137,7 @@ def test_study_page_begins_with_the_answer(study: tuple[list[Path], str]) -> Non
 
 def test_study_pictures_of_other_networks_have_their_own_names(study: tuple[list[Path], str]) -> None:
     names = {path.name for path in study[0]}
-    assert {"units.bn.png", "detection.bn-at-gn.png", "verdict.png", "seeds.png"} <= names
+    assert {"units.bn.png", "detection.bn-at-gn.png", "seeds.png"} <= names
 
 
 def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -> None:
