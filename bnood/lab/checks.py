@@ -178,7 +178,7 @@ class Check:
 
     @property
     def row(self) -> list[str]:
-        """As the page shows it: statement, network, verdict, number, note."""
+        """As the page shows it."""
         return [self.statement, self.architecture, self.verdict, self.number, self.note]
 
     def to_json(self) -> dict[str, Any]:

@@ -59,28 +59,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as an effect, stated before the lab is run.
+    """What counts as an effect, stated before the lab is run; lengths of gradients and distances in powers of ten."""
 
-    Args:
-        starved: least powers of ten between the first and the last layer's gradient. One: the first layer then takes
-            ten times as long.
-        raised: least rise of that ratio, in powers of ten. 0.3 is a factor of two.
-        gained: least gain in accuracy: five points, which nobody would call small.
-        small: differences in accuracy within ± this are small: three points.
-        centred: least fall of log10 of the units' distance from zero: 0.3, to a half.
-        lost: least share of dead units: one in twenty.
-        between: how far GroupNorm may lie outside LayerNorm and BatchNorm: one point of accuracy.
-        overfitted: training accuracy this far above validation accuracy is called overfitted.
-    """
-
-    starved: float = 1.0
-    raised: float = 0.3
-    gained: float = 0.05
-    small: float = 0.03
-    centred: float = 0.3
-    lost: float = 0.05
-    between: float = 0.01
-    overfitted: float = 0.1
+    starved: float = 1.0  # between the first and the last layer's gradient: the first then takes ten times as long
+    raised: float = 0.3  # rise of that ratio: a factor of two
+    gained: float = 0.05  # gain in accuracy: five points, which nobody would call small
+    small: float = 0.03  # differences in accuracy within ± three points are small
+    centred: float = 0.3  # fall of the units' distance from zero: to a half
+    lost: float = 0.05  # dead units: one in twenty
+    between: float = 0.01  # how far GroupNorm's accuracy may lie outside LayerNorm's and BatchNorm's
+    overfitted: float = 0.1  # training accuracy this far above validation accuracy is called so
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -49,7 +49,7 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
 
 
 def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The long table of a network, and how its training ended (:func:`train_network`)."""
+    """The long table of a network, and what :func:`train_network` gave."""
     return pd.read_parquet(_file(options, one, "parquet")), json.loads(_file(options, one, "json").read_text())
 
 

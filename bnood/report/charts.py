@@ -189,7 +189,7 @@ def profile(
 
 
 def heat(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: Sequence[Sequence[str]],
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: np.ndarray,
     limit: float,
 ) -> None:  # fmt: skip
     """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
@@ -198,9 +198,8 @@ def heat(
     ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
     colours, cells = ramp.with_extremes(bad="#E4E4E4"), np.ma.masked_invalid(shades)
     axes.pcolormesh(cells, cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5)
-    for i, line in enumerate(texts):
-        for j, text in enumerate(line):
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
+    for (i, j), text in np.ndenumerate(texts):
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [wrapped(name, 12) for name in columns])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [wrapped(name, 20) for name in rows])
     axes.xaxis.set_ticks_position("top")
