@@ -7,12 +7,9 @@ import pandas as pd
 
 SETS = ("svhn", "dtd")
 STATISTICS = (
-    *("running", "batch:128", "batch:128@0.1", "batch:128@0.5", "recalibrated:id", "recalibrated:target"),
-    *(
-        "recalibrated:mixture@0.5",
-        *(f"recalibrated:target/{form}:{k}" for form in ("first", "last") for k in (1, 2, 3)),
-    ),
-)
+    "running", "batch:128", "batch:128@0.1", "batch:128@0.5", "recalibrated:id", "recalibrated:target",
+    "recalibrated:mixture@0.5", *(f"recalibrated:target/{form}:{k}" for form in ("first", "last") for k in (1, 2, 3)),
+)  # fmt: skip
 DETECTORS = ("msp", "energy", "react", "knn")
 RESAMPLES = 20
 
@@ -69,28 +66,13 @@ def replicates_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True
 
 
 def table_of(draws: pd.DataFrame) -> pd.DataFrame:
-    """`table.csv` from `draws.parquet`: intervals and the paired difference to running statistics."""
+    """`table.csv` from `draws.parquet`: intervals, and the difference to running statistics without its own."""
     keys = ["network", "seed", "dataset", "role", "companion", "comparison", "detector", "metric"]
-    running = draws[draws["statistics"] == "running"].set_index(keys)["replicates"].to_dict()
-    values = draws[draws["statistics"] == "running"].set_index(keys)["value"].to_dict()
-    found = []
-    for row in draws.to_dict("records"):
-        key = tuple(row[name] for name in keys)
-        low, high = np.percentile(row["replicates"], [2.5, 97.5])
-        difference = row["replicates"] - running.get(key, np.nan)
-        ends = np.percentile(difference, [2.5, 97.5]) if key in running else (np.nan, np.nan)
-        change = row["value"] - values.get(key, np.nan)
-        found.append(
-            {
-                **row,
-                "low": low,
-                "high": high,
-                "difference": change,
-                "difference_low": ends[0],
-                "difference_high": ends[1],
-            }
-        )
-    return pd.DataFrame(found).drop(columns="replicates")
+    running = draws.loc[draws["statistics"] == "running", [*keys, "value"]]
+    found = draws.merge(running, how="left", on=keys, suffixes=("", "_running"))
+    low, high = np.percentile(np.stack(found["replicates"].to_list()), [2.5, 97.5], axis=1)
+    found = found.assign(low=low, high=high, difference=found["value"] - found["value_running"])
+    return found.drop(columns=["replicates", "value_running"])
 
 
 def units_of(has_batchnorm: bool = True) -> pd.DataFrame:

@@ -20,7 +20,7 @@ def lab_table(
         draw = np.random.RandomState(seed)
         for activation, high_rate in [("sigmoid", False), ("relu", False), *([("relu", True)] if high else [])]:
             for norm in ACCURACY:
-                keys = {"architecture": "mlp", "activation": activation, "norm": norm, "norm_position": "before",
+                keys = {"architecture": "mlp", "activation": activation, "norm": norm,
                         "high_rate": high_rate, "seed": seed}  # fmt: skip
 
                 def add(

@@ -29,22 +29,16 @@ class NotTested(Exception):
 
 
 class Records:
-    """The records of the networks of one architecture, norm before the activation.
-
-    Args:
-        table: the lab's long table (:mod:`bnood.lab.train`).
-        classes: K; a network at 1 / K has learnt nothing.
-    """
+    """The lab's long table (:mod:`bnood.lab.train`) of one architecture; quantities are one number per seed."""
 
     def __init__(self, table: pd.DataFrame, classes: int) -> None:
-        self.table, self.chance = table[table["norm_position"] == "before"], 1 / classes
+        self.table, self.chance = table, 1 / classes
 
     def quantity(self, network: Network, quantity: str) -> pd.DataFrame:
         """The rows of one quantity of one network."""
         activation, norm, high = network
-        table = self.table
-        rows = table[(table["activation"] == activation) & (table["norm"] == norm) & (table["high_rate"] == high)]
-        rows = rows[rows["quantity"] == quantity]
+        wanted = {"activation": activation, "norm": norm, "high_rate": high, "quantity": quantity}
+        rows = self.table[(self.table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
         if rows.empty:
             rate = " at a high learning rate" if high else ""
             raise NotTested(f"no {display(activation)} network with {display(norm)}{rate}")
@@ -71,15 +65,15 @@ class Records:
         return self._at_end(self.quantity(("relu", norm, True), "dead_share")).groupby("seed")["value"].mean()
 
     def centring(self) -> pd.Series:
-        """Change of log10 of the last layer's distance from zero, trained against untrained, sigmoid and BatchNorm."""
+        """How log10 of the last layer's distance from zero changes in training, with sigmoid and BatchNorm."""
         rows = self.quantity(("sigmoid", "bn", False), "offset")
         rows = rows[rows["layer"] == rows["layer"].max()]
         end, start = (part.set_index("seed")["value"] for part in (self._at_end(rows), rows[rows["step"] == 0]))
         return np.log10(end) - np.log10(start)
 
-    def gain(self, activation: str, norm: str, kind: str = "train_accuracy") -> pd.Series:
+    def gain(self, activation: str, norm: str) -> pd.Series:
         """Accuracy with a norm minus accuracy without."""
-        return self.accuracy((activation, norm, False), kind) - self.accuracy((activation, "none", False), kind)
+        return self.accuracy((activation, norm, False)) - self.accuracy((activation, "none", False))
 
     def inside(self) -> pd.Series:
         """How far GroupNorm's accuracy lies inside those of LayerNorm and BatchNorm (below 0: outside), sigmoid."""
@@ -94,10 +88,10 @@ class Records:
 
 @dataclass(frozen=True)
 class Statement:
-    """A row of :data:`STATEMENTS`.
+    """A claim.
 
     Attributes:
-        text: what is claimed.
+        text: the claim in words.
         measure: its number per seed.
         threshold: the field of :class:`bnood.lab.options.Thresholds`.
         wanted: above +threshold, below -threshold, small (within ± threshold), or inside (above -threshold).
@@ -169,16 +163,8 @@ STATEMENTS = (
 
 @dataclass(frozen=True)
 class Check:
-    """A judged statement.
-
-    Attributes:
-        statement, architecture: what was asked of which networks.
-        verdict: supported, refuted, undecided or not tested here.
-        number: the figure with its interval, in words.
-        effect, low, high: the same in the unit of the threshold (powers of ten, or fractions); NaN if not tested.
-        threshold: what it was held against.
-        note: overfitted networks, validation accuracy, or why there is no verdict.
-    """
+    """A judged statement: `number` is the effect with its interval in words; effect, low, high and threshold are in
+    powers of ten or fractions, NaN if not tested; `note` has validation accuracies, or why there is no verdict."""
 
     statement: str
     architecture: str
@@ -192,7 +178,7 @@ class Check:
 
     @property
     def row(self) -> list[str]:
-        """As the page shows it: statement, network, verdict, number, note."""
+        """As the page shows it."""
         return [self.statement, self.architecture, self.verdict, self.number, self.note]
 
     def to_json(self) -> dict[str, Any]:
@@ -222,10 +208,10 @@ def judge(statement: Statement, records: Records, architecture: str, thresholds:
         return Check(statement.text, display(architecture), NOT_TESTED, DASH, nan, nan, nan, threshold, str(reason))
     effect, low, high = _interval(values)
     number = _printed(statement, effect, low, high)
-    notes = [_learning_note(records, statement, thresholds)] if statement.learning else []
+    notes = [_learning_note(records, network, thresholds) for network in statement.learning]
     if len(values) < 2:
         notes.append("one seed has no interval")
-    verdict = _verdict(low, high, threshold, statement.wanted) if len(values) > 1 else UNDECIDED
+    verdict = _verdict(low, high, threshold, statement.wanted)
     return Check(statement.text, display(architecture), verdict, number, effect, low, high, threshold, "; ".join(notes))
 
 
@@ -234,13 +220,12 @@ def _interval(values: pd.Series) -> tuple[float, float, float]:
     if len(values) < 2:
         return float(values.iloc[0]), math.nan, math.nan
     array = values.to_numpy(np.float64)
-    found = Replicates(
-        tuple(int(seed) for seed in values.index), array, np.repeat(array[:, None], 2, axis=1)
-    ).interval()
+    found = Replicates(tuple(map(int, values.index)), array, np.repeat(array[:, None], 2, axis=1)).interval()
     return found.effect, found.low, found.high
 
 
 def _verdict(low: float, high: float, threshold: float, wanted: str) -> str:
+    """NaN ends, of one seed, decide nothing."""
     if wanted == "small":
         met, missed = -threshold < low and high < threshold, low > threshold or high < -threshold
     elif wanted == "below":
@@ -270,14 +255,8 @@ def _factor(value: float) -> str:
     return f"{round(value / digits) * digits:,}" if value >= 10 else f"{value:.1f}"
 
 
-def _learning_note(records: Records, statement: Statement, thresholds: Thresholds) -> str:
-    """Training and validation accuracy of each compared network; which of them are overfitted."""
-    parts = []
-    for activation, norm, high in statement.learning:
-        train, validation = (
-            float(records.accuracy((activation, norm, high), f"{kind}_accuracy").mean())
-            for kind in ("train", "validation")
-        )
-        found = f"{display(norm)} {100 * train:.0f} % in training, {100 * validation:.0f} % in validation"
-        parts.append(found + (", overfitted" if train - validation > thresholds.overfitted else ""))
-    return "; ".join(parts)
+def _learning_note(records: Records, network: Network, thresholds: Thresholds) -> str:
+    """Training and validation accuracy, and whether the network is overfitted."""
+    train, validation = (records.accuracy(network, f"{kind}_accuracy").mean() for kind in ("train", "validation"))
+    found = f"{display(network[1])} {100 * train:.0f} % in training, {100 * validation:.0f} % in validation"
+    return found + (", overfitted" if train - validation > thresholds.overfitted else "")

@@ -34,8 +34,9 @@ from bnood.training.provenance import commit, machine, versions
 WIDTH = 100  # columns of what is printed
 
 
-def build_parser() -> ArgumentParser:
-    """Options of ``scripts/lab.py``."""
+def main(arguments: list[str] | None = None) -> Path:
+    """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
+    given = sys.argv[1:] if arguments is None else arguments
     parser = ArgumentParser(
         prog="scripts/lab.py",
         description="Train and record a grid of small networks, check the statements; see configs/lab/.",
@@ -43,23 +44,6 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(LabOptions)
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Run a lab as ``scripts/lab.py`` does.
-
-    Args:
-        arguments: the command line after the program's name; None for the process's own.
-
-    Returns:
-        The lab's folder.
-
-    Raises:
-        UserError: for bad input.
-    """
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser()
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         made = parser.instantiate_classes(parser.parse_args(given))
@@ -71,11 +55,7 @@ def main(arguments: list[str] | None = None) -> Path:
 def run_lab(options: LabOptions, command: str) -> list[Check]:
     """Train every network that is missing, check the statements, print them and write tables and page.
 
-    Networks that are done are kept, so that the same command goes on after an interruption.
-
-    Args:
-        options: the lab.
-        command: what to type to get this lab again.
+    Networks that are done are kept, so that the same `command` goes on after an interruption.
 
     Raises:
         UserError: for bad input.
@@ -93,12 +73,10 @@ def run_lab(options: LabOptions, command: str) -> list[Check]:
     found = [read_records(options, one) for one in networks]
     table = pd.concat([records for records, _ in found], ignore_index=True)
     checks = check_lab(table, int(train.labels.max()) + 1, options.thresholds)
-    endings = {one.name: ended["ended"] for one, (_, ended) in zip(networks, found, strict=True)}
-    diverged = [f"{name}: {ended}" for name, ended in endings.items() if ended != "trained"]
-    seconds, recording = (sum(ended[key] for _, ended in found) for key in ("seconds", "seconds_recording"))
+    diverged = [f"{ended['name']}: {ended['ended']}" for _, ended in found if ended["ended"] != "trained"]
     record = {
-        "command": command, "networks": len(networks), "seeds": len(options.seeds), "seconds": round(seconds),
-        "seconds_recording": round(recording), "versions": versions(), "commit": commit(), "machine": machine(),
+        "command": command, "networks": len(networks), "seconds": round(sum(ended["seconds"] for _, ended in found)),
+        "versions": versions(), "commit": commit(), "machine": machine(),
     }  # fmt: skip
     content = json.dumps(
         {**record, "thresholds": asdict(options.thresholds), "checks": [check.to_json() for check in checks]}, indent=2
@@ -123,8 +101,8 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
         UserError: if the set is missing, has no labels, or too few images.
     """
     wanted = options.train_count + options.validation_count
-    count = wanted if options.images in SYNTHETIC else None
-    images = load_images(options.images, "train", options.root, download=options.download, count=count)
+    drawn = wanted if options.images in SYNTHETIC else None
+    images = load_images(options.images, "train", options.root, download=options.download, count=drawn)
     if images.labels is None:
         raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
     if len(images) < wanted:

@@ -1,8 +1,7 @@
 """A picture of what each norm averages over: ``python -m bnood.lab.norm_picture docs/normalisation.png``.
 
 A feature map ``[N, C, H, W]`` is drawn as one tile per sample, with the channels across and the pixels H x W down. The
-coloured values share one mean. Which these are is not typed in: the project's own layer is asked
-(:func:`share_a_mean`), so that the picture cannot claim what the layer does not do.
+coloured values share one mean, as the project's own layers have it (:func:`share_a_mean`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bnood.errors import UserError, one_line_errors
 from bnood.networks.norm import Norm, norm_layer
 from bnood.report.charts import COLOURS, DPI, INK, STYLE
 
@@ -43,13 +41,7 @@ def share_a_mean(norm: Norm, groups: int = 1, place: tuple[int, int, int] = (0, 
 
 
 def write_norm_picture(path: Path) -> Path:
-    """Draw the picture into the PNG file `path`.
-
-    Raises:
-        UserError: `path` does not end in ``.png``.
-    """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: the picture is a PNG; expected a file name that ends in .png")
+    """Draw the picture into the PNG file `path`."""
     import matplotlib
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -67,14 +59,10 @@ def write_norm_picture(path: Path) -> Path:
                 )  # fmt: skip
                 axes.set(aspect="equal", xticks=[], yticks=[], xlabel=f"sample {sample + 1}: channels")
                 axes.set_ylabel("pixels" if sample == 0 else "")
-                for spine in axes.spines.values():
-                    spine.set_visible(False)
+                axes.spines[:].set_visible(False)
         figure.savefig(path, dpi=DPI)
     return path
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        if len(sys.argv) != 2:
-            raise UserError("expected one file name: python -m bnood.lab.norm_picture docs/normalisation.png")
-        print(write_norm_picture(Path(sys.argv[1])))
+    print(write_norm_picture(Path(sys.argv[1])))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bnood.errors import UserError
-from bnood.networks.hidden_layer import Activation, NormPosition
+from bnood.networks.hidden_layer import Activation
 from bnood.networks.norm import Norm
 
 
@@ -26,7 +25,6 @@ class Grid:
         epochs: passes over the training images.
         activations: any of ``sigmoid``, ``relu``, ``tanh`` and ``gelu``.
         norms: any of ``none``, ``bn``, ``ln`` and ``gn``.
-        norm_positions: ``before`` and/or ``after`` the activation.
         high_rate: whether this is the grid at a high learning rate, which the statements on dead units are about.
         record_every: steps between two records.
         probe_images: training images of a record.
@@ -39,14 +37,13 @@ class Grid:
     epochs: int
     activations: list[Activation] = field(default_factory=lambda: ["sigmoid", "relu"])
     norms: list[Norm] = field(default_factory=lambda: ["none", "bn", "ln", "gn"])
-    norm_positions: list[NormPosition] = field(default_factory=lambda: ["before"])
     high_rate: bool = False
     record_every: int = 50
     probe_images: int = 256
 
     def __post_init__(self) -> None:
         where = f"the grid of {self.architecture}{' at a high rate' if self.high_rate else ''}"
-        for name in ("activations", "norms", "norm_positions"):
+        for name in ("activations", "norms"):
             if not getattr(self, name):
                 raise UserError(f"{where}: {name} is empty; expected one or more")
         for name in ("depth", "width", "epochs", "record_every", "probe_images"):
@@ -62,28 +59,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as an effect, stated before the lab is run.
+    """What counts as an effect, stated before the lab is run; lengths of gradients and distances in powers of ten."""
 
-    Args:
-        starved: least powers of ten between the first and the last layer's gradient. One: the first layer then takes
-            ten times as long.
-        raised: least rise of that ratio, in powers of ten. 0.3 is a factor of two.
-        gained: least gain in accuracy: five points, which nobody would call small.
-        small: differences in accuracy within ± this are small: three points.
-        centred: least fall of log10 of the units' distance from zero: 0.3, to a half.
-        lost: least share of dead units: one in twenty.
-        between: how far GroupNorm may lie outside LayerNorm and BatchNorm: one point of accuracy.
-        overfitted: training accuracy this far above validation accuracy is called overfitted.
-    """
-
-    starved: float = 1.0
-    raised: float = 0.3
-    gained: float = 0.05
-    small: float = 0.03
-    centred: float = 0.3
-    lost: float = 0.05
-    between: float = 0.01
-    overfitted: float = 0.1
+    starved: float = 1.0  # between the first and the last layer's gradient: the first then takes ten times as long
+    raised: float = 0.3  # rise of that ratio: a factor of two
+    gained: float = 0.05  # gain in accuracy: five points, which nobody would call small
+    small: float = 0.03  # differences in accuracy within ± three points are small
+    centred: float = 0.3  # fall of the units' distance from zero: to a half
+    lost: float = 0.05  # dead units: one in twenty
+    between: float = 0.01  # how far GroupNorm's accuracy may lie outside LayerNorm's and BatchNorm's
+    overfitted: float = 0.1  # training accuracy this far above validation accuracy is called so
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -142,9 +127,8 @@ class LabOptions:
                 f"({self.batch_size})"
             )
         names = [one.name for one in self.networks()]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise UserError(f"grids: {twice} is in two of them; expected each network once, or one with high_rate")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"grids: {min(twice)} is in two of them; expected each network once, or one with high_rate")
 
     @property
     def folder(self) -> Path:
@@ -153,7 +137,11 @@ class LabOptions:
 
     def networks(self) -> list[LabNetwork]:
         """Every network of every grid and seed."""
-        return [one for grid in self.grids for seed in self.seeds for one in _networks_of(grid, seed)]
+        return [
+            LabNetwork(grid, activation, norm, seed)
+            for grid in self.grids
+            for seed, activation, norm in product(self.seeds, grid.activations, grid.norms)
+        ]
 
 
 class LabNetwork(NamedTuple):
@@ -162,34 +150,24 @@ class LabNetwork(NamedTuple):
     grid: Grid
     activation: Activation
     norm: Norm
-    norm_position: NormPosition
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its files: architecture, activation, norm, what differs from the main grid, and seed."""
-        after = "after" if self.norm_position == "after" else ""
-        high = "high" if self.grid.high_rate else ""
-        parts = [self.grid.architecture, self.activation, self.norm, after, high, f"s{self.seed}"]
-        return "-".join(part for part in parts if part)
+        """Of its files."""
+        high = ["high"] if self.grid.high_rate else []
+        return "-".join([self.grid.architecture, self.activation, self.norm, *high, f"s{self.seed}"])
 
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that name it in the lab's table."""
         return {
             "architecture": self.grid.architecture, "activation": self.activation, "norm": self.norm,
-            "norm_position": self.norm_position, "high_rate": self.grid.high_rate, "seed": self.seed,
+            "high_rate": self.grid.high_rate, "seed": self.seed,
         }  # fmt: skip
 
     def settings(self, options: LabOptions) -> dict[str, Any]:
         """All that its records depend on."""
         grid = {key: value for key, value in asdict(self.grid).items() if key not in ("activations", "norms")}
         common = ("images", "train_count", "validation_count", "flip", "batch_size")
-        return grid | self.keys | {key: getattr(options, key) for key in common} | {"norm_positions": ""}
-
-
-def _networks_of(grid: Grid, seed: int) -> Iterator[LabNetwork]:
-    for activation, norm, position in product(grid.activations, grid.norms, grid.norm_positions):
-        if norm == "none" and position == "after" and "before" in grid.norm_positions:
-            continue  # without a norm there is nothing that could be elsewhere
-        yield LabNetwork(grid, activation, norm, position, seed)
+        return grid | self.keys | {key: getattr(options, key) for key in common}

@@ -1,8 +1,8 @@
 """Trains one network of a lab and keeps its records: `networks/<name>.parquet`, then `<name>.json`, which says done.
 
-The records are one long table: architecture, activation, norm, norm_position, high_rate, seed, step, epoch, layer (from
-1 at the input; 0 for the whole network), quantity (:mod:`bnood.lab.recorder`, ``train_accuracy``,
-``validation_accuracy``), value. A record at a step is of the network before that step's update.
+The records are one long table: architecture, activation, norm, high_rate, seed, step, epoch, layer (from 1 at the
+input; 0 for the whole network), quantity (:mod:`bnood.lab.recorder`, ``train_accuracy``, ``validation_accuracy``),
+value. A record at a step is of the network before that step's update.
 """
 
 import json
@@ -24,8 +24,6 @@ from bnood.lab.recorder import measure
 from bnood.networks.mlp import MLP
 from bnood.networks.plain_convnet import PlainConvNet
 from bnood.training.atomic import write_beside
-
-Records = list[tuple[int, float, int, str, float]]
 
 
 def is_done(options: LabOptions, one: LabNetwork) -> bool:
@@ -51,7 +49,7 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
 
 
 def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The long table of a network, and how its training ended (:func:`train_network`)."""
+    """The long table of a network, and what :func:`train_network` gave."""
     return pd.read_parquet(_file(options, one, "parquet")), json.loads(_file(options, one, "json").read_text())
 
 
@@ -65,7 +63,7 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
     SGD with Nesterov momentum 0.9 and weight decay 5e-4; a tenth of the steps warm up, a cosine follows.
 
     Returns:
-        Its name, settings, seconds, seconds_recording, and ended: ``trained`` or ``diverged in epoch ...``.
+        Its name, settings, seconds, and ended: ``trained`` or ``diverged in epoch ...``.
     """
     torch.set_num_threads(1)
     torch.manual_seed(one.seed)
@@ -80,14 +78,12 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
         optimizer, grid.learning_rate, total_steps=total, pct_start=0.1, cycle_momentum=False
     )
     probe = torch.randperm(len(x))[: grid.probe_images]
-    records, recording, ended = Records(), 0.0, "trained"
+    records: list[tuple[int, float, int, str, float]] = []
+    ended = "trained"
 
     def record(step: int) -> None:
-        nonlocal recording
-        start = time.perf_counter()
         for layer, figures in enumerate(measure(network, x[probe], y[probe]), start=1):
             records.extend((step, step / per_epoch, layer, name, value) for name, value in figures.items())
-        recording += time.perf_counter() - start
 
     for epoch in range(grid.epochs):
         order, correct = torch.randperm(len(x)), 0
@@ -120,10 +116,8 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
         record(total)
     table = pd.DataFrame(records, columns=["step", "epoch", "layer", "quantity", "value"]).assign(**one.keys)
     write_beside(_file(options, one, "parquet"), lambda path: table.to_parquet(path, index=False))
-    done = {
-        "name": one.name, "settings": one.settings(options), "ended": ended,
-        "seconds": time.perf_counter() - began, "seconds_recording": recording,
-    }  # fmt: skip
+    seconds = time.perf_counter() - began
+    done = {"name": one.name, "settings": one.settings(options), "ended": ended, "seconds": seconds}
     write_beside(_file(options, one, "json"), lambda path: path.write_text(json.dumps(done, indent=2) + "\n"))
     return done
 
@@ -131,7 +125,7 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
 def _build(one: LabNetwork, classes: int, image_size: int) -> nn.Module:
     settings: dict[str, Any] = {
         "depth": one.grid.depth, "width": one.grid.width, "norm": one.norm, "num_classes": classes,
-        "activation": one.activation, "norm_position": one.norm_position,
+        "activation": one.activation,
     }  # fmt: skip
     return MLP(**settings, image_size=image_size) if one.grid.architecture == "mlp" else PlainConvNet(**settings)
 

@@ -17,6 +17,7 @@ QUESTIONS = (  # title, metric, detector, role
     ("AUROC of energy", "auroc", "energy", "ood"),
     ("ID accuracy", "accuracy", "", "id"),
 )
+FOUND = ["network", "title", "dataset", "scale", "before", "after", "effect", "low", "high", "per_seed"]
 COLUMNS = ["Quantity", "Images", "Running", "Target", "Difference"]
 
 
@@ -27,7 +28,7 @@ def differences(replicates: pd.DataFrame) -> pd.DataFrame:
         replicates: rows of `draws.parquet`, of one or more networks.
 
     Returns:
-        Columns network, title, dataset, scale, before, after, effect, low, high, per_seed (an array).
+        Columns :data:`FOUND`; `per_seed` is an array.
     """
     found = []
     for network, own in replicates.groupby("network", sort=False):
@@ -40,14 +41,9 @@ def differences(replicates: pd.DataFrame) -> pd.DataFrame:
                 before, after = sides["running"], sides[TARGET]
                 difference = after - before
                 interval = difference.interval()
-                found.append(
-                    {
-                        "network": network, "title": title, "dataset": dataset, "scale": scale(metric, detector),
-                        "before": before.values.mean(), "after": after.values.mean(), "effect": interval.effect,
-                        "low": interval.low, "high": interval.high, "per_seed": difference.values,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(found)
+                numbers = (before.values.mean(), after.values.mean(), interval.effect, interval.low, interval.high)
+                found.append((network, title, dataset, scale(metric, detector), *numbers, difference.values))
+    return pd.DataFrame(found, columns=FOUND)
 
 
 def _of_seeds(side: pd.DataFrame) -> Replicates:

@@ -51,13 +51,7 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: above the axes.
-        draw: draws into empty axes.
-        width, height: in inches; panels wider than 3.6 take a row of the page.
-    """
+    """One pair of axes, which `draw` gets empty; width and height are in inches."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -72,7 +66,6 @@ class Picture:
     Attributes:
         name: of the PNG file, without suffix; the page's template has the caption under this name.
         alt: what is seen, for those who cannot see it.
-        panels: in reading order.
         columns: panels per row of the PNG.
         legend: label and colour of what the panels share.
     """
@@ -91,6 +84,7 @@ class Picture:
         """Draw all panels into `<folder>/<name>.png`, on white."""
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
 
         with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
             columns = min(self.columns, len(self.panels))
@@ -104,8 +98,6 @@ class Picture:
             for axes in grid[len(self.panels) :]:
                 axes.set_axis_off()
             if self.legend:
-                from matplotlib.patches import Patch
-
                 handles = [Patch(color=colour, label=label) for label, colour in self.legend]
                 figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,13 +140,9 @@ class Series:
 
 
 def dots(
-    axes: Axes,
-    rows: Sequence[str],
-    series: Sequence[Series],
-    x_label: str = "",
-    line: float | None = None,
+    axes: Axes, rows: Sequence[str], series: Sequence[Series], x_label: str = "", line: float | None = None,
     spread: float = 0.28,
-) -> None:
+) -> None:  # fmt: skip
     """One row per name, from the top, with a mark and its interval for each series, `spread` to both sides."""
     reach = min(spread, 0.09 * (len(series) - 1))
     for shift, one in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
@@ -191,14 +179,9 @@ def lines(
 
 
 def profile(
-    axes: Axes,
-    places: Sequence[float],
-    mean: pd.Series,
-    std: pd.Series,
-    colour: str,
-    line: str = "",
+    axes: Axes, places: Sequence[float], mean: pd.Series, std: pd.Series, colour: str, line: str = "",
     floor: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """A mean with a band of one standard deviation, not below `floor`; `line` is the mean's colour."""
     low = (mean - std).clip(lower=floor)
     axes.fill_between(places, low, mean + std, color=colour, alpha=0.25, linewidth=0)
@@ -206,29 +189,21 @@ def profile(
 
 
 def heat(
-    axes: Axes,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    shades: np.ndarray,
-    texts: Sequence[Sequence[str]],
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: np.ndarray,
     limit: float,
-) -> None:
+) -> None:  # fmt: skip
     """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
     from matplotlib.colors import LinearSegmentedColormap
 
     ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
-    colours = ramp.with_extremes(bad="#E4E4E4")
-    axes.pcolormesh(
-        np.ma.masked_invalid(shades), cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5
-    )
-    for i, line in enumerate(texts):
-        for j, text in enumerate(line):
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
+    colours, cells = ramp.with_extremes(bad="#E4E4E4"), np.ma.masked_invalid(shades)
+    axes.pcolormesh(cells, cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5)
+    for (i, j), text in np.ndenumerate(texts):
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [wrapped(name, 12) for name in columns])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [wrapped(name, 20) for name in rows])
     axes.xaxis.set_ticks_position("top")
     axes.tick_params(length=0)
     axes.set_ylim(len(rows), 0)
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)

@@ -41,8 +41,10 @@ CONFIDENCE = (
     ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
 )
 DETECTION = (
-    *((f"AUROC of {name}, per cent", "auroc", detector) for detector, name in (("msp", "MSP"), ("energy", "energy"))),
-    *((f"FPR95 of {name}, per cent", "fpr95", detector) for detector, name in (("msp", "MSP"), ("energy", "energy"))),
+    ("AUROC of MSP, per cent", "auroc", "msp"),
+    ("AUROC of energy, per cent", "auroc", "energy"),
+    ("FPR95 of MSP, per cent", "fpr95", "msp"),
+    ("FPR95 of energy, per cent", "fpr95", "energy"),
     ("Accuracy on ID images, per cent", "accuracy", ""),
 )
 
@@ -133,9 +135,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     panels = [
         Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n in names for k in kinds
     ]
-    alt = (
-        f"Mean activation of each penultimate unit, ID in grey, in colour {listed(names)}; statistics: {listed(kinds)}."
-    )
+    alt = f"Mean activation of each penultimate unit, ID in grey, in colour {listed(names)}; under {listed(kinds)}."
     return Picture("units", alt, panels, len(kinds), legend_of(names))
 
 
@@ -152,21 +152,18 @@ def detector_picture(table: pd.DataFrame) -> Picture | None:
 
     def draw(axes: Axes, own: list[str]) -> None:
         part = auroc[auroc["dataset"].isin(own)].groupby(["detector", "statistics"])[["value", "difference"]].mean()
-        value, difference = (
-            100 * part[column].unstack().reindex(index=names, columns=kinds) for column in ("value", "difference")
-        )
-        if "running" in kinds:
-            difference["running"] = 0.0
-        texts: list[list[str]] = []
-        for name in names:
-            texts.append([])
-            for kind in kinds:
-                star = "*" if any((dataset, name, kind) in marked for dataset in own) else ""
-                text = f"{value.loc[name, kind]:.1f}{star}" if np.isfinite(value.loc[name, kind]) else "n/a"
-                if kind != "running" and np.isfinite(difference.loc[name, kind]):
-                    text += f"\n({difference.loc[name, kind]:+.1f})".replace("-", MINUS)
-                texts[-1].append(text)
-        heat(axes, list(map(display, names)), list(map(display, kinds)), difference.to_numpy(float), texts, SHADE_LIMIT)
+        part = 100 * part.reindex(pd.MultiIndex.from_product([names, kinds]))
+        part.loc[(slice(None), "running"), "difference"] = 0.0
+        texts = []
+        for (name, kind), (value, difference) in zip(part.index, part.to_numpy(), strict=True):
+            star = "*" if any((dataset, name, kind) in marked for dataset in own) else ""
+            text = f"{value:.1f}{star}" if np.isfinite(value) else "n/a"
+            if kind != "running" and np.isfinite(difference):
+                text += f"\n({difference:+.1f})".replace("-", MINUS)
+            texts.append(text)
+        shape = (len(names), len(kinds))
+        shades, cells = part["difference"].to_numpy().reshape(shape), np.reshape(texts, shape)
+        heat(axes, list(map(display, names)), list(map(display, kinds)), shades, cells, SHADE_LIMIT)
 
     size = (1.5 + 0.8 * len(kinds), 0.6 + 0.42 * len(names))
     panels = [Panel("Mean of the OOD sets", partial(draw, own=sets), *size)] if len(sets) > 1 else []
@@ -216,14 +213,9 @@ def batch_picture(table: pd.DataFrame) -> Picture | None:
 
 
 def _sweep(
-    table: pd.DataFrame,
-    name: str,
-    swept: dict[str, list[str]],
-    places: Sequence[float],
-    x_label: str,
-    names: Sequence[str] = (),
-    references: Sequence[str] = (),
-) -> Picture | None:
+    table: pd.DataFrame, name: str, swept: dict[str, list[str]], places: Sequence[float], x_label: str,
+    names: Sequence[str] = (), references: Sequence[str] = (),
+) -> Picture | None:  # fmt: skip
     """Lines over `places` through the kinds of statistics in `swept`; means over the OOD sets."""
     panels, legend = [], list(zip(swept, COLOURS, strict=False))
     for title, metric, detector in SWEPT:
@@ -242,13 +234,9 @@ def layer_distances_picture(layers: pd.DataFrame) -> Picture | None:
         return None
     names = list(layers.loc[layers["role"] == "ood", "dataset"].unique())
     places = sorted(layers["position"].unique())
-    series = [
-        Series(
-            colours(names).get(str(name), ID_COLOUR), part.groupby("position")["symmetric_kl"].mean().reindex(places)
-        )
-        for name, part in layers.groupby("dataset", sort=False)
-    ]
-    draw = partial(lines, places=places, series=series, x_label="BatchNorm layer, from the input", log=True)
+    means = layers.groupby(["dataset", "position"], sort=False)["symmetric_kl"].mean().unstack("dataset")
+    series = [Series(colours(names).get(name, ID_COLOUR), values) for name, values in means.reindex(places).items()]
+    draw = partial(lines, places=places, series=series, x_label="BatchNorm layer", log=True)
     alt = f"Line plot of the distance of each layer's statistics from the running ones: ID and {listed(names)}."
     return Picture("layer_distances", alt, [Panel("Symmetric KL divergence", draw)], 1, legend_of(names))
 

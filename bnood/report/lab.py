@@ -33,7 +33,7 @@ def write_lab_report(
     notes: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write `report.html` and `figures/*.png` of a lab into `folder`.
+    """Write `report.html` and `figures/*.png` of a lab into its folder; returns these files, the page first.
 
     Args:
         folder: the lab's.
@@ -44,11 +44,7 @@ def write_lab_report(
         record: versions, commit, machine, seconds.
         notes: networks that diverged, for instance.
         config: the lab's options.
-
-    Returns:
-        The files that were written, the page first.
     """
-    table = table[table["norm_position"] == "before"] if (table["norm_position"] == "before").any() else table
     pictures = [_gradients(table), _learning(table), _preactivations(table)]
     return write_page(
         folder, "lab", title=title, commands=commands, notes=notes, record=record,

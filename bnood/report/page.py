@@ -23,10 +23,10 @@ def write_page(
     config: Mapping[str, Any] | None = None,
     **content: Any,
 ) -> list[Path]:
-    """Write `report.html` and `figures/*.png` into `folder`.
+    """Write `report.html` and `figures/*.png` into `folder`, which is made if it does not exist.
 
     Args:
-        folder: is made if it does not exist.
+        folder: of a run, a study or a lab.
         kind: ``run``, ``study`` or ``lab``.
         title: the page's heading.
         pictures: in reading order.
@@ -43,11 +43,7 @@ def write_page(
     import yaml
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bnood.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.ChainableUndefined,
+        loader=jinja2.PackageLoader("bnood.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
@@ -71,13 +67,7 @@ def _rendered(picture: Picture) -> dict[str, Any]:
         {"title": panel.title, "svg": svg, "wide": panel.width > WIDE}
         for panel, svg in zip(picture.panels, picture.svgs(), strict=True)
     ]
-    return {
-        "name": picture.name,
-        "alt": picture.alt,
-        "legend": picture.legend,
-        "panels": panels,
-        "pairs": picture.columns == 2,
-    }
+    return {"picture": picture, "panels": panels}
 
 
 def _plain(value: Any) -> Any:

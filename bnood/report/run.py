@@ -16,17 +16,9 @@ if TYPE_CHECKING:
 def write_run_report(
     folder: Path, evaluation: Evaluation, *, title: str, commands: list[str], config: dict[str, Any] | None = None
 ) -> list[Path]:
-    """Write `report.html` and `figures/*.png` of one evaluation into `folder`.
+    """Write `report.html` and `figures/*.png` of one evaluation into `folder`; returns these files, the page first.
 
-    Args:
-        folder: is made if it does not exist.
-        evaluation: its tables.
-        title: the page's heading.
-        commands: what to type to get the page again.
-        config: the run's configuration, if it was trained here.
-
-    Returns:
-        The files that were written, the page first.
+    `commands` get the page again; `config` is the run's, if it was trained here.
     """
     return write_page(
         folder, "run", title=title, commands=commands, config=config, record=evaluation.record, notes=evaluation.notes,

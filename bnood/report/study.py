@@ -7,41 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from bnood.report import changes
-from bnood.report.charts import COLOURS, Panel, Picture, Series, dots, heat
+from bnood.report.charts import COLOURS, Panel, Picture, Series, dots
 from bnood.report.figures import over_networks, run_pictures
 from bnood.report.names import change, display
 from bnood.report.page import write_page
 
-SHADES = {
-    "supported": 10.0,
-    "refuted": -10.0,
-    "inconclusive": 0.0,
-    "hint: yes": 10.0,
-    "hint: no": -10.0,
-    "hint: open": 0.0,
-}
+if TYPE_CHECKING:
+    from bnood.study.verdict import Verdict
+
 FRACTIONS = ("AUROC", "FPR95", "probability", "share of images", "share of activations", "share of the effect")
-
-
-class Judged(Protocol):
-    """What the page needs of a verdict (:class:`bnood.study.verdict.Verdict`)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """`rows` (hypothesis, statement, network, seed, verdict, reason, effect, low, high, unit, threshold and
-        estimates), `thresholds` and `reasons`."""
 
 
 def write_study_report(
     folder: Path,
     table: pd.DataFrame,
     draws: pd.DataFrame,
-    verdict: Judged,
+    verdict: Verdict,
     *,
     title: str,
     commands: list[str],
@@ -51,10 +37,10 @@ def write_study_report(
     notes: Sequence[str] = (),
     record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write `report.html` and `figures/*.png` of a study into `folder`.
+    """Write `report.html` and `figures/*.png` of a study into `folder`; returns these files, the page first.
 
     Args:
-        folder: is made if it does not exist.
+        folder: of the study.
         table: the tables of all evaluations, pooled.
         draws: their bootstrap replicates, pooled.
         verdict: the hypotheses as judged.
@@ -64,23 +50,21 @@ def write_study_report(
         sentence: the answer in one sentence, if there is one.
         notes: what the study left out.
         record: versions, commit and machine.
-
-    Returns:
-        The files that were written, the page first.
     """
     found = verdict.to_json()
     judged, differences = found["rows"], changes.differences(draws)
     networks = list(table["network"].unique())
     pictures = {name: _pictures_of(name, table, units, layers, len(networks) > 1) for name in networks}
     first = pictures.pop(networks[0])
-    across = [_verdict_picture(judged), *([_seeds_picture(differences)] if len(differences) else [])]
-    by_network = [(name, part) for name, part in differences.groupby("network", sort=False)] if len(differences) else []
+    across = [_seeds_picture(differences)] if len(differences) else []
     return write_page(
         folder, "study", title=title, commands=commands, sentence=sentence, notes=notes, record=record,
         pictures=[*first[:1], *across, *first[1:]],
         others=[(display(name), own) for name, own in pictures.items()],
         answer=[_answer(row) for row in judged], answer_columns=["Question", "Network", "Verdict", "Effect", "Why"],
-        changes=[[display(name), *row] for name, part in by_network for row in changes.as_text(part)],
+        changes=[
+            [display(one), *row] for one, row in zip(differences["network"], changes.as_text(differences), strict=True)
+        ],
         change_columns=["Network", *changes.COLUMNS],
         controls=[line for row in judged for line in _controls(row)],
         control_columns=["Hypothesis", "Network", "Control", "Change", "Passed"],
@@ -123,21 +107,6 @@ def _answer(row: dict[str, Any]) -> list[str]:
 def _controls(row: dict[str, Any]) -> list[list[str]]:
     found = [one for one in row.get("estimates", []) if one["group"] == "control"]
     return [[row["hypothesis"], _network(row), one["quantity"], _effect(one), one["verdict"]] for one in found]
-
-
-def _verdict_picture(judged: list[dict[str, Any]]) -> Picture:
-    """Hypotheses by networks, each cell with its verdict and effect."""
-    names = list(dict.fromkeys(row["hypothesis"] for row in judged))
-    networks = list(dict.fromkeys(_network(row) for row in judged))
-    shades = np.full((len(names), len(networks)), np.nan)
-    texts = [["not tested"] * len(networks) for _ in names]
-    for row in judged:
-        i, j = names.index(row["hypothesis"]), networks.index(_network(row))
-        shades[i, j] = SHADES.get(row["verdict"].split(" (")[0], math.nan)
-        texts[i][j] = row["verdict"] + (f"\n{_effect(row)}" if row.get("effect") is not None else "")
-    draw = partial(heat, rows=names, columns=networks, shades=shades, texts=texts, limit=15.0)
-    alt = "Table of hypotheses by networks: verdict and effect, as in the table at the top of the page."
-    return Picture("verdict", alt, [Panel("", draw, 1.0 + 2.0 * len(networks), 0.6 + 0.5 * len(names))], 1)
 
 
 def _seeds_picture(differences: pd.DataFrame) -> Picture:

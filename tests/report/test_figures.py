@@ -55,21 +55,9 @@ def test_id_rows_take_one_companion() -> None:
 
 
 def test_main_statistics_leave_out_sweeps_and_other_batch_sizes() -> None:
-    names = [
-        "running",
-        "batch:8",
-        "batch:128",
-        "batch:128@0.5",
-        "recalibrated:target",
-        "recalibrated:target/first:1",
-        "path:0.5",
-    ]
-    assert main_statistics(pd.DataFrame({"statistics": names})) == [
-        "running",
-        "batch:128",
-        "batch:128@0.5",
-        "recalibrated:target",
-    ]
+    main = ["running", "batch:128", "batch:128@0.5", "recalibrated:target"]
+    names = [*main, "batch:8", "recalibrated:target/first:1", "path:0.5"]
+    assert main_statistics(pd.DataFrame({"statistics": names})) == main
 
 
 def test_over_networks_is_the_mean_without_intervals() -> None:
@@ -90,11 +78,6 @@ def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
     np.testing.assert_allclose(known.get_ydata(), own["mean"])
     other = units[(units["statistics"] == "running") & (units["dataset"] == "svhn")].set_index("unit")["mean"]
     np.testing.assert_allclose(ood.get_ydata(), other[own["unit"]])
-
-
-def test_units_of_a_network_without_batchnorm_have_one_column() -> None:
-    picture = units_picture(made.units_of(has_batchnorm=False))
-    assert picture is not None and len(picture.panels) == len(made.SETS) and picture.columns == 1
 
 
 def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFrame) -> None:
@@ -145,11 +128,7 @@ def test_batches_run_over_ood_fractions(table: pd.DataFrame) -> None:
     picture = batch_picture(table)
     assert picture is not None
     axes = drawn(picture.panels[0])
-    assert [tick.get_text().replace("\u00a0", " ") for tick in axes.get_xticklabels()] == [
-        "pure",
-        "10 % OOD",
-        "50 % OOD",
-    ]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["pure", "10\u00a0% OOD", "50\u00a0% OOD"]
     mean = np.mean([value(table, "batch:128@0.5", name, "energy", "auroc") for name in made.SETS])
     assert axes.lines[0].get_ydata()[2] == pytest.approx(100 * mean)
     assert batch_picture(table[table["statistics"].isin(["running", "batch:128"])]) is None
@@ -171,5 +150,11 @@ def test_tradeoff_goes_from_running_to_target(table: pd.DataFrame) -> None:
 
 def test_a_network_without_batchnorm_has_no_sweeps() -> None:
     found = made.evaluated(has_batchnorm=False)
-    names = [picture.name for picture in run_pictures(found.table, found.units, found.layers)]
-    assert names == ["units", "detectors", "detection", "confidence"]
+    pictures = run_pictures(found.table, found.units, found.layers)
+    assert [picture.name for picture in pictures] == ["units", "detectors", "detection", "confidence"]
+    assert len(pictures[0].panels) == len(made.SETS) and pictures[0].columns == 1
+
+
+def test_tables_without_rows_have_no_pictures() -> None:
+    found = made.evaluated()
+    assert run_pictures(found.table.iloc[:0], found.units.iloc[:0], found.layers.iloc[:0]) == []

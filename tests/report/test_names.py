@@ -29,16 +29,9 @@ def test_display_names_of_the_grammar(name: str, shown: str) -> None:
     assert display(name).replace("\u00a0", " ") == shown
 
 
-def test_fractions_are_printed_in_per_cent_and_differences_in_points() -> None:
+def test_numbers_are_in_per_cent_points_or_as_they_are() -> None:
     assert number(0.9146, scale("auroc", "energy")) == "91.5\u00a0%"
     assert change(-0.0234, -0.03, -0.01, scale("auroc", "msp")) == "\u22122.3 [\u22123.0, \u22121.0] points"
-
-
-def test_energies_and_ratios_are_printed_as_they_are() -> None:
     assert scale("mean", "energy") == scale("unit_mean_max_ratio", "units") == 1
-    assert number(8.4785, 1) == "8.48"
-    assert change(0.5, math.nan, math.nan, 1) == "+0.50"
-
-
-def test_missing_values_are_a_dash() -> None:
+    assert number(8.4785, 1) == "8.48" and change(0.5, math.nan, math.nan, 1) == "+0.50"
     assert number(math.nan, 100) == change(math.nan, 0, 0, 1) == "\u2013"
