@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> None:
     from bnood.data.image_set import Images
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
-    from bnood.evaluation.cli import _network as chosen_network
+    from bnood.evaluation.cli import chosen_network
     from bnood.evaluation.recalibration import check_recalibration
     from bnood.training.command_line import one_line_parsing
 

@@ -199,7 +199,7 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
     for name, value in (("ood", sets.ood), ("id", config.id)):
         if value is None:
             raise UserError(f"--model needs images: give --{name} (names, .npz files or folders)")
-    network, size = _network(config)
+    network, size = chosen_network(config)
 
     def load(source: str | None) -> "Images | None":
         if source in (None, "none"):
@@ -234,7 +234,7 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
     return written
 
 
-def _network(config: Any) -> tuple["Network", int | None]:
+def chosen_network(config: Any) -> tuple["Network", int | None]:
     """The network, and the size that photographs are resized to where it has no transform of its own."""
     import torch
 

@@ -15,7 +15,8 @@
 =======================================  ==============================================================================
 
 ``batch`` alone means ``batch:128``, ``batch:128@0.1`` and ``batch:128@0.5``; ``recalibrated`` alone means
-``recalibrated:id``, ``:target`` and ``:mixture@0.5``.
+``recalibrated:id``, ``:target`` and ``:mixture@0.5``. Layer forms and paths give MSP, energy, the largest logit and
+figures of the units, but no other detector.
 
 A condition with fixed statistics gives an :class:`Estimate` for each side of a comparison; a condition that depends on
 the batch says how large the batches are, how many of their images are OOD, and which context they run in. To add one,
@@ -125,6 +126,11 @@ class Condition:
         """Whether the statistics are estimated beforehand."""
         return self.batch_size == 0
 
+    @property
+    def logits_only(self) -> bool:
+        """Whether only scores of the logits and figures of the units are wanted, so that no detector is fitted."""
+        return False
+
 
 @dataclass(frozen=True)
 class Running(Condition):
@@ -206,6 +212,10 @@ class Recalibrated(Condition):
             raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
         return cls(f"recalibrated:mixture@{float(fraction):g}", 0, float(fraction), source)
 
+    @property
+    def logits_only(self) -> bool:
+        return bool(self.form)
+
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
 
@@ -245,6 +255,10 @@ class Path(Condition):
         if not 0 <= share <= 1:
             raise UserError(f"statistics {found[0]}: lambda has to lie between 0 (running) and 1 (target)")
         return cls(f"path:{share:g}", share=share)
+
+    @property
+    def logits_only(self) -> bool:
+        return True
 
     def paired(self, splits: Splits) -> bool:
         return splits.matched

@@ -169,6 +169,8 @@ class Tables:
             n = len(shuffles[0].index)
             counts = (n, 0) if where.role == "id" else (0, n)
             for detector, metric in shuffles[0].figures:
+                if not all((detector, metric) in each.figures for each in shuffles):
+                    continue  # the class-mix control, which is not available in every shuffle
                 resampled = np.mean([each.figures[detector, metric] for each in shuffles], axis=0)
                 measured.append(_Measured(where, detector, metric, resampled, *counts))
         measured += self._detection(list(fitted_under))

@@ -118,8 +118,11 @@ def test_orders_differ_between_sets_of_equal_size() -> None:
 
 
 def measured_by_torch(model: nn.Module, images: np.ndarray) -> nn.Module:
-    """A copy whose running statistics are those of one batch of images, taken by torch itself in training mode."""
-    network = copy.deepcopy(model).train()
+    """A copy whose running statistics are those of one batch of images, taken by torch itself in training mode.
+
+    In float64: torch's own float32 is further from it than the engine is.
+    """
+    network = copy.deepcopy(model).double().train()
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     counts = []
     for layer in layers:
@@ -144,13 +147,13 @@ def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images
     found = run(statistics=("recalibrated",), estimation_batch=500)
     own = measured_by_torch(found.network.model, calibration(found, "id", 64))
     for cell in found.of("recalibrated:id"):
-        torch.testing.assert_close(cell.logits, outputs(own, found.pixels(cell))[0], **CLOSE)
+        torch.testing.assert_close(cell.logits, outputs(own, found.pixels(cell))[0].float(), **CLOSE)
     for cell in found.of("recalibrated:target"):
         name, count = cell.where.companion or cell.where.dataset, cell.where.n_calibration
         assert count == {"far": 50, "near": 32, "known": 64}[name]
         split = f"target:{name}" if cell.where.role == "ood" else "id"
         target = measured_by_torch(found.network.model, calibration(found, split, count))
-        torch.testing.assert_close(cell.logits, outputs(target, found.pixels(cell))[0], **CLOSE)
+        torch.testing.assert_close(cell.logits, outputs(target, found.pixels(cell))[0].float(), **CLOSE)
     assert found.found.record["estimator_distance"] == {}
 
 
@@ -368,7 +371,7 @@ def test_augmented_statistics_are_those_of_augmented_training_images() -> None:
     images = torch.from_numpy(calibration(found, "id", 64)[order])
     changed = measured_by_torch(found.network.model, darker(images, torch.Generator().manual_seed(0)).numpy())
     for cell in found.of("recalibrated:augmented"):
-        torch.testing.assert_close(cell.logits, outputs(changed, found.pixels(cell))[0], **CLOSE)
+        torch.testing.assert_close(cell.logits, outputs(changed, found.pixels(cell))[0].float(), **CLOSE)
     with pytest.raises(UserError, match="recalibrated:augmented needs the training augmentation"):
         run(statistics=("recalibrated:augmented",))
 
