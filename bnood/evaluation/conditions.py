@@ -272,9 +272,7 @@ class Path(Condition):
         return Estimate(ours.parts, share=self.share), Estimate(theirs.parts, share=self.share)
 
 
-KINDS: tuple[type[Running] | type[Batch] | type[Prior] | type[Recalibrated] | type[Path], ...] = (
-    *(Running, Batch, Prior, Recalibrated, Path),
-)
+KINDS = (Running, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:
@@ -332,9 +330,9 @@ def in_form(form: str, layers: Sequence[str]) -> list[str]:
         raise UserError(
             f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; the most is {last}"
         )
-    return {"only": [*layers[count : count + 1]], "first": [*layers[:count]], "last": [*layers[len(layers) - count :]]}[
-        kind
-    ]
+    if kind == "only":
+        return [layers[count]]
+    return list(layers[:count] if kind == "first" else layers[len(layers) - count :])
 
 
 def mixed_form(form: str, running: BatchNormStatistics, name: str, own: LayerStatistics) -> LayerStatistics:

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,18 +207,14 @@ class Engine:
         """For each context the outputs, and those of detectors that need a pass of their own."""
         own = self.fitting.own_pass if to_score else {}
 
-        def within(context: Context, name: str) -> Context:
-            def enter() -> AbstractContextManager[object]:
-                stack = ExitStack()
-                with ExitStack() as entering:  # leaves what was entered if the second context refuses
-                    entering.enter_context(context())
-                    entering.enter_context(own[name].context(self.network))  # type: ignore[attr-defined]
-                    stack = entering.pop_all()
-                return stack
+        @contextmanager
+        def within(context: Context, name: str) -> Iterator[None]:
+            with context(), own[name].context(self.network):  # type: ignore[attr-defined]
+                yield
 
-            return enter
-
-        everything = [each for context in contexts for each in (context, *(within(context, name) for name in own))]
+        everything: list[Context] = []
+        for context in contexts:
+            everything += [context, *(partial(within, context, name) for name in own)]
         found = self.passes.outputs(sets, batches, everything, to_score and self.fitting.channel_means)
         step = 1 + len(own)
         return [
