@@ -62,6 +62,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     add_network(parser)
+    kind: Any
     text = str | None
     for name, kind, help_text in (
         ("id", text, "ID images that are scored: a name, .npz file or folder; none: scores alone."),
