@@ -12,21 +12,13 @@ def main(arguments: list[str] | None = None) -> None:
     from bnood.data.image_set import Images
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
-    from bnood.evaluation.cli import _network as chosen_network
+    from bnood.evaluation.cli import add_network, chosen_network
     from bnood.evaluation.recalibration import check_recalibration
     from bnood.training.command_line import one_line_parsing
 
     parser = ArgumentParser(prog="scripts/check_recalibration.py", description=__doc__, exit_on_error=False)
+    add_network(parser)
     for name, kind, default, text in (
-        ("run", str | None, None, "Run folder; default: the newest run."),
-        ("runs", Path, Path("runs"), "Where runs lie."),
-        ("model", str | None, None, "A network: torchvision:NAME, timm:NAME or package.module:callable."),
-        ("weights", str | None, None, "Its weights, a state_dict or safetensors file; or package:file."),
-        ("head", str | None, None, "The layer whose input the features are; default: the last Linear."),
-        ("image_size", int | None, None, "Side of its images in pixels; default: the network's own transform."),
-        ("mean", str | None, None, "Channel means that its images are normalised with, by comma."),
-        ("std", str | None, None, "Channel standard deviations, by comma."),
-        ("classes", Path | None, None, "File of the network's class names, one per line, for folders of images."),
         ("id", str, None, "ID images that the network was not trained on: a name, .npz file or folder."),
         ("traffic", str, None, "Images that the network meets, labels not needed."),
         ("ood", str | None, None, "What if the traffic held such images?"),

@@ -1,7 +1,8 @@
-"""Layer forms written out plainly: a copy of the network, one layer after the other, whole passes each time."""
+"""Other statistics written out plainly: copies of a network whose BatchNorm buffers are changed."""
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,3 +39,30 @@ def matched_copy(model: nn.Module, images: np.ndarray, layers: Iterable[str], mi
             buffer = getattr(modules[name], f"running_{what}")
             buffer.copy_(mix(buffer.double(), values, what))
     return changed
+
+
+def measured_by_torch(model: nn.Module, images: np.ndarray) -> nn.Module:
+    """A copy whose running statistics are those of one batch of images, taken by torch itself in training mode.
+
+    In float64: torch's own float32 is further from it than the engine is.
+    """
+    network = copy.deepcopy(model).double().train()
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts = []
+    for layer in layers:
+        layer.momentum = 1.0
+        layer.register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].numel() // inputs[0].shape[1]))
+    with torch.no_grad():
+        network(torch.from_numpy(images))
+    for layer, count in zip(layers, counts, strict=True):
+        layer.running_var.mul_((count - 1) / count)  # torch stores the unbiased variance
+    return network.eval()
+
+
+def with_statistics(model: nn.Module, estimate: Any) -> nn.Module:
+    copied = copy.deepcopy(model)
+    for layer, module in copied.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and layer in estimate:
+            module.running_mean.copy_(estimate[layer].mean)
+            module.running_var.copy_(estimate[layer].var)
+    return copied

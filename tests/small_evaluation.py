@@ -33,7 +33,8 @@ class Small(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(((images.float() - 127.5) / 63.75).permute(0, 3, 1, 2))
+        pixels = images.to(next(self.network.parameters()).dtype)
+        return self.network(((pixels - 127.5) / 63.75).permute(0, 3, 1, 2))
 
 
 def small_network(

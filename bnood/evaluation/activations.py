@@ -6,7 +6,7 @@ across norms, nor across runs. The reference is the network's in-distribution im
 because the activations do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -37,11 +37,6 @@ class UnitReference:
     maximum: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray, counts: np.ndarray) -> "UnitReference":
-        """From features ``[N, D]`` of the reference images and resample counts ``[R, N]``; raises as ``of_means``."""
-        return cls.of_means(unit_p99(features), weighted_means(features, counts))
-
-    @classmethod
     def of_means(cls, p99: np.ndarray, means: np.ndarray) -> "UnitReference":
         """From the reference images' ``unit_p99`` and their features' means ``[R, D]`` in each resample.
 
@@ -67,20 +62,19 @@ def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
     return (features > p99).mean(axis=1, dtype=np.float64)
 
 
-def unit_figures(features: np.ndarray, counts: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """The three figures of :data:`UNIT_FIGURES` for features ``[N, D]``, each ``[R]`` for resample counts ``[R, N]``.
+def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
+    """The three figures of :data:`UNIT_FIGURES`, each ``[R]``, from means over the images of each resample.
 
     - ``unit_mean_spread_ratio``: spread over units of the per-unit mean, relative to the reference's.
     - ``unit_mean_max_ratio``: the largest per-unit mean, relative to the reference's.
     - ``share_above_id_p99``: share of (image, unit) pairs above the unit's 99th percentile in the reference, which is
       0.01 for the reference itself.
+
+    Args:
+        means: of the features ``[R, D]``.
+        shares: of ``share_above`` ``[R]``.
+        reference: of the same network.
     """
-    shares = weighted_means(share_above(features, reference.p99)[:, None], counts)[:, 0]
-    return figures_of_means(weighted_means(features, counts), shares, reference)
-
-
-def figures_of_means(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """As ``unit_figures``, from the means over images: ``[R, D]`` of features, ``[R]`` of their ``share_above``."""
     return {
         "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / reference.spread,
         "unit_mean_max_ratio": means.max(axis=1) / reference.maximum,
@@ -126,7 +120,7 @@ class ClassMix:
             if classes > MANY_CLASSES:
                 return coarser
         own = cls._grouped(features, prediction, np.arange(classes), counts)
-        return cls(own.group, own.means, own.sizes, own.maximum, coarser)
+        return replace(own, coarser=coarser)
 
     @classmethod
     def _grouped(

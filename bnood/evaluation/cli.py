@@ -61,22 +61,15 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
-    text, number = str | None, Listed | None
+    add_network(parser)
+    kind: Any
+    text = str | None
     for name, kind, help_text in (
-        ("run", Listed | None, "Run folder(s), by comma; default: the newest run."),
-        ("model", text, "A network: torchvision:NAME, timm:NAME or package.module:callable."),
-        ("weights", text, "Its weights, a state_dict or safetensors file; or package:file."),
-        ("head", text, "The layer whose input the features are; default: the last Linear."),
-        ("image_size", int | None, "Side of its images in pixels; default: the network's own transform."),
-        ("mean", number, "Channel means that its images are normalised with, by comma."),
-        ("std", number, "Channel standard deviations, by comma."),
         ("id", text, "ID images that are scored: a name, .npz file or folder; none: scores alone."),
         ("train", text, "Training images, for recalibrated:id and for detectors; default: half of the ID images."),
-        ("classes", Path | None, "File of the network's class names, one per line, for folders of images."),
         ("out", Path | None, "Folder to write; default: ood/ in a run below --runs, else runs/<network>-eval."),
     ):
         parser.add_argument(*_flags(name), type=kind, default=None, help=help_text)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="Where runs lie.")
     for options, helps in ((SetOptions, SETS), (EvaluationOptions, OPTIONS)):
         for option in fields(options):
             default = None if option.default is MISSING else option.default
@@ -101,6 +94,23 @@ def build_parser() -> ArgumentParser:
         parser.add_argument(f"--wandb.{name}", type=kind, default=value, help=help_text)
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     return parser
+
+
+def add_network(parser: ArgumentParser) -> None:
+    """The options that name a network, for :func:`chosen_network`."""
+    text, number = str | None, Listed | None
+    for name, kind, help_text in (
+        ("run", number, "Run folder, or several by comma; default: the newest run."),
+        ("model", text, "A network: torchvision:NAME, timm:NAME or package.module:callable."),
+        ("weights", text, "Its weights, a state_dict or safetensors file; or package:file."),
+        ("head", text, "The layer whose input the features are; default: the last Linear."),
+        ("image_size", int | None, "Side of its images in pixels; default: the network's own transform."),
+        ("mean", number, "Channel means that its images are normalised with, by comma."),
+        ("std", number, "Channel standard deviations, by comma."),
+        ("classes", Path | None, "File of the network's class names, one per line, for folders of images."),
+    ):
+        parser.add_argument(*_flags(name), type=kind, default=None, help=help_text)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="Where runs lie.")
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
@@ -193,29 +203,24 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
     """Any network on images that are named, or a run on other images than its own."""
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
+    from bnood.evaluation.comparisons import by_name
     from bnood.evaluation.evaluate import evaluate
     from bnood.evaluation.files import write_evaluation
 
     for name, value in (("ood", sets.ood), ("id", config.id)):
         if value is None:
             raise UserError(f"--model needs images: give --{name} (names, .npz files or folders)")
-    network, size = _network(config)
+    network, size = chosen_network(config)
 
-    def load(source: str | None) -> "Images | None":
-        if source in (None, "none"):
-            return None
+    def load(source: str, count: int | None = None) -> "Images":
         found = images(source, root=sets.root, image_size=size, download=bool(sets.download))
-        return found.at_most(sets.id_count if source == config.id else None, options.seed)
+        return found.at_most(count, options.seed)
 
-    id_set, train_set = load(config.id), load(config.train)
+    id_set = None if config.id == "none" else load(config.id, sets.id_count)
+    train_set = None if config.train in (None, "none") else load(config.train)
     if id_set is not None and train_set is not None and config.id == config.train:
         raise UserError(f"--train {config.train} are the images that are scored: give other ones, or leave --train out")
-    ood: dict[str, Images] = {}
-    for source in sets.ood or ():
-        found = images(source, root=sets.root, image_size=size, download=bool(sets.download))
-        if found.name in ood:
-            raise UserError(f"{source}: a set of the name {found.name!r} is already being evaluated")
-        ood[found.name] = found.at_most(sets.ood_count, options.seed)
+    ood = by_name(load(source, sets.ood_count) for source in sets.ood or ())
     with _progress(console, network.name) as progress:
         evaluation = evaluate(
             network,
@@ -234,14 +239,17 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
     return written
 
 
-def _network(config: Any) -> tuple["Network", int | None]:
+def chosen_network(config: Any) -> tuple["Network", int | None]:
     """The network, and the size that photographs are resized to where it has no transform of its own."""
     import torch
 
     if config.model is None:
         from bnood.training.run_folder import load_run, newest_run
 
-        run = load_run(Path(_listed(config.run)[0]) if config.run else newest_run(config.runs))
+        runs = _listed(config.run) if config.run else [newest_run(config.runs)]
+        if len(runs) > 1:
+            raise UserError(f"--run names {len(runs)} networks: give one of them")
+        run = load_run(Path(runs[0]))
         network, size = run.network, run.config["data"].get("image_size", 32)
     else:
         from bnood.networks.loading import load_network

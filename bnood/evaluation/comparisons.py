@@ -10,7 +10,7 @@ under statistics of A1, averaged with B1 and B2 swapped: what a condition does w
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -121,14 +121,8 @@ def arranged(
             sets._score(id_set, "id")
     for name, images in ood_sets.items():
         if name in sets.scored:
-            raise UserError(
-                f"{name}: a set of the name {name!r} is already being evaluated; expected each set once, "
-                "under a name (of its file or folder) of its own"
-            )
-        _check_size(images)
-        first, second = halves(len(images), seed, name=name)
-        named = images.renamed(name)
-        sets._score(named.subset(second), "ood", named.subset(first), f"target:{name}")
+            raise _named_twice(name)
+        _halve(sets, name, images, "ood", seed)
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
     for name, images in {**_made(id_set, shifted_sets, options), **shifted_sets}.items():
         if images.labels is None:
@@ -137,10 +131,7 @@ def arranged(
             )
         if name in sets.scored:
             raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
-        _check_size(images)
-        first, second = halves(len(images), seed, name=name)
-        named = images.renamed(name)
-        sets._score(named.subset(second), "id", named.subset(first), f"target:{name}")
+        _halve(sets, name, images, "id", seed)
         for ood in ood_sets:
             sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
     if options.placebo:
@@ -149,6 +140,23 @@ def arranged(
         for ood in ood_sets:
             _add_placebo(sets, ood, options)
     return sets
+
+
+def by_name(sets: Iterable[Images]) -> dict[str, Images]:
+    """Sets by their names. Raises ``UserError`` where two have one name."""
+    found: dict[str, Images] = {}
+    for images in sets:
+        if images.name in found:
+            raise _named_twice(images.name)
+        found[images.name] = images
+    return found
+
+
+def _named_twice(name: str) -> UserError:
+    return UserError(
+        f"{name}: a set of the name {name!r} is already being evaluated; expected each set once, "
+        "under a name (of its file or folder) of its own"
+    )
 
 
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
@@ -210,6 +218,13 @@ def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
             sets._score(images, "")
     for first, second in (("B1", "B2"), ("B2", "B1")):
         sets.pairs.append(Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo"))
+
+
+def _halve(sets: Sets, name: str, images: Images, role: str, seed: int) -> None:
+    _check_size(images)
+    first, second = halves(len(images), seed, name=name)
+    named = images.renamed(name)
+    sets._score(named.subset(second), role, named.subset(first), f"target:{name}")
 
 
 def _check_size(images: Images) -> None:

@@ -15,7 +15,8 @@
 =======================================  ==============================================================================
 
 ``batch`` alone means ``batch:128``, ``batch:128@0.1`` and ``batch:128@0.5``; ``recalibrated`` alone means
-``recalibrated:id``, ``:target`` and ``:mixture@0.5``.
+``recalibrated:id``, ``:target`` and ``:mixture@0.5``. Layer forms and paths give MSP, energy, the largest logit and
+figures of the units, but no other detector.
 
 A condition with fixed statistics gives an :class:`Estimate` for each side of a comparison; a condition that depends on
 the batch says how large the batches are, how many of their images are OOD, and which context they run in. To add one,
@@ -125,6 +126,11 @@ class Condition:
         """Whether the statistics are estimated beforehand."""
         return self.batch_size == 0
 
+    @property
+    def logits_only(self) -> bool:
+        """Whether only scores of the logits and figures of the units are wanted, so that no detector is fitted."""
+        return False
+
 
 @dataclass(frozen=True)
 class Running(Condition):
@@ -206,6 +212,10 @@ class Recalibrated(Condition):
             raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
         return cls(f"recalibrated:mixture@{float(fraction):g}", 0, float(fraction), source)
 
+    @property
+    def logits_only(self) -> bool:
+        return bool(self.form)
+
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
 
@@ -246,6 +256,10 @@ class Path(Condition):
             raise UserError(f"statistics {found[0]}: lambda has to lie between 0 (running) and 1 (target)")
         return cls(f"path:{share:g}", share=share)
 
+    @property
+    def logits_only(self) -> bool:
+        return True
+
     def paired(self, splits: Splits) -> bool:
         return splits.matched
 
@@ -258,9 +272,7 @@ class Path(Condition):
         return Estimate(ours.parts, share=self.share), Estimate(theirs.parts, share=self.share)
 
 
-KINDS: tuple[type[Running] | type[Batch] | type[Prior] | type[Recalibrated] | type[Path], ...] = (
-    *(Running, Batch, Prior, Recalibrated, Path),
-)
+KINDS = (Running, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:
@@ -318,9 +330,9 @@ def in_form(form: str, layers: Sequence[str]) -> list[str]:
         raise UserError(
             f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; the most is {last}"
         )
-    return {"only": [*layers[count : count + 1]], "first": [*layers[:count]], "last": [*layers[len(layers) - count :]]}[
-        kind
-    ]
+    if kind == "only":
+        return [layers[count]]
+    return list(layers[:count] if kind == "first" else layers[len(layers) - count :])
 
 
 def mixed_form(form: str, running: BatchNormStatistics, name: str, own: LayerStatistics) -> LayerStatistics:

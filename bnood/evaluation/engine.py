@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,11 +57,11 @@ class Engine:
 
     def _fixed(self, conditions: list[Condition]) -> None:
         """All comparisons under fixed statistics, those with the same statistics of the ID side together."""
-        blocks: dict[Estimate, list[_Job]] = defaultdict(list)
+        blocks: dict[Estimate | None, list[_Job]] = defaultdict(list)  # None: without detectors
         for condition in conditions:
             for pair in self.sets.pairs_of(condition):
                 ours, theirs = condition.estimates(self.splits, pair.id_split, pair.ood_split)
-                blocks[ours].append(_Job(condition, pair, ours, theirs))
+                blocks[None if condition.logits_only else ours].append(_Job(condition, pair, ours, theirs))
             # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
             known = {
                 pair.id_name: pair.id_split for pair in self.sets.pairs if pair.comparison == "ood" and pair.id_name
@@ -68,37 +69,37 @@ class Engine:
             for name, split in known.items() if condition.paired(self.splits) else ():
                 own = condition.alone(self.splits, split)
                 if own is not None and any(pair.id_name == name for pair in self.sets.pairs_of(condition)):
-                    blocks[own].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
+                    blocks[None].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
         at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
         for some in _chunks(list(blocks), at_once):
-            self._blocks({ours: blocks[ours] for ours in some})
+            self._blocks({block: blocks[block] for block in some})
 
-    def _blocks(self, blocks: Mapping[Estimate, list[_Job]]) -> None:
-        compared = [ours for ours, jobs in blocks.items() if any(job.pair.ood_name for job in jobs)]
-        fitted = {ours: self._fitted_to(ours) if ours in compared else {} for ours in blocks}
+    def _blocks(self, blocks: Mapping[Estimate | None, list[_Job]]) -> None:
+        fitted = {block: {} if block is None else self._fitted_to(block) for block in blocks}
         # Which detectors score each set under each of its statistics.
-        wanted: dict[str, dict[Estimate, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
-        for ours, jobs in blocks.items():
+        wanted: dict[str, dict[Estimate, dict[Estimate | None, None]]] = defaultdict(lambda: defaultdict(dict))
+        for block, jobs in blocks.items():
             for job in jobs:
                 for name, estimate in ((job.pair.id_name, job.ours), (job.pair.ood_name, job.theirs)):
-                    if name and ours not in wanted[name][estimate]:
-                        wanted[name][estimate].append(ours)
-        scored: dict[tuple[str, Estimate, Estimate], Scored] = {}
+                    if name:
+                        wanted[name][estimate][block] = None
+        scored: dict[tuple[str, Estimate, Estimate | None], Scored] = {}
         for name, images in self.sets.scored.items():
-            if name not in wanted:
-                continue
             batches, index = self.passes.whole(images), np.arange(len(images))
-            for some in _chunks(list(wanted[name]), self.passes.together(images, self.fitting.channel_means)):
-                self.tell(f"{name} under {', '.join(estimate_name(each) or 'running' for each in some)}")
-                found = self._run([images], batches, [self.passes.fixed(estimate) for estimate in some])
-                for estimate, outputs in zip(some, found, strict=True):
-                    each = self._summed_up(name, index, outputs, estimate_name(estimate) or "running")
-                    for ours in wanted[name][estimate]:
-                        scored[name, estimate, ours] = self._with_detectors(each, outputs, fitted[ours])
-        for jobs in blocks.values():
+            at_once = self.passes.together(images, self.fitting.channel_means)
+            for to_score in (True, False):
+                estimates = [each for each, users in wanted[name].items() if (set(users) != {None}) == to_score]
+                for some in _chunks(estimates, at_once):
+                    self.tell(f"{name} under {', '.join(estimate_name(each) or 'running' for each in some)}")
+                    found = self._run([images], batches, [self.passes.fixed(each) for each in some], to_score)
+                    for estimate, outputs in zip(some, found, strict=True):
+                        each = self._summed_up(name, index, outputs, estimate_name(estimate) or "running")
+                        for block in wanted[name][estimate]:
+                            scored[name, estimate, block] = self._with_detectors(each, outputs, fitted[block])
+        for block, jobs in blocks.items():
             for job in jobs:
-                known = scored.get((job.pair.id_name, job.ours, job.ours))
-                other = [scored[job.pair.ood_name, job.theirs, job.ours]] if job.pair.ood_name else []
+                known = scored.get((job.pair.id_name, job.ours, block))
+                other = [scored[job.pair.ood_name, job.theirs, block]] if job.pair.ood_name else []
                 self._rows(job.condition, job.pair, job.ours, job.theirs, [known], other)
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
@@ -206,18 +207,14 @@ class Engine:
         """For each context the outputs, and those of detectors that need a pass of their own."""
         own = self.fitting.own_pass if to_score else {}
 
-        def within(context: Context, name: str) -> Context:
-            def enter() -> AbstractContextManager[object]:
-                stack = ExitStack()
-                with ExitStack() as entering:  # leaves what was entered if the second context refuses
-                    entering.enter_context(context())
-                    entering.enter_context(own[name].context(self.network))  # type: ignore[attr-defined]
-                    stack = entering.pop_all()
-                return stack
+        @contextmanager
+        def within(context: Context, name: str) -> Iterator[None]:
+            with context(), own[name].context(self.network):  # type: ignore[attr-defined]
+                yield
 
-            return enter
-
-        everything = [each for context in contexts for each in (context, *(within(context, name) for name in own))]
+        everything: list[Context] = []
+        for context in contexts:
+            everything += [context, *(partial(within, context, name) for name in own)]
         found = self.passes.outputs(sets, batches, everything, to_score and self.fitting.channel_means)
         step = 1 + len(own)
         return [

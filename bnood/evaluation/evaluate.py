@@ -20,7 +20,7 @@ from bnood.evaluation.conditions import Condition, parse_statistics
 from bnood.evaluation.engine import Engine
 from bnood.evaluation.fitting import Fitting
 from bnood.evaluation.options import EvaluationOptions
-from bnood.evaluation.passes import Augment, Passes, Progress
+from bnood.evaluation.passes import Augment, Passes, Progress, estimate_name
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
 from bnood.statistics import has_batchnorm, read_statistics
@@ -204,7 +204,6 @@ def _layers(sets: Sets, options: EvaluationOptions, passes: Passes, conditions: 
 
 
 def _record(sets: Sets, options: EvaluationOptions, passes: Passes, fitting: Fitting) -> dict[str, Any]:
-    estimates = passes.named()
     targets = {pair.dataset: len(sets.adaptation[pair.ood_split]) for pair in sets.pairs if pair.comparison == "ood"}
     return {
         "run": passes.network.name,
@@ -218,8 +217,8 @@ def _record(sets: Sets, options: EvaluationOptions, passes: Passes, fitting: Fit
         "notes": passes.notes,
         "images_scored": passes.scored,
         "images_estimated_on": passes.estimated_on,
-        "estimator_images": {name: images for name, (images, _) in estimates.items()},
-        "estimator_passes": {name: found.passes for name, (_, found) in estimates.items()},
+        "estimator_images": {estimate_name(estimate): estimate.images for estimate in passes.estimates},
+        "estimator_passes": {estimate_name(estimate): found.passes for estimate, found in passes.estimates.items()},
         "estimator_distance": {
             name: {"mean_shift": shift, "log_std_ratio": ratio} for name, (shift, ratio) in passes.distances.items()
         },

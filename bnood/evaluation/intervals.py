@@ -20,7 +20,7 @@ is in both parts, so that the interval is then rather too wide than too narrow.
 
 The usual percentile bootstrap over seeds is not used because it is far too narrow for three or five of them: it cannot
 leave the range of what was seen, and its spread is too small by sqrt((S - 1) / S) (Hesterberg 2015).
-``tests/test_intervals.py`` shows the coverage of all three.
+``tests/evaluation/test_intervals.py`` shows the coverage of all three.
 
 Sources: W. G. Howe, "Approximate confidence limits on the mean of X + Y where X and Y are two tabled independent random
 variables", JASA 69 (1974); F. E. Satterthwaite, "An approximate distribution of estimates of variance components",

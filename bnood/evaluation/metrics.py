@@ -18,14 +18,14 @@ twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, overload
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import checked_counts, row_chunks, weighted_means
+from bnood.evaluation.bootstrap import checked_counts, row_chunks
 from bnood.evaluation.scores import checked_logits
 
 Values: TypeAlias = "Tensor | np.ndarray | list[float]"
@@ -267,17 +267,6 @@ def _least_count(share: float, totals: np.ndarray) -> np.ndarray:
     return count + (count / totals < share)
 
 
-def accuracy(predictions: Values, labels: Values) -> float:
-    """Share of predicted classes ``[N]`` that equal the labels ``[N]``. Raises ``UserError`` for empty or unequal N.
-
-    >>> accuracy([0, 1, 2, 2], [0, 1, 2, 1])
-    0.75
-    """
-    predicted, wanted = _array(predictions), _array(labels)
-    _same_length(predicted, wanted, "predictions", "labels")
-    return float(np.mean(predicted == wanted))
-
-
 def cross_entropies(logits: Tensor | np.ndarray, labels: Values) -> np.ndarray:
     """Each image's negative log-likelihood (natural logarithm), ``[N]`` float64, of logits ``[N, K]``, labels ``[N]``.
 
@@ -292,43 +281,18 @@ def cross_entropies(logits: Tensor | np.ndarray, labels: Values) -> np.ndarray:
     return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(wanted)), wanted]
 
 
-def negative_log_likelihood(logits: Tensor | np.ndarray, labels: Values) -> float:
-    """Mean of ``cross_entropies``, in float64; raises as they do.
-
-    >>> round(negative_log_likelihood(np.zeros((3, 2)), [0, 1, 1]), 6)  # log 2
-    0.693147
-    """
-    return float(cross_entropies(logits, labels).mean())
-
-
-@overload
-def expected_calibration_error(confidence: Values, correct: Values, bins: int = ..., counts: None = ...) -> float: ...
-
-
-@overload
-def expected_calibration_error(
-    confidence: Values, correct: Values, bins: int = ..., *, counts: np.ndarray
-) -> np.ndarray: ...
-
-
-def expected_calibration_error(
-    confidence: Values, correct: Values, bins: int = 15, counts: np.ndarray | None = None
-) -> float | np.ndarray:
+def expected_calibration_error(confidence: Values, correct: Values, bins: int = 15) -> float:
     """Expected calibration error (Guo et al. 2017, equation 3): the L1 distance in bins of equal width.
 
-    ``confidence`` ``[N]`` in [0, 1] and ``correct`` ``[N]``, true or false. With ``counts`` ``[R, N]``, the error of
-    each resample ``[R]``; without, one float. The bins are torchmetrics', so that the two agree: a confidence on
-    an edge belongs to the bin above it, and a confidence of exactly 1 has a bin of its own (the paper's bins
-    include their upper edge). Raises ``UserError`` for empty or unequal N, confidences outside [0, 1], fewer than one
-    bin, and counts that do not fit.
+    ``confidence`` ``[N]`` in [0, 1] and ``correct`` ``[N]``, true or false. The bins are torchmetrics', so that the two
+    agree: a confidence on an edge belongs to the bin above it, and a confidence of exactly 1 has a bin of its own (the
+    paper's bins include their upper edge). Raises ``UserError`` for empty or unequal N, confidences outside [0, 1], and
+    fewer than one bin.
 
     >>> expected_calibration_error([0.75, 0.75, 0.25], [True, True, False], bins=2)
     0.25
     """
-    gaps = calibration_gaps(confidence, correct, bins)
-    if counts is None:
-        return float(np.abs(gaps.mean(axis=0)).sum())
-    return np.abs(weighted_means(gaps, counts)).sum(axis=1)
+    return float(np.abs(calibration_gaps(confidence, correct, bins).mean(axis=0)).sum())
 
 
 def calibration_gaps(confidence: Values, correct: Values, bins: int = 15) -> np.ndarray:
@@ -349,15 +313,6 @@ def calibration_gaps(confidence: Values, correct: Values, bins: int = 15) -> np.
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidences, "right") - 1
     gaps[np.arange(len(confidences)), bin_of_image] = right - confidences
     return gaps
-
-
-def share_above(values: Values, threshold: float) -> float:
-    """Share of ``values`` ``[N]`` strictly above ``threshold``. Raises ``UserError`` for no values, or NaN.
-
-    >>> share_above([0.2, 0.9, 0.95, 1.0], 0.9)
-    0.5
-    """
-    return float(np.mean(_scores(values, "values") > threshold))
 
 
 def _array(values: Values) -> np.ndarray:

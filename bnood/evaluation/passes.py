@@ -130,10 +130,6 @@ class Passes:
             self.estimates[estimate] = found
         return self.estimates[estimate]
 
-    def named(self) -> dict[str, tuple[int, BatchNormStatistics]]:
-        """The estimates by readable name, each with its number of images."""
-        return {estimate_name(estimate): (estimate.images, found) for estimate, found in self.estimates.items()}
-
     def _images(self, estimate: Estimate) -> tuple[list[Images], np.ndarray]:
         """The images of an estimate: their sets, and ``[n, 2]`` in the order of the parts."""
         sets, pairs = [], []

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from bnood.data.image_set import Images
 from bnood.data.labels import folder_labels
-from bnood.data.reading import read_batches
 from bnood.data.splits import halves
 from bnood.errors import UserError
 from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
+from bnood.evaluation.conditions import Estimate
 from bnood.evaluation.metrics import auroc
+from bnood.evaluation.options import EvaluationOptions
+from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import energy, msp
 from bnood.networks.network import Network
-from bnood.statistics import BatchNormStatistics, estimate_statistics, has_batchnorm, read_statistics, use_statistics
+from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics, use_statistics
 
 FEWEST = 40  # images of a set
 SMALLEST_PART = 16
@@ -115,11 +116,19 @@ def check_recalibration(
             pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), None,
         )  # fmt: skip
 
+    options = EvaluationOptions(
+        seed=seed, forward_batch=forward_batch, estimation_batch=estimation_batch, workers=workers
+    )
+
     def estimate(*sets: Images) -> BatchNormStatistics:
-        return _estimate(network, sets, seed, estimation_batch, workers)
+        named = {str(position): images for position, images in enumerate(sets)}
+        parts = tuple((name, len(images)) for name, images in named.items())
+        return Passes(network, named, options).statistics(Estimate(parts))
 
     def logits(images: Images, statistics: BatchNormStatistics) -> Tensor:
-        return _logits(network, images, statistics, forward_batch, workers)
+        passes = Passes(network, {}, options)
+        (found,) = passes.outputs([images], passes.whole(images), [lambda: use_statistics(network.model, statistics)])
+        return found.logits
 
     adaptation, scoring = (traffic.subset(half) for half in halves(len(traffic), seed, traffic.name))
     second_half = id_set.subset(halves(len(id_set), seed, id_set.name)[1]).at_most(len(adaptation), seed)
@@ -225,24 +234,3 @@ def _stability(
 
 def _mean_shift(first: BatchNormStatistics, second: BatchNormStatistics) -> float:
     return float(np.mean([shift for shift, _ in first.distance(second).values()]))
-
-
-def _estimate(network: Network, sets: Sequence[Images], seed: int, batch: int, workers: int) -> BatchNormStatistics:
-    """One pass over all images, shuffled: a batch is normalised by itself, so it should be like the whole."""
-    pairs = np.concatenate([_pairs(position, len(images)) for position, images in enumerate(sets)])
-    pairs = pairs[np.random.RandomState(seed).permutation(len(pairs))]
-    batches = np.array_split(pairs, -(-len(pairs) // batch))
-    read = read_batches(sets, batches, network.transform, workers)
-    return estimate_statistics(network.model, read, call=network.call)
-
-
-def _pairs(position: int, count: int) -> np.ndarray:
-    return np.stack([np.full(count, position), np.arange(count)], axis=1)
-
-
-def _logits(network: Network, images: Images, statistics: BatchNormStatistics, batch: int, workers: int) -> Tensor:
-    pairs = _pairs(0, len(images))
-    batches = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
-    with use_statistics(network.model, statistics):
-        read = read_batches([images], batches, network.transform, workers)
-        return torch.cat([network.outputs(each).logits for each in read])

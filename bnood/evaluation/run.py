@@ -16,7 +16,7 @@ from bnood.data.image_set import Images, ImageSet
 from bnood.data.sources import images as load
 from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
-from bnood.evaluation.comparisons import in_proportion
+from bnood.evaluation.comparisons import by_name, in_proportion
 from bnood.evaluation.evaluate import evaluate
 from bnood.evaluation.files import RECORD, write_evaluation
 from bnood.evaluation.options import EvaluationOptions, SetOptions
@@ -182,15 +182,8 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
             f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
             "score those that were held out of training: id_split val"
         )
-    ood: dict[str, Images] = {}
-    for name in sets.ood if sets.ood is not None else data["ood"]:
-        images = named(name).at_most(sets.ood_count, seed)
-        if images.name in ood or images.name == id_set.name:
-            raise UserError(
-                f"{name}: a set of the name {images.name!r} is already being evaluated; expected each set once, "
-                "under a name (of its file or folder) of its own"
-            )
-        ood[images.name] = images
+    names = sets.ood if sets.ood is not None else data["ood"]
+    ood = by_name(named(name).at_most(sets.ood_count, seed) for name in names)
     shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
     id_set = id_set.at_most(sets.id_count, seed)
     return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)

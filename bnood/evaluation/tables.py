@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from bnood.data.image_set import Images
-from bnood.evaluation.activations import ClassMix, UnitReference, figures_of_means, share_above, unit_p99, unit_table
+from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_p99, unit_table
 from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
@@ -43,6 +43,11 @@ class Where(NamedTuple):
     role: str
     companion: str = ""
     comparison: str = ""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """What tells the rows of one set and condition apart in the tables per image and per unit."""
+        return {name: getattr(self, name) for name in ("statistics", "companion", "dataset", "role")}
 
 
 @dataclass
@@ -137,21 +142,18 @@ class Tables:
         """
         parts = []
         for where, shuffles in self._alone.items():
-            keys = {"statistics": where.statistics, "companion": where.companion}
-            keys |= {"dataset": where.dataset, "role": where.role}
             for shuffle, each in enumerate(shuffles):
                 columns = {"shuffle": shuffle, "index": each.index, "label": self._label(each)}
-                parts.append(pd.DataFrame({**keys, **columns, "prediction": each.prediction, **each.scores}))
+                parts.append(pd.DataFrame({**where.keys, **columns, "prediction": each.prediction, **each.scores}))
         return pd.concat(parts, ignore_index=True)
 
     def units(self) -> pd.DataFrame:
         """One row per penultimate unit, set and condition; of several shuffles, the first."""
-        parts = []
-        for where, shuffles in self._alone.items():
-            keys = {"statistics": where.statistics, "companion": where.companion}
-            keys |= {"dataset": where.dataset, "role": where.role}
-            if shuffles[0].units:
-                parts.append(pd.DataFrame({**keys, **shuffles[0].units}))
+        parts = [
+            pd.DataFrame({**where.keys, **shuffles[0].units})
+            for where, shuffles in self._alone.items()
+            if shuffles[0].units
+        ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def results(
@@ -169,6 +171,8 @@ class Tables:
             n = len(shuffles[0].index)
             counts = (n, 0) if where.role == "id" else (0, n)
             for detector, metric in shuffles[0].figures:
+                if not all((detector, metric) in each.figures for each in shuffles):
+                    continue  # the class-mix control, which is not available in every shuffle
                 resampled = np.mean([each.figures[detector, metric] for each in shuffles], axis=0)
                 measured.append(_Measured(where, detector, metric, resampled, *counts))
         measured += self._detection(list(fitted_under))
@@ -220,7 +224,7 @@ class Tables:
         if labelled:
             figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
         if self._reference is not None:
-            of_means = figures_of_means(unit_means, shares[:, 0].copy(), self._reference)
+            of_means = unit_figures(unit_means, shares[:, 0].copy(), self._reference)
             figures |= {("units", name): values for name, values in of_means.items()}
             scored.units = unit_table(features, self._reference)
             if self._roles[scored.name] == "ood":

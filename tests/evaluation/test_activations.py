@@ -11,10 +11,12 @@ from bnood.evaluation.activations import (
     UnitReference,
     grouped_classes,
     layer_distances,
+    share_above,
     unit_figures,
+    unit_p99,
     unit_table,
 )
-from bnood.evaluation.bootstrap import resample_counts
+from bnood.evaluation.bootstrap import resample_counts, weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics, LayerStatistics
 
@@ -25,8 +27,18 @@ COUNTS = np.concatenate([np.ones((1, 200), np.uint8), resample_counts(200, 20, s
 OTHER_COUNTS = np.concatenate([np.ones((1, 50), np.uint8), resample_counts(50, 20, seed=2)])
 
 
+def reference_of(features: np.ndarray) -> UnitReference:
+    return UnitReference.of_means(unit_p99(features), weighted_means(features, COUNTS))
+
+
+def figures_of(features: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    reference = reference_of(REFERENCE)
+    shares = weighted_means(share_above(features, reference.p99)[:, None], counts)[:, 0]
+    return unit_figures(weighted_means(features, counts), shares, reference)
+
+
 def test_the_reference_relative_to_itself_is_one_and_a_hundredth() -> None:
-    figures = unit_figures(REFERENCE, COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    figures = figures_of(REFERENCE, COUNTS)
     assert tuple(figures) == UNIT_FIGURES
     assert np.array_equal(figures["unit_mean_spread_ratio"], np.ones(21))
     assert np.array_equal(figures["unit_mean_max_ratio"], np.ones(21))
@@ -34,7 +46,7 @@ def test_the_reference_relative_to_itself_is_one_and_a_hundredth() -> None:
 
 
 def test_figures_equal_numpy_on_the_resampled_images() -> None:
-    figures = unit_figures(OTHER, OTHER_COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    figures = figures_of(OTHER, OTHER_COUNTS)
     p99 = np.percentile(REFERENCE, 99, axis=0)
     for row in range(21):
         ours = np.repeat(OTHER.astype(np.float64), OTHER_COUNTS[row], axis=0)
@@ -50,7 +62,7 @@ def test_one_unit_that_fires_ten_times_as_high_raises_the_maximum_and_the_share(
     louder = REFERENCE.copy()
     unit = int(REFERENCE.mean(axis=0).argmax())
     louder[:, unit] *= 10
-    figures = unit_figures(louder, COUNTS, UnitReference.of(REFERENCE, COUNTS))
+    figures = figures_of(louder, COUNTS)
     assert figures["unit_mean_max_ratio"][0] == pytest.approx(10, rel=1e-5)
     assert figures["unit_mean_spread_ratio"][0] > 5
     above = (louder[:, unit] > np.percentile(REFERENCE[:, unit], 99)).mean()
@@ -58,7 +70,7 @@ def test_one_unit_that_fires_ten_times_as_high_raises_the_maximum_and_the_share(
 
 
 def test_the_table_per_unit_equals_numpy() -> None:
-    table = unit_table(OTHER, UnitReference.of(REFERENCE, COUNTS))
+    table = unit_table(OTHER, reference_of(REFERENCE))
     values = OTHER.astype(np.float64)
     assert table["unit"].tolist() == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(table["mean"], values.mean(axis=0))
@@ -70,14 +82,14 @@ def test_the_table_per_unit_equals_numpy() -> None:
 
 
 def test_a_single_image_has_no_spread() -> None:
-    table = unit_table(OTHER[:1], UnitReference.of(REFERENCE, COUNTS))
+    table = unit_table(OTHER[:1], reference_of(REFERENCE))
     assert table["std"].tolist() == [0.0] * 6
     assert table["mean"].tolist() == OTHER[0].astype(np.float64).tolist()
 
 
 def test_dead_units_are_named_and_not_divided_by() -> None:
     with pytest.raises(UserError, match="all have the same mean"):
-        UnitReference.of(np.zeros((200, 6), np.float32), COUNTS)
+        reference_of(np.zeros((200, 6), np.float32))
 
 
 def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:

@@ -15,12 +15,14 @@ from bnood.evaluation.conditions import KINDS
 from bnood.evaluation.detectors import DETECTORS
 from bnood.evaluation.evaluate import Evaluation, evaluate
 from bnood.evaluation.metrics import auroc
+from bnood.evaluation.scores import SCORES
 from bnood.networks.network import Network
 
 KINDS_OF_STATISTICS = (
     *("running", "batch:16", "batch:16@0.5", "prior:16/batch:16", "recalibrated:id", "recalibrated:target"),
     *("recalibrated:mixture@0.5", "recalibrated:target/first:1", "recalibrated:target/mean", "path:0.5"),
 )
+LOGITS_ONLY = KINDS_OF_STATISTICS[-3:]
 TRAINED_ON = 200
 
 
@@ -80,7 +82,7 @@ def test_every_kind_of_statistics_is_among_those_tested() -> None:
     assert {type(condition) for condition in parse_statistics(KINDS_OF_STATISTICS)} == set(KINDS)
 
 
-@pytest.mark.parametrize("statistics", KINDS_OF_STATISTICS)
+@pytest.mark.parametrize("statistics", KINDS_OF_STATISTICS[:-3])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_there_is_one_finite_score_per_image_or_a_note(found: Evaluation, detector: str, statistics: str) -> None:
     rows = found.scores[found.scores["statistics"] == statistics]
@@ -92,6 +94,24 @@ def test_there_is_one_finite_score_per_image_or_a_note(found: Evaluation, detect
         assert rows[detector].dtype == np.float64
         assert rows[detector].notna().all() or noted
         assert not np.isnan(rows[detector].dropna()).any()
+
+
+@pytest.mark.parametrize("statistics", LOGITS_ONLY)
+def test_layer_forms_and_paths_give_scores_of_the_logits_and_units_alone(found: Evaluation, statistics: str) -> None:
+    rows = found.table[found.table["statistics"] == statistics]
+    assert set(rows.loc[rows["metric"] == "auroc", "detector"]) == {"msp", "energy", "max_logit"}
+    assert "unit_mean_max_ratio" in set(rows["metric"])
+    scores = found.scores[found.scores["statistics"] == statistics]
+    assert scores[[name for name in DETECTORS if name not in SCORES]].isna().all(axis=None)
+
+
+def test_no_detector_is_fitted_nor_passes_for_layer_forms_and_paths() -> None:
+    plain, fitted = (
+        evaluated(network(), statistics=LOGITS_ONLY, detectors=detectors).record["images_scored"]
+        for detectors in (("energy",), ("energy", "knn", "bats"))
+    )
+    scored = 60 + 32
+    assert fitted - plain == TRAINED_ON + scored  # under running: what knn is fitted on, and the passes of BATS
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

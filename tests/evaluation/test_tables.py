@@ -15,7 +15,7 @@ from small_evaluation import Cell, Recorded, recorded, small_network, small_set,
 
 from bnood.errors import UserError
 from bnood.evaluation.bootstrap import interval, set_counts
-from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Tables
+from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
 RESAMPLES, SEED = 40, 5
@@ -301,10 +301,10 @@ def test_a_scored_half_of_one_image_is_no_obstacle() -> None:
 def test_features_are_let_go_once_a_set_is_summed_up(made: Recorded) -> None:
     """Memory must not grow by a set's features with every condition."""
     tables = Tables({"known": made.scored["known"]}, {"known": "id"}, 10, 0)
-    outputs = Outputs(made.cells[0].logits.clone(), made.cells[0].features.clone())
-    held = [weakref.ref(outputs.features.untyped_storage()), weakref.ref(outputs.features), weakref.ref(outputs)]
-    scored = tables.summed_up("known", np.arange(70), outputs)
-    del outputs
+    given = Outputs(made.cells[0].logits.clone(), made.cells[0].features.clone())
+    held = [weakref.ref(given.features.untyped_storage()), weakref.ref(given.features), weakref.ref(given)]
+    scored = tables.summed_up("known", np.arange(70), given)
+    del given
     gc.collect()
     assert [reference() for reference in held] == [None] * len(held)
     assert all(values.ndim == 1 for values in (*scored.scores.values(), *scored.figures.values()))
@@ -370,38 +370,13 @@ def test_results_do_not_depend_on_the_other_sets_nor_their_order(made: Recorded)
     assert not np.array_equal(set_counts("near", 40, RESAMPLES, SEED), set_counts("far", 40, RESAMPLES, SEED))
 
 
-def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics() -> None:
-    made = make(placebo=True, statistics=("recalibrated:target", "recalibrated:id", "batch:8"), shuffles=1)
-    table = made.found.table
-    rows = table[table["comparison"] == "placebo"]
-    assert set(rows["statistics"]) == {"recalibrated:target", "batch:8"} and set(rows["metric"]) == set(DETECTION)
-    assert set(rows["dataset"]) == {"far", "near"} and rows["difference"].isna().all()
-    # A0 and A1 are 30 % of the 70 ID images each, B1 and B2 halves of the 28 that are left.
-    assert rows.groupby("statistics")[["n_id", "n_ood"]].agg(set).to_dict("list") == {
-        "n_id": [{8}, {14}],
-        "n_ood": [{8}, {14}],
-    }
-    parts = {
-        name.rpartition("/")[2]: images
-        for name, images in {**made.adaptation, **made.scored}.items()
-        if "placebo" in name
-    }
-    assert [len(parts[name]) for name in ("A0", "A1", "B1", "B2")] == [21, 21, 14, 14]
-    pixels = [image.tobytes() for images in parts.values() for image in images.images]
-    assert len(set(pixels)) == 70
-    from small_evaluation import outputs
-    from test_passes import with_statistics
-
-    prefix = "known/placebo-21/"
-    energies = {}
-    for adapted in ("A0", "A1"):
-        model = with_statistics(made.network.model, made.statistics(((f"{prefix}{adapted}", 21),)))
-        for part in ("B1", "B2"):
-            energies[part, adapted] = outputs(model, parts[part].images)[0].double().logsumexp(dim=1).numpy()
-    values = [
-        by_sklearn("auroc", energies["B1", "A0"], energies["B2", "A1"]),
-        by_sklearn("auroc", energies["B2", "A0"], energies["B1", "A1"]),
-    ]
-    row = rows[(rows["statistics"] == "recalibrated:target") & (rows["metric"] == "auroc")]
-    row = row[(row["detector"] == "energy") & (row["dataset"] == "far")]
-    assert row["value"].item() == pytest.approx(np.mean(values), abs=0.011)  # one pair of equal energies less or more
+def test_a_control_that_one_shuffle_lacks_has_no_row() -> None:
+    tables = Tables({"far": small_set("far", 4, 1)}, {"far": "ood"}, 2, 0)
+    control, mean, index = ("units", "class_mix_max_ratio"), ("msp", "mean"), np.arange(4)
+    both, lacking = (
+        Scored("far", index, index, {}, {name: np.full(3, value) for name in names})
+        for value, names in ((1.0, (control, mean)), (2.0, (mean,)))
+    )
+    tables.add(Where("running", "", 0, "far", "ood"), [both, lacking])
+    (row,) = tables.results({}, {}, ["running"])[0].to_dict("records")
+    assert (row["detector"], row["metric"], row["value"]) == ("msp", "mean", 1.5)

@@ -12,7 +12,7 @@ taken of what the network makes of them. The paper and its published code differ
 The default lambda is 3.25, as in the code for CIFAR-10 and ResNet-18 (1.05 there for ImageNet and a ViT).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -35,14 +35,14 @@ class BATS(Detector):
 
     Args:
         lam: lambda, in standard deviations; infinity gives the energy score.
-        layers: the BatchNorm layers that are clipped: names, or how many of those that run last.
+        layers: how many BatchNorm layers are clipped, of those that run last.
     """
 
     name: ClassVar[str] = "bats"
     needs: ClassVar[Needs] = "own_pass"
 
-    def __init__(self, lam: float = LAMBDA, layers: int | Sequence[str] = 1) -> None:
-        if not lam > 0 or (isinstance(layers, int) and layers < 1):
+    def __init__(self, lam: float = LAMBDA, layers: int = 1) -> None:
+        if not lam > 0 or layers < 1:
             raise UserError(f"BATS needs lambda > 0 and at least one layer, not {lam} and {layers}")
         self.lam, self.layers = lam, layers
 
@@ -56,33 +56,22 @@ class BATS(Detector):
 
         Raises:
             NotApplicable: if the model has no BatchNorm layer.
-            UserError: for a layer that the model lacks; in the pass, for a layer that does not normalise by torch's
-                ``batch_norm``.
+            UserError: in the pass, for a layer that does not normalise by torch's ``batch_norm``.
         """
         model: nn.Module = network.model
         if not has_batchnorm(model):
             raise NotApplicable("no BatchNorm layer")
-        modules = batchnorm_layers(model)
-        if not isinstance(self.layers, int):
-            for name in self.layers:
-                if name not in modules:
-                    raise UserError(
-                        f"BATS: the model has no BatchNorm layer {name!r}; the last is {list(modules)[-1]!r}"
-                    )
         with ExitStack() as stack:
             if statistics is not None:
                 stack.enter_context(use_statistics(model, statistics))
             clip = stack.enter_context(_ClippedBatchNorm(self.lam))
-            if not isinstance(self.layers, int):
-                clip.clipped = {modules[name] for name in self.layers}
-            for layer in modules.values():
+            for layer in batchnorm_layers(model).values():
                 stack.callback(layer.register_forward_pre_hook(clip.enter).remove)
                 stack.callback(layer.register_forward_hook(clip.leave, always_call=True).remove)
-            if isinstance(self.layers, int):
-                stack.callback(model.register_forward_pre_hook(clip.last(self.layers), with_kwargs=True).remove)
+            stack.callback(model.register_forward_pre_hook(clip.last(self.layers), with_kwargs=True).remove)
             yield
             if not clip.clipped:
-                raise UserError("BATS clipped nothing: the model was not called as a whole, so name the layers")
+                raise UserError("BATS clipped nothing: the model was not called as a whole")
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
         return energy(logits)

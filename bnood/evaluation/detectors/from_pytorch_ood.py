@@ -18,8 +18,8 @@ from bnood.errors import UserError
 from bnood.evaluation.detectors.detector import Detector, FittedOn, NotApplicable, import_optional
 from bnood.networks.outputs import Head
 
-# Elements of the largest intermediate tensor: 128 MiB in float32.
-_ELEMENTS = 2**25
+# Elements of the largest intermediate tensor in scoring (128 MiB in float32), and in fitting fDBD (1 GiB).
+_ELEMENTS, _PAIRS_OF_CLASSES = 2**25, 2**28
 
 
 class FromPytorchOOD(Detector):
@@ -169,9 +169,22 @@ class NNGuide(_WithHead, _Trained):
 
 
 class FDBD(_WithHead, _Trained):
-    """Distance to decision boundaries (Liu & Qin, ICML 2024). Fitting makes a tensor ``[K, K, D]``."""
+    """Distance to decision boundaries (Liu & Qin, ICML 2024).
+
+    Raises ``NotApplicable`` where the library's tensor ``[K, K, D]`` of the differences between classes exceeds 1 GiB.
+    """
 
     name, library_class = "fdbd", "fDBD"
+
+    def _arguments(self, head: Head | None) -> dict[str, Any]:
+        assert head is not None
+        classes, width = head.weight.shape
+        if classes * classes * width > _PAIRS_OF_CLASSES:
+            raise NotApplicable(
+                f"fdbd compares {classes} x {classes} classes in {width} features: "
+                f"{4 * classes * classes * width / 2**30:.1f} GiB, 1 at most"
+            )
+        return super()._arguments(head)
 
 
 class LTS(_WithHead):

@@ -60,9 +60,7 @@ def network() -> SimpleNamespace:
 IMAGES = torch.randn(6, 3, 9, 9)
 
 
-@pytest.mark.parametrize(
-    ("layers", "clipped"), [(1, ("last",)), (2, ("first", "last")), (["first"], ("first",)), (9, ("first", "last"))]
-)
+@pytest.mark.parametrize(("layers", "clipped"), [(1, ("last",)), (2, ("first", "last")), (9, ("first", "last"))])
 @torch.no_grad()
 def test_the_chosen_layers_are_clipped_in_the_order_in_which_they_run(network, layers, clipped) -> None:  # type: ignore[no-untyped-def]
     detector = BATS(LAM, layers)
@@ -123,8 +121,6 @@ def test_what_cannot_be_clipped_is_refused(network: SimpleNamespace) -> None:
     with pytest.raises(UserError, match="clipped nothing"), BATS().context(network):
         network.model.forward(IMAGES)
     with pytest.raises(NotApplicable, match="no BatchNorm"), BATS().context(SimpleNamespace(model=nn.Flatten())):
-        pass
-    with pytest.raises(UserError, match="no BatchNorm layer 'bn9'"), BATS(layers=["bn9"]).context(network):
         pass
     for arguments in ((0.0,), (float("nan"),), (1.0, 0)):
         with pytest.raises(UserError, match="BATS needs"):

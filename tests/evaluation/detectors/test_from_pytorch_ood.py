@@ -9,7 +9,7 @@ import sklearn.covariance
 import torch
 from torch import Tensor, nn
 
-from bnood.evaluation.detectors import DETECTORS, make_detector
+from bnood.evaluation.detectors import DETECTORS, NotApplicable, make_detector
 from bnood.networks.outputs import Head
 
 N, WIDTH, CLASSES = 150, 10, 3
@@ -93,6 +93,15 @@ def test_dice_scores_many_images_of_many_classes_in_pieces(monkeypatch: pytest.M
     monkeypatch.setattr("bnood.evaluation.detectors.from_pytorch_ood._ELEMENTS", 3 * WIDTH * CLASSES)
     pieces = make_detector("dice").fit(FEATURES, LOGITS, LABELS, HEAD).score(NEW, NEW_LOGITS)
     np.testing.assert_allclose(pieces, whole, rtol=1e-6)
+
+
+def test_fdbd_refuses_more_classes_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = "bnood.evaluation.detectors.from_pytorch_ood._PAIRS_OF_CLASSES"
+    monkeypatch.setattr(limit, CLASSES * CLASSES * WIDTH)
+    make_detector("fdbd").fit(FEATURES, LOGITS, LABELS, HEAD)
+    monkeypatch.setattr(limit, CLASSES * CLASSES * WIDTH - 1)
+    with pytest.raises(NotApplicable, match="fdbd compares 3 x 3 classes in 10 features"):
+        make_detector("fdbd").fit(FEATURES, LOGITS, LABELS, HEAD)
 
 
 def test_gaussian_is_scikit_learns_shrunk_mahalanobis_distance() -> None:

@@ -1,0 +1,72 @@
+"""Layer forms, paths and priors against copies of the network that are changed layer by layer."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from plain_interventions import batchnorm_names, matched_copy
+from small_evaluation import outputs, small_network
+from test_passes import CLOSE, batches_of, calibration, run
+from torch import Tensor, nn
+
+
+def mixed(form: str) -> Callable[[Tensor, Tensor, str], Tensor]:
+    """Target means alone, or variances alone."""
+    taken = {"mean": "mean", "variance": "var"}[form]
+    return lambda running, found, what: found if what == taken else running
+
+
+@pytest.mark.parametrize(
+    ("form", "layers"),
+    [
+        *[("first:1", slice(0, 1)), ("first:4", slice(0, 4)), ("first:7", slice(0, 7)), ("last:1", slice(6, 7))],
+        *[("last:3", slice(4, 7)), ("only:0", slice(0, 1)), ("only:2", slice(2, 3)), ("only:6", slice(6, 7))],
+        *[("mean", slice(0, 7)), ("variance", slice(0, 7))],
+    ],
+)
+def test_layer_forms_are_those_of_a_network_that_is_changed_layer_by_layer(form: str, layers: slice) -> None:
+    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    found = run(network, statistics=(f"recalibrated:target/{form}",))
+    names = batchnorm_names(network.model)
+    assert len(names) == 7
+    mix = {"mix": mixed(form)} if form in ("mean", "variance") else {}
+    for cell in found.of(f"recalibrated:target/{form}"):
+        split = f"target:{cell.where.dataset}" if cell.where.role == "ood" else "id"
+        pixels = calibration(found, split, cell.where.n_calibration)
+        changed = matched_copy(network.model, pixels, names[layers], **mix)
+        logits, features = outputs(changed, found.pixels(cell))
+        torch.testing.assert_close(cell.logits, logits, **CLOSE)
+        torch.testing.assert_close(cell.features, features, **CLOSE)
+        assert cell.where.estimator == "one_batch"
+
+
+def test_a_path_leads_from_running_to_target_statistics() -> None:
+    found = run(statistics=("recalibrated:target", "path:0", "path:0.25", "path:1"))
+    running = {cell.where.dataset: cell.logits for cell in found.of("running")}
+    for cell in found.of("path:0"):
+        torch.testing.assert_close(cell.logits, running[cell.where.dataset], **CLOSE)
+    for cell, target in zip(found.of("path:1"), found.of("recalibrated:target"), strict=True):
+        torch.testing.assert_close(cell.logits, target.logits, **CLOSE)
+    cell = next(cell for cell in found.of("path:0.25") if cell.where.dataset == "far")
+    changed = copy.deepcopy(found.network.model)
+    target = found.statistics((("target:far", 50),))
+    for layer, module in changed.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.mul_(0.75).add_(0.25 * target[layer].mean)
+            module.running_var.mul_(0.75).add_(0.25 * target[layer].var)
+    torch.testing.assert_close(cell.logits, outputs(changed, found.pixels(cell))[0], **CLOSE)
+
+
+def test_a_prior_mixes_running_and_batch_statistics() -> None:
+    found = run(statistics=("batch:16", "prior:0/batch:16", "prior:48/batch:16"), shuffles=1)
+    for cell, batch in zip(found.of("prior:0/batch:16"), found.of("batch:16"), strict=True):
+        torch.testing.assert_close(cell.logits, batch.logits, **CLOSE)
+    cell = next(cell for cell in found.of("prior:48/batch:16") if cell.where.dataset == "far")
+    names = batchnorm_names(found.network.model)
+    for position, pixels in enumerate(batches_of(found.pixels(cell), 16)):
+        by_hand = matched_copy(
+            found.network.model, pixels, names, lambda running, own, what: 0.75 * running + 0.25 * own
+        )
+        rows = slice(16 * position, 16 * position + 16)
+        torch.testing.assert_close(cell.logits[rows], outputs(by_hand, pixels)[0], **CLOSE)
