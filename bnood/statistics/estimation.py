@@ -27,6 +27,7 @@ domain) is left out, with a warning; under the estimate it keeps its running sta
 per pass has one pair of buffers for all its uses, so its inputs are pooled.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -37,9 +38,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, IterableDataset
 
 from bnood.errors import UserError
+from bnood.statistics.contexts import tracks
 from bnood.statistics.layers import batchnorm_layers, fixed_layers, listed, unwrapped
 from bnood.statistics.moments import PooledMoments
-from bnood.statistics.use import Mode, before_layers, floating_tensors, put, tracks, use_statistics
+from bnood.statistics.use import Mode, before_layers, put, use_statistics
 from bnood.statistics.values import BatchNormStatistics, LayerStatistics
 
 Method = Literal["one_pass", "sequential"]
@@ -148,8 +150,7 @@ def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> l
     def note(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         names[name] = None
 
-    running = _complete(layers, BatchNormStatistics({}))
-    with use_statistics(model, running), before_layers(layers, note):
+    with use_statistics(model, _complete(layers, {})), before_layers(layers, note):
         _run(unwrapped(model), batch, 1, call)
     return list(names)
 
@@ -163,24 +164,23 @@ def _measure(
 ) -> dict[str, LayerStatistics]:
     """One pass: pooled statistics of the input of each layer that ran, behind layers that use ``upstream``."""
     layers, bare = batchnorm_layers(model), unwrapped(model)
+    by_batch = upstream == "batch"
     moments: dict[str, PooledMoments] = {}
     number = 0
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
-        if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
+        if count == 1 and by_batch and method == "one_pass":  # sequential forgets where it started
             raise UserError(
                 f"layer {name!r} received a single value per channel in batch {number}, which has no variance: give "
                 "two images or more per batch, or leave out the last one"
             )
         moments.setdefault(name, PooledMoments()).merge(count, mean, deviations)
-        if upstream == "batch":
+        if by_batch:
             # The layer then normalises with what was measured: its own computation of the same moments is
             # saved, and in channels_last it would lose the variance to cancellation where means are large.
             put(layer, bare, mean, deviations / count)
 
-    # Under "batch", the context's buffers are replaced before each layer, batch by batch.
-    neutral = BatchNormStatistics({name: _neutral(layer) for name, layer in layers.items()})
-    context = use_statistics(model, neutral if upstream == "batch" else upstream)
+    context = use_statistics(model, _complete(layers, {}) if by_batch else upstream)
     seen = False
     with context, before_layers(layers, measure):
         for number, batch in enumerate(batches, start=1):
@@ -216,8 +216,8 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         )
     if not len(x):
         return False
-    device = next((tensor.device for tensor in floating_tensors(bare)), x.device)
-    bare(x.to(device))
+    tensors = itertools.chain(bare.parameters(), bare.buffers())
+    bare(x.to(next((tensor.device for tensor in tensors), x.device)))
     return True
 
 
@@ -230,13 +230,12 @@ def _check_batches(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> None
 
 def _complete(layers: dict[str, _BatchNorm], statistics: Mapping[str, LayerStatistics]) -> BatchNormStatistics:
     """These statistics, and something to normalise with for layers that have none: such as did not run."""
-    return BatchNormStatistics(
-        {name: _neutral(layer) for name, layer in layers.items() if not tracks(layer)} | dict(statistics)
-    )
-
-
-def _neutral(layer: _BatchNorm) -> LayerStatistics:
-    return LayerStatistics(torch.zeros(layer.num_features), torch.ones(layer.num_features), 0)
+    neutral = {
+        name: LayerStatistics(torch.zeros(layer.num_features), torch.ones(layer.num_features), 0)
+        for name, layer in layers.items()
+        if not tracks(layer)
+    }
+    return BatchNormStatistics(neutral | dict(statistics))
 
 
 def _movement(before: Mapping[str, LayerStatistics], found: Mapping[str, LayerStatistics]) -> float:

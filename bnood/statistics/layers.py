@@ -1,6 +1,6 @@
 """Finding the BatchNorm layers of a model, whatever it is wrapped in, and saying why there are none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.fx import GraphModule
@@ -39,18 +39,18 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             waiting.extend(reversed(children))
 
 
-def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, _BatchNorm]:
     """The BatchNorm layers of a model by name, in the order of ``named_modules``.
 
     The names are those of the bare model (:func:`unwrapped`), so statistics of a wrapped or compiled model fit the
-    model itself and the other way round.
+    model itself and the other way round. ``modules``: :func:`named_modules`, where they are known already.
 
     Raises:
         UserError: if there are none; if one is lazy and has not seen its first batch; if one is quantized, scripted,
             traced or exported, because its statistics are then compiled in and cannot be replaced.
     """
-    layers = {}
-    for name, module in named_modules(model):
+    layers: dict[str, _BatchNorm] = {}
+    for name, module in (modules or dict(named_modules(model))).items():
         where = f"layer {name!r}" if name else "the model"
         reason = _compiled_in(module)
         if reason:
