@@ -48,24 +48,20 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
     counts, and "running" is the model's own.
 
     Limits:
-        - Entering while another thread or a paused generator holds the model is refused: give each a copy of the
-          model. A context in a generator stays open while the generator is paused.
-        - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too: load and
-          convert outside. A copy, ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"``
-          as flags; :func:`bake` does that in the open.
+        - Entering while another thread or a paused generator holds the model is refused: give each a copy of it.
+        - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too. A copy,
+          ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"`` as flags.
         - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside, or the
           gradients are those of other statistics.
-        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics and float32 copies of
-          scale and shift; gradients reach the originals. Layers that are written out by hand get statistics of their
-          own type, and are refused if it cannot hold them.
+        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics, scale and shift; gradients
+          reach the originals. Layers that are written out by hand are refused if their type cannot hold the statistics.
         - Under ``"batch"``, a subclass with its own forward does what it does in train mode, and SyncBatchNorm shares
           the batch among processes.
 
     Args:
         model: the network; compiled or wrapped ones too.
         statistics: ``"running"`` (the model's own moving averages), ``"batch"`` (the current batch's mean and biased
-            variance, without touching the averages) or statistics that were read, estimated or loaded. These may
-            cover some of the layers only; the others use their running statistics.
+            variance) or given ones; layers that these leave out use their running statistics.
 
     Raises:
         UserError: if the model has no BatchNorm layer; if the statistics name a layer that the model lacks or have
@@ -91,15 +87,10 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     """Let every BatchNorm layer normalise with what ``decide`` makes of its current input's statistics.
 
     Before a layer runs, ``decide(name, statistics)`` gets those of its input (float64, on the model's device) and
-    returns what the layer shall normalise with; None: with what it has, its running statistics or what ``decide``
-    gave before. The layers before it have been decided upon by then, so that a set that passes as *one* batch is
-    normalised by the fixed point of sequential estimation in a single pass. Everything else is as in
-    :func:`use_statistics`, without gradients.
-
-    Args:
-        model: the network.
-        decide: called for each layer and batch.
-        layers: names of the layers that are asked for; the others use their running statistics. None: all.
+    returns what the layer shall normalise with; None keeps what it has, its running statistics at first. The layers
+    before it have been decided upon by then, so a set that passes as *one* batch is normalised by the fixed point of
+    sequential estimation. ``layers`` names those that are asked for, by default all; the others use their running
+    statistics. Everything else is as in :func:`use_statistics`, without gradients.
 
     Raises:
         UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns what is not finite, a
@@ -126,9 +117,8 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
 def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
     """Write statistics into the model for good: they replace the values of its running means and variances.
 
-    Nothing else changes: neither weights nor ``num_batches_tracked`` nor layers that the statistics leave out. After
-    it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, in half precision up to the
-    rounding of the buffers. Keep ``read_statistics(model)`` to go back.
+    Nothing else changes. After it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, in half
+    precision up to the rounding of the buffers. Keep ``read_statistics(model)`` to go back.
 
     Raises:
         UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
@@ -185,8 +175,7 @@ def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
     code = getattr(layer.forward, "__code__", None)
     if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
         # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
-        # statistics for inputs in half precision if scale and shift are float32 too; in a forward written out by
-        # hand they would spread to its output. Autograd follows the conversion.
+        # statistics if scale and shift are float32 too; in a forward written out by hand they would spread.
         kind = torch.float32
         with torch.enable_grad():
             half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
