@@ -8,8 +8,7 @@ from bnood.networks.hidden_layer import Activation, NormPosition
 from bnood.networks.mlp import MLP
 from bnood.networks.norm import Norm
 from bnood.networks.plain_convnet import PlainConvNet
-from bnood.networks.resnet import ResNet
-from bnood.networks.wide_resnet import WideResNet
+from bnood.networks.residual import ResNet, WideResNet
 
 Architecture = Literal["resnet", "wide_resnet", "mlp", "plain"]
 
@@ -29,13 +28,14 @@ def build_model(
 
     Args:
         architecture: ``resnet``, ``wide_resnet``, ``mlp`` or ``plain`` (a ConvNet without shortcuts).
-        depth: the network's own count of layers.
+        depth: the network's own count of layers; for ``mlp`` and ``plain`` its hidden layers.
         width: channels of the first stage (ResNet), widening factor (WideResNet), units (MLP) or channels (plain).
         norm: see :mod:`bnood.networks.norm`.
-        groups: groups of ``gn``.
+        groups: groups of ``gn``; has to divide the channels or units.
         num_classes: K, the number of logits.
-        activation: of ``mlp`` and ``plain``; residual networks have ReLU.
-        norm_position: of ``mlp`` and ``plain``, before or after the activation; elsewhere the architecture's own.
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``, for ``mlp`` and ``plain``; decides their initialisation
+            too. Residual networks have ReLU.
+        norm_position: ``before`` or ``after`` the activation, for ``mlp`` and ``plain``.
         image_size: side of the square images, which ``mlp`` alone has to know.
 
     Raises:

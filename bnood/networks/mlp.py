@@ -1,25 +1,13 @@
-"""A multilayer perceptron: equal hidden layers on the flattened image, nothing to help the gradient along."""
+"""A multilayer perceptron: equal hidden layers on the flattened image, without shortcuts."""
 
 from torch import Tensor, nn
 
-from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, needs_bias
-from bnood.networks.initialisation import initialise_plain
-from bnood.networks.norm import Norm, unit_norm_layer
+from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, initialise_plain, needs_bias
+from bnood.networks.norm import Norm, norm_layer
 
 
 class MLP(nn.Module):
-    """``depth`` hidden layers of ``width`` units and a linear head.
-
-    Args:
-        depth: hidden layers.
-        width: units of each.
-        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:func:`bnood.networks.norm.unit_norm_layer`).
-        groups: groups of ``gn``; has to divide ``width``.
-        num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too
-            (:func:`bnood.networks.initialisation.initialise_plain`).
-        norm_position: ``before`` or ``after`` the activation.
-        image_size: side of the square RGB images.
+    """``depth`` hidden layers of ``width`` units and a linear head; arguments as :func:`bnood.networks.build_model`.
 
     Raises:
         ValueError: for groups that do not divide the width, or an unknown name.
@@ -37,18 +25,11 @@ class MLP(nn.Module):
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        bias, sizes = needs_bias(norm, norm_position), [3 * image_size**2] + [width] * depth
-        self.layers = nn.Sequential(
-            *(
-                HiddenLayer(
-                    nn.Linear(inputs, width, bias=bias),
-                    unit_norm_layer(norm, width, groups),
-                    activation,
-                    norm_position,
-                )
-                for inputs in sizes[:-1]
-            )
-        )
+        bias, layers = needs_bias(norm, norm_position), []
+        for inputs in [3 * image_size**2, *[width] * (depth - 1)]:
+            linear = nn.Linear(inputs, width, bias=bias)
+            layers.append(HiddenLayer(linear, norm_layer(norm, width, groups, units=True), activation, norm_position))
+        self.layers = nn.Sequential(*layers)
         self.num_features = width
         self.head = nn.Linear(width, num_classes)
         initialise_plain(self, activation)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Head(NamedTuple):
-    """The last linear layer of a network: ``logits = features @ weight.T + bias``.
+    """The last linear layer of a network: ``logits = features @ weight.T + bias``; float32 on the CPU.
 
     Attributes:
-        weight: float32 ``[K, D]``, on the CPU.
-        bias: float32 ``[K]``, zeros where the layer has none.
+        weight: ``[K, D]``.
+        bias: ``[K]``, zeros where the layer has none.
     """
 
     weight: Tensor
@@ -27,8 +27,7 @@ class Outputs:
     Attributes:
         logits: ``[N, K]``.
         features: ``[N, D]``, what enters the last linear layer.
-        channel_means: per BatchNorm layer ``[N, C]``, the spatial mean of each channel of its input; empty unless
-            asked for.
+        channel_means: per BatchNorm layer ``[N, C]``, the spatial means of its input; empty unless asked for.
     """
 
     logits: Tensor

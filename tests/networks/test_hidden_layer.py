@@ -11,7 +11,7 @@ from bnood.networks import build_model
 from bnood.networks.hidden_layer import HiddenLayer
 from bnood.networks.mlp import MLP
 from bnood.networks.network import Network
-from bnood.networks.norm import unit_norm_layer
+from bnood.networks.norm import norm_layer
 from bnood.networks.plain_convnet import PlainConvNet
 
 SAMPLES, UNITS, GROUPS = 6, 8, 4
@@ -30,7 +30,7 @@ def units() -> Tensor:
 
 
 def layer(norm: str) -> nn.Module:
-    return unit_norm_layer(norm, UNITS, GROUPS).double().train()  # type: ignore[arg-type]
+    return norm_layer(norm, UNITS, GROUPS, units=True).double().train()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("norm", "axes"), [("bn", (0,)), ("ln", (1, 2)), ("gn", (2,)), ("none", ())])
@@ -45,9 +45,9 @@ def test_unit_norms_match_numpy_over_the_stated_axes(norm: str, axes: tuple[int,
 
 def test_groups_that_do_not_divide_the_units_and_unknown_norms() -> None:
     with pytest.raises(ValueError, match="divides 8 channels, not 3"):
-        unit_norm_layer("gn", 8, 3)
+        norm_layer("gn", 8, 3, units=True)
     with pytest.raises(ValueError, match="unknown norm 'batch': choose one of bn, ln, gn, none"):
-        unit_norm_layer("batch", 8)  # type: ignore[arg-type]
+        norm_layer("batch", 8, units=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", list(NUMPY_ACTIVATIONS))

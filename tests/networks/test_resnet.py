@@ -7,8 +7,7 @@ from torch import nn
 
 from bnood.networks import build_model
 from bnood.networks.network import Network
-from bnood.networks.resnet import ResNet
-from bnood.networks.wide_resnet import WideResNet
+from bnood.networks.residual import ResNet, WideResNet
 
 
 def parameters(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ from torch import nn
 
 from bnood.networks import build_model
 from bnood.networks.network import Network
-from bnood.networks.wide_resnet import PreActivationBlock, WideResNet
+from bnood.networks.residual import PreActivationBlock, WideResNet
 
 
 def expected_parameters(depth: int, k: int, classes: int) -> int:
