@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def at(self, index: Tensor | slice) -> "Outputs":
+    def at(self, index: Tensor | np.ndarray | slice) -> "Outputs":
         """The outputs of some of the images."""
         means = {name: values[index] for name, values in self.channel_means.items()}
         return Outputs(self.logits[index], self.features[index], means)

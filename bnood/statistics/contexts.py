@@ -4,9 +4,9 @@ import contextlib
 import inspect
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -30,17 +30,15 @@ class Context:
     """One open context.
 
     Attributes:
-        names: names of the BatchNorm layers.
         thread: the thread that opened it.
         generator: id of the generator's or coroutine's frame that opened it, else None. The frame itself would keep
             its local variables alive.
         saved: what each module gets back.
     """
 
-    names: dict[nn.Module, str]
     thread: int
     generator: int | None
-    saved: dict[nn.Module, _State] = field(default_factory=dict)
+    saved: dict[nn.Module, _State]
 
 
 _OPEN: tuple[Context, ...] = ()  # outermost first; replaced, never changed, so that threads can read it unlocked
@@ -48,23 +46,22 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def lent(modules: Iterable[nn.Module], layers: Mapping[str, _BatchNorm]) -> Iterator[None]:
+def lent(modules: Collection[nn.Module]) -> Iterator[None]:
     """Evaluation mode with copies in the place of all buffers. Afterwards the modules are what they were.
 
     That is: training flags and buffers of all modules, and all attributes and parameters of BatchNorm layers. A
     BatchNorm layer begins with its own statistics, not with those of a context around this one.
 
     Raises:
-        UserError: unless every open context that shares a layer is around this one.
+        UserError: unless every open context that shares a BatchNorm layer is around this one.
     """
     global _OPEN
     opener = _opener(sys._getframe())
     generator = id(opener) if opener.f_code.co_flags & CAN_PAUSE else None
     del opener
-    context = Context({layer: name for name, layer in layers.items()}, threading.get_ident(), generator)
     with _LOCK:
-        _refuse_overlap(layers)
-        context.saved.update((module, _state(module)) for module in modules)
+        _refuse_overlap({module for module in modules if isinstance(module, _BatchNorm)})
+        context = Context(threading.get_ident(), generator, {module: _state(module) for module in modules})
         _OPEN = (*_OPEN, context)
     try:
         copies: dict[int, Tensor] = {}
@@ -91,18 +88,13 @@ def innermost(layer: nn.Module) -> Context | None:
 
 def own_buffers(layer: nn.Module) -> dict[str, Any]:
     """The layer's own buffers, whatever context it is in."""
-    state = _own_state(layer)
-    return layer._buffers if state is None else state.buffers
+    return next((context.saved[layer].buffers for context in _OPEN if layer in context.saved), layer._buffers)
 
 
 def tracks(layer: nn.Module) -> bool:
     """Whether the layer has running statistics of its own."""
     own = own_buffers(layer)
     return own.get("running_mean") is not None and own.get("running_var") is not None
-
-
-def _own_state(module: nn.Module) -> _State | None:
-    return next((context.saved[module] for context in _OPEN if module in context.saved), None)
 
 
 def _state(module: nn.Module) -> _State:
@@ -120,8 +112,11 @@ def _caches(module: nn.Module) -> dict[str, Any]:
 
 def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
     """Put copies in the place of the buffers; ``copies`` keeps shared what is shared."""
-    buffers, own = dict(module._buffers), _own_state(module)
-    if isinstance(module, _BatchNorm) and own is not None:
+    vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
+    vars(module)["training"] = False  # .eval() would run into models that override train()
+    buffers = dict(module._buffers)
+    if isinstance(module, _BatchNorm):
+        own = next(context.saved[module] for context in _OPEN if module in context.saved)
         buffers, vars(module)["track_running_stats"] = own.buffers, own.attributes["track_running_stats"]
         module._parameters.update(own.parameters)
     for key, buffer in buffers.items():
@@ -129,8 +124,6 @@ def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
             if id(buffer) not in copies:
                 copies[id(buffer)] = buffer.detach().clone()
             module._buffers[key] = copies[id(buffer)]
-    vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
-    vars(module)["training"] = False  # .eval() would run into models that override train()
 
 
 def _restore(module: nn.Module, state: _State) -> None:
@@ -152,9 +145,9 @@ def _opener(frame: FrameType) -> FrameType:
     return frame
 
 
-def _refuse_overlap(layers: Mapping[str, _BatchNorm]) -> None:
+def _refuse_overlap(layers: set[nn.Module]) -> None:
     for context in _OPEN:
-        if context.saved.keys().isdisjoint(layers.values()):
+        if context.saved.keys().isdisjoint(layers):
             continue
         elsewhere = context.thread != threading.get_ident()
         if elsewhere or (context.generator is not None and not _is_running(context.generator)):

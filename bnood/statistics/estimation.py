@@ -27,9 +27,9 @@ domain) is left out, with a warning; under the estimate it keeps its running sta
 per pass has one pair of buffers for all its uses, so its inputs are pooled.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -166,7 +166,7 @@ def _measure(
         if upstream == "batch":
             # The layer then normalises with what was measured: its own computation of the same moments is
             # saved, and in channels_last it would lose the variance to cancellation where means are large.
-            put(layer, bare, mean, deviations / count)
+            put(name, layer, bare, mean, deviations / count)
 
     used = _complete(layers, {}) if upstream == "batch" else upstream
     with use_statistics(model, used), before_layers(layers, measure):
@@ -201,7 +201,7 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         )
     if not len(x):
         return False
-    tensors = itertools.chain(bare.parameters(), bare.buffers())
+    tensors = chain(bare.parameters(), bare.buffers())
     bare(x.to(next((tensor.device for tensor in tensors), x.device)))
     return True
 

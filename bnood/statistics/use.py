@@ -1,8 +1,9 @@
 """Using BatchNorm statistics: read a model's own, normalise with others for a while, or write others in for good."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -64,21 +65,22 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             variance) or given ones; layers that these leave out use their running statistics.
 
     Raises:
-        UserError: if the model has no BatchNorm layer; if the statistics name a layer that the model lacks or have
-            another number of channels; if ``"running"`` is asked of a layer that keeps none; if another context holds
-            the model. Under ``"batch"``, also where a forward pass gives a layer a single value per channel.
+        UserError: if the model has no BatchNorm layer; if the statistics do not fit its layers or channels; if
+            ``"running"`` is asked of a layer that keeps none; if another context holds the model. Under ``"batch"``,
+            also where a forward pass gives a layer a single value per channel.
     """
     modules = dict(named_modules(model))
     layers = batchnorm_layers(model, modules)
     _check_usable(layers, statistics)
-    with lent(modules.values(), layers), ExitStack() as hooks:
+    with lent(modules.values()), ExitStack() as hooks:
         for name, layer in layers.items():
             if statistics == "batch":
                 # Train mode without tracking hands F.batch_norm no buffers; what a subclass writes to are copies.
                 layer.training, layer.track_running_stats = True, False
-                hooks.callback(layer.register_forward_pre_hook(_refuse_single_values, with_kwargs=True).remove)
+                hook = partial(_refuse_single_values, name)  # no closure: models are copied and pickled with it
+                hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
             elif isinstance(statistics, BatchNormStatistics) and name in statistics:
-                put(layer, model, statistics[name].mean, statistics[name].var)
+                put(name, layer, model, statistics[name].mean, statistics[name].var)
         yield model
 
 
@@ -108,7 +110,7 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
         if chosen is not None:
             chosen.check(name)
             _check_channels(name, layer, chosen)
-            put(layer, model, chosen.mean, chosen.var)
+            put(name, layer, model, chosen.mean, chosen.var)
 
     with use_statistics(model, "running"), before_layers(asked, act):
         yield model
@@ -148,7 +150,7 @@ def before_layers(
 ) -> Iterator[None]:
     """Inside a context: before each layer runs, call ``act`` with its name, itself and its input's moments."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(name: str) -> Callable[..., None]:
         context = innermost(layers[name])
 
         def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -165,13 +167,12 @@ def before_layers(
         yield
 
 
-def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
+def put(name: str, layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Inside a context: let the layer normalise with these statistics, in fresh buffers of its or the model's type."""
-    tensors = itertools.chain(
-        layer._parameters.values(), layer._buffers.values(), model.parameters(), model.buffers(), [mean.float()]
-    )
-    reference = next(tensor for tensor in tensors if tensor is not None and tensor.is_floating_point())
-    kind, own, context = reference.dtype, own_buffers(layer), innermost(layer)
+    tensors = chain(layer._parameters.values(), layer._buffers.values(), model.parameters(), model.buffers())
+    floating = (tensor for tensor in tensors if tensor is not None and tensor.is_floating_point())
+    reference = next(floating, torch.empty(0, device=mean.device))
+    kind, own = reference.dtype, own_buffers(layer)
     code = getattr(layer.forward, "__code__", None)
     if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
         # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
@@ -180,7 +181,6 @@ def put(layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tensor) -> None:
         with torch.enable_grad():
             half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
             layer._parameters.update({key: p.float() for key, p in half.items()})  # type: ignore[misc]
-    name = context.names[layer] if context else ""
     for key, values in (("running_mean", mean), ("running_var", var)):
         layer._buffers[key] = _converted(name, values, own.get(key), kind, reference.device)
 
@@ -205,14 +205,13 @@ def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     raise UserError(f"a {type(layer).__name__} was called without a tensor, so it has no input to normalise")
 
 
-def _refuse_single_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_single_values(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
     x = _input(layer, args, kwargs)
     if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
-        context = innermost(layer)  # none for a copy made inside one
         raise UserError(
-            f"layer {repr(context.names[layer]) if context else type(layer).__name__} received a single value per "
-            f"channel, in a batch of shape {list(x.shape)}, which has no variance: 'batch' needs two images or more"
+            f"layer {name!r} received a single value per channel, in a batch of shape {list(x.shape)}, which has no "
+            "variance: 'batch' needs two images or more"
         )
 
 
