@@ -8,8 +8,7 @@ from bnood.networks.hidden_layer import Activation, NormPosition
 from bnood.networks.mlp import MLP
 from bnood.networks.norm import Norm
 from bnood.networks.plain_convnet import PlainConvNet
-from bnood.networks.resnet import ResNet
-from bnood.networks.wide_resnet import WideResNet
+from bnood.networks.residual import ResNet, WideResNet
 
 Architecture = Literal["resnet", "wide_resnet", "mlp", "plain"]
 
@@ -29,17 +28,18 @@ def build_model(
 
     Args:
         architecture: ``resnet``, ``wide_resnet``, ``mlp`` or ``plain`` (a ConvNet without shortcuts).
-        depth: number of layers, as the architecture counts them.
+        depth: the network's own count of layers; for ``mlp`` and ``plain`` its hidden layers.
         width: channels of the first stage (ResNet), widening factor (WideResNet), units (MLP) or channels (plain).
         norm: see :mod:`bnood.networks.norm`.
-        groups: of ``gn``.
+        groups: groups of ``gn``; has to divide the channels or units.
         num_classes: K, the number of logits.
-        activation: of ``mlp`` and ``plain`` alone, as is ``norm_position``; residual networks have ReLU after the norm.
-        norm_position: ``before`` or ``after`` the activation.
-        image_size: side of the images; only ``mlp`` needs it.
+        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``, for ``mlp`` and ``plain``; decides their initialisation
+            too. Residual networks have ReLU.
+        norm_position: ``before`` or ``after`` the activation, for ``mlp`` and ``plain``.
+        image_size: side of the square images, which ``mlp`` alone has to know.
 
     Raises:
-        ValueError: for settings that no such network can have.
+        ValueError: for what the network cannot be built with.
     """
     if architecture == "mlp":
         return MLP(depth, width, norm, groups, num_classes, activation, norm_position, image_size)

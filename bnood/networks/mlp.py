@@ -1,24 +1,13 @@
-"""A multilayer perceptron on the flattened image: equal hidden layers without shortcuts."""
+"""A multilayer perceptron: equal hidden layers on the flattened image, without shortcuts."""
 
 from torch import Tensor, nn
 
-from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, needs_bias
-from bnood.networks.initialisation import initialise_plain
-from bnood.networks.norm import Norm, unit_norm_layer
+from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, initialise_plain, needs_bias
+from bnood.networks.norm import Norm, norm_layer
 
 
 class MLP(nn.Module):
-    """``depth`` hidden layers of ``width`` units and a linear head.
-
-    Args:
-        depth: hidden layers.
-        width: units of each.
-        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:func:`bnood.networks.norm.unit_norm_layer`).
-        groups: of ``gn``; has to divide ``width``.
-        num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too.
-        norm_position: ``before`` or ``after`` the activation.
-        image_size: side of the square RGB images.
+    """``depth`` hidden layers of ``width`` units and a linear head; arguments as :func:`bnood.networks.build_model`.
 
     Raises:
         ValueError: for groups that do not divide the width, or an unknown name.
@@ -37,9 +26,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         bias, layers = needs_bias(norm, norm_position), []
-        for inputs in ([3 * image_size**2] + [width] * depth)[:-1]:
+        for inputs in [3 * image_size**2, *[width] * (depth - 1)]:
             linear = nn.Linear(inputs, width, bias=bias)
-            layers.append(HiddenLayer(linear, unit_norm_layer(norm, width, groups), activation, norm_position))
+            layers.append(HiddenLayer(linear, norm_layer(norm, width, groups, units=True), activation, norm_position))
         self.layers = nn.Sequential(*layers)
         self.num_features = width
         self.head = nn.Linear(width, num_classes)

@@ -1,7 +1,6 @@
 """Any image classifier as logits and penultimate features.
 
-The features are what enters the head, the last linear layer. A hook on the head records them, so the model's own code
-stays as it is::
+The features are what enters the head, the last linear layer; a hook on the head records them::
 
     network = Network(torchvision.models.resnet18(), transform)
     outputs = network.outputs(images)  # .logits [N, K], .features [N, D]
@@ -28,13 +27,12 @@ PROBE_IMAGES = 8
 class Network:
     """A model, the transform of its images, and the way its logits and features are taken.
 
-    The model is left exactly as it was found (training flags, hooks, buffers), also after an error. Wrappers
-    (``DataParallel``, ``torch.compile``, ``AveragedModel``) are seen through: the bare model runs.
+    The model is left exactly as it was found, also after an error. Of a wrapped or compiled model the bare one runs.
 
     Args:
         model: gives logits ``[N, K]``, or an object with ``.logits`` as Hugging Face's models do.
-        transform: turns an image (PIL, or uint8 tensor ``[3, H, W]``) into the model's input ``[3, h, w]``; has to be
-            picklable. None: images are taken as they are stored, as uint8 ``[n, H, W, 3]`` by a model whose attribute
+        transform: turns an image (PIL, or uint8 tensor ``[3, H, W]``) into the model's input ``[3, h, w]``; picklable.
+            None: images are taken as they are stored, as uint8 ``[n, H, W, 3]`` by a model whose attribute
             ``takes_uint8`` is true, else as float ``[n, 3, H, W]`` in 0..1.
         head: the layer whose input the features are, or its name; by default the last Linear that makes the logits.
         call: ``call(model, batch)`` hands a batch to the model and returns its output; default ``model(batch)``.
@@ -79,26 +77,19 @@ class Network:
         return _reference(self.model).device
 
     @property
-    def found_head(self) -> FoundHead:
-        """What :meth:`probe` found; a UserError before."""
-        if self._found is None:
-            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
-        return self._found
-
-    @property
     def head(self) -> Head | None:
         """Weight and bias of the head, if ``logits = features @ weight.T + bias``, else None; known after a probe."""
-        return self.found_head.values
+        return self._probed().values
 
     @property
     def num_classes(self) -> int:
         """K, the number of logits; known after a probe."""
-        return self.found_head.num_classes
+        return self._probed().num_classes
 
     @property
     def feature_width(self) -> int:
         """D, the number of features, 0 where there are none (:class:`FoundHead`); known after a probe."""
-        return self.found_head.feature_width
+        return self._probed().feature_width
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         """Hand one batch to the model, on its device and in its type; serves ``estimate_statistics(call=)`` too."""
@@ -113,11 +104,10 @@ class Network:
         return model(batch) if self._call is None else self._call(model, batch)
 
     def probe(self, batch: Any) -> FoundHead:
-        """Find the head on a batch; 8 images are used. Done once: a second call returns what the first one found.
+        """Find the head on the first 8 images of a batch. Done once: a second call returns what the first one found.
 
         Raises:
-            UserError: if the output is no logits, if no Linear makes them and no head was named, or if the named
-                layer does not run.
+            UserError: if the output is no logits, no Linear makes them and no head was named, or that does not run.
         """
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
@@ -132,8 +122,7 @@ class Network:
 
         Args:
             batch: N images, as the model or ``call`` takes them.
-            channel_means: also the spatial means ``[N, C]`` of each BatchNorm layer's input, for the layers that run;
-                for a layer that runs several times, of its last input.
+            channel_means: also the spatial means ``[N, C]`` of the last input of each BatchNorm layer that runs.
 
         Raises:
             UserError: as :meth:`probe` does, and for features of another width than the head takes.
@@ -144,8 +133,7 @@ class Network:
 
         def keep_features(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal features
-            received = received_features(head.name, layer, args, kwargs)
-            features = None if received is None else received.features
+            features = received_features(head.name, layer, args, kwargs)
 
         def keep_mean(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -154,15 +142,12 @@ class Network:
 
             return hook
 
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            # A compiled graph does not call hooks that were added after its compilation.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # A compiled graph does not call hooks that were added after its compilation.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
             if head.feature_width:
-                stack.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
-            layers = batchnorm_layers(self.model) if channel_means else {}
-            for name, layer in layers.items():
-                stack.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
+                hooks.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
+            for name, layer in batchnorm_layers(self.model).items() if channel_means else ():
+                hooks.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
             logits = self._logits(batch)
         if features is None:
             if head.feature_width:
@@ -172,6 +157,11 @@ class Network:
             if len(rows) != len(logits):
                 raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
+
+    def _probed(self) -> FoundHead:
+        if self._found is None:
+            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
+        return self._found
 
     def _logits(self, batch: Any) -> Tensor:
         """The logits ``[N, K]`` of a batch."""
@@ -202,12 +192,19 @@ class Network:
         return logits
 
 
+def described(transform: Callable[[Any], Any] | None) -> str:
+    """A transform in one line."""
+    if transform is None:
+        return "none, images as they are stored"
+    return " ".join(getattr(transform, "__qualname__", repr(transform)).split())
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in training:
-            module.training = False  # not .eval(): models that override train() would be run into
+            module.training = False  # .eval() would run into models that override train()
         yield
     finally:
         for module, flag in training:
@@ -215,10 +212,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
-    names = [name for name, module in model.named_modules() if name and (name == head or module is head)]
-    if names:
-        return names[0]
-    known = [name for name, _ in model.named_modules()]
+    known = {name: module for name, module in model.named_modules() if name}
+    for name, module in known.items():
+        if name == head or module is head:
+            return name
     close = difflib.get_close_matches(head, known, n=3) if isinstance(head, str) else []
     hint = f": did you mean {' or '.join(close)}?" if close else ": see model.named_modules()"
     raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}{hint}")
@@ -232,10 +229,3 @@ def _reference(model: nn.Module) -> Tensor:
 
 def _on_cpu(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float32)
-
-
-def described(transform: Callable[[Any], Any] | None) -> str:
-    """A transform in one line."""
-    if transform is None:
-        return "none, images as they are stored"
-    return " ".join(getattr(transform, "__qualname__", repr(transform)).split())

@@ -4,8 +4,8 @@ All normalise a feature map ``[N, C, H, W]`` to zero mean and unit variance, the
 differ in which values share a mean (Wu & He 2018, "Group Normalization", figure 2):
 
 - ``bn`` (Ioffe & Szegedy 2015): one channel of all samples, over (N, H, W). The output for an image depends on the
-  images beside it. For single images, moving averages from training replace the batch's statistics: the averages that
-  this project is about.
+  other images of its batch. For single images, moving averages from training replace the batch's statistics: the
+  averages that this project is about.
 - ``ln`` (Ba et al. 2016): all channels of one sample, over (C, H, W), as Wu & He define it for feature maps: GroupNorm
   with one group. ConvNeXt's LayerNorm, over C at each pixel, is another.
 - ``gn`` (Wu & He 2018): one group of channels of one sample, over (C / groups, H, W).
@@ -22,28 +22,19 @@ from torch import nn
 Norm = Literal["bn", "ln", "gn", "none"]
 
 
-def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:
-    """The layer for feature maps ``[N, channels, H, W]``.
+def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) -> nn.Module:
+    """The layer for feature maps ``[N, channels, H, W]``, or for ``units`` ``[N, channels]``.
 
     ``groups`` counts only for ``gn``, where it has to divide ``channels`` (``ValueError`` otherwise).
     """
-    if norm == "ln":
-        return nn.GroupNorm(1, channels)
-    return nn.BatchNorm2d(channels) if norm == "bn" else _gn_or_none(norm, channels, groups)
-
-
-def unit_norm_layer(norm: Norm, units: int, groups: int = 8) -> nn.Module:
-    """The layer for ``[N, units]``; ``groups`` as in :func:`norm_layer`."""
-    if norm == "ln":
-        return nn.LayerNorm(units)
-    return nn.BatchNorm1d(units) if norm == "bn" else _gn_or_none(norm, units, groups)
-
-
-def _gn_or_none(norm: Norm, channels: int, groups: int) -> nn.Module:
+    if norm not in get_args(Norm):
+        raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")
     if norm == "none":
         return nn.Identity()
-    if norm != "gn":
-        raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")
+    if norm == "bn":
+        return nn.BatchNorm1d(channels) if units else nn.BatchNorm2d(channels)
+    if norm == "ln":
+        return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}: change model.groups"

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 class Head(NamedTuple):
-    """The last linear layer of a network: ``logits = features @ weight.T + bias``.
+    """The last linear layer of a network: ``logits = features @ weight.T + bias``; float32 on the CPU.
 
     Attributes:
-        weight: float32 ``[K, D]``, on the CPU.
-        bias: float32 ``[K]``, zeros where the layer has none.
+        weight: ``[K, D]``.
+        bias: ``[K]``, zeros where the layer has none.
     """
 
     weight: Tensor
@@ -27,8 +28,7 @@ class Outputs:
     Attributes:
         logits: ``[N, K]``.
         features: ``[N, D]``, what enters the last linear layer.
-        channel_means: per BatchNorm layer ``[N, C]``, the spatial mean of each channel of its input; empty unless
-            asked for.
+        channel_means: per BatchNorm layer ``[N, C]``, the spatial means of its input; empty unless asked for.
     """
 
     logits: Tensor
@@ -38,7 +38,7 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def at(self, index: Tensor | slice) -> "Outputs":
+    def at(self, index: Tensor | np.ndarray | slice) -> "Outputs":
         """The outputs of some of the images."""
         means = {name: values[index] for name, values in self.channel_means.items()}
         return Outputs(self.logits[index], self.features[index], means)

@@ -1,26 +1,17 @@
-"""A deep ConvNet without shortcuts, to show what depth does to the gradient."""
+"""A deep ConvNet without shortcuts: gradients have no way round its layers."""
 
 from torch import Tensor, nn
 
-from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, needs_bias
-from bnood.networks.initialisation import initialise_plain
+from bnood.networks.hidden_layer import Activation, HiddenLayer, NormPosition, initialise_plain, needs_bias
 from bnood.networks.norm import Norm, norm_layer
 
 
 class PlainConvNet(nn.Module):
-    """``depth`` 3 x 3 convolutions of ``width`` channels each, spatial mean, linear head.
+    """``depth`` 3 x 3 convolutions of ``width`` channels each, two of them with stride 2; pixels' mean; linear head.
 
-    The layers a third and two thirds of the way in halve the image. The width stays the same, unlike a ResNet's, so
-    gradients and units of all layers but the first can be compared.
-
-    Args:
-        depth: convolutions, from 3 up.
-        width: channels of each.
-        norm: ``bn``, ``ln``, ``gn`` or ``none`` (:mod:`bnood.networks.norm`).
-        groups: of ``gn``; has to divide ``width``.
-        num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; decides the initialisation too.
-        norm_position: ``before`` or ``after`` the activation.
+    The image is halved by the layers a third and two thirds of the way in. The channels stay the same, unlike a
+    ResNet's, so that gradients and units of all layers but the first can be compared. Arguments as
+    :func:`bnood.networks.build_model`.
 
     Raises:
         ValueError: for fewer than 3 layers, groups that do not divide the width, or an unknown name.

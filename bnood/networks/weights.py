@@ -55,35 +55,30 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
-        raise UserError(
-            f"{file}: no state_dict of tensors alone; save one with torch.save(model.state_dict(), file)"
-        ) from None
+        state = None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
-        raise UserError(f"{file}: holds no tensors by name; save them with torch.save(model.state_dict(), file)")
+        raise UserError(f"{file}: no state_dict of tensors alone; save one with torch.save(model.state_dict(), file)")
     return tensors
 
 
 def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module:
-    """The model with weights from a file, and with as many classes as these have.
-
-    Args:
-        build: gives the model; takes ``num_classes``, which is only given where the weights differ from the default.
-        file: see :func:`read_weights`.
+    """``build()`` with weights from a file; ``build(num_classes=K)`` where these have another number of classes.
 
     Raises:
         UserError: as :func:`load_weights` does.
     """
-    weights, model = read_weights(file), build()
+    model = build()
     own = model.state_dict()
     last = next(reversed(own))  # the bias of the head
-    given = _renamed(weights, own).get(last)
+    state = _renamed(read_weights(file), own)
+    given = state.get(last)
     if given is not None and given.ndim == 1 and len(given) != len(own[last]):
         model = build(num_classes=len(given))
-    _load(model, weights, file)
+    _load(model, state, file)
     return model
 
 
@@ -91,26 +86,29 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Load a file's tensors into a model; prefixes that wrappers add to names are seen through.
 
     Raises:
-        UserError: if the names or shapes do not fit; it lists the first three of each kind.
+        UserError: if the file cannot be read, or the names or shapes do not fit; it lists the first three of each kind.
     """
-    _load(model, read_weights(file), file)
+    _load(model, _renamed(read_weights(file), model.state_dict()), file)
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+def _load(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     own = model.state_dict()
-    state = _renamed(weights, own)
     unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
     fitting = {key: value for key, value in state.items() if key not in unlike}
     # The model's own loading renames old keys; what it says is missing or left over is not wanted under either name.
     missing, left_over = model.load_state_dict(fitting, strict=False)
-    missing = [key for key in missing if key not in unlike]
-    if missing or left_over or unlike:
-        shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike]
-        kinds = {"missing": missing, "left over": left_over, "of another shape": shapes}
-        raise UserError(
-            f"{file}: the weights do not fit {type(model).__name__}: "
-            + "; ".join(f"{kind} {_first(keys)}" for kind, keys in kinds.items() if keys)
-        )
+    kinds = {
+        "missing": [key for key in missing if key not in unlike],
+        "left over": left_over,
+        "of another shape": [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike],
+    }
+    wrong = []
+    for kind, keys in kinds.items():
+        if keys:
+            more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+            wrong.append(f"{kind} {', '.join(keys[:LISTED_KEYS])}{more}")
+    if wrong:
+        raise UserError(f"{file}: the weights do not fit {type(model).__name__}: {'; '.join(wrong)}")
 
 
 def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,8 +122,3 @@ def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
         if key != "n_averaged":  # AveragedModel's counter
             renamed[key] = value
     return renamed
-
-
-def _first(keys: list[str]) -> str:
-    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(keys[:LISTED_KEYS]) + more

@@ -1,7 +1,6 @@
 """BatchNorm statistics: read them, estimate them on other data, use them for a while, interpolate, save.
 
-Works on any ``torch.nn.Module`` that holds BatchNorm1d/2d/3d or SyncBatchNorm layers (or subclasses of them, such as
-timm's BatchNormAct2d), affine or not, with or without running statistics::
+Works on any ``torch.nn.Module`` with BatchNorm1d/2d/3d or SyncBatchNorm layers or subclasses of them::
 
     source = read_statistics(model)
     target = estimate_statistics(model, batches)

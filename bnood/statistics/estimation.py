@@ -1,15 +1,15 @@
 """Estimating BatchNorm statistics on data.
 
-**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Given a set
-of images, the statistics of a layer are the mean and the biased variance of its input, per channel, pooled over
-*all* elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and
-b, means m and sums of squared deviations S, ::
+**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Its
+statistics on a set of images are the mean and the biased variance of its input, per channel, pooled over *all*
+elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and b,
+means m and sums of squared deviations S, ::
 
     delta = m_b - m_a
     m     = m_a + delta * b / (a + b)
     S     = S_a + S_b + delta**2 * a * b / (a + b)
 
-in float64, so the result depends neither on how the images were cut into batches nor on their order as far as the
+in float64. The result depends neither on how the images were cut into batches nor on their order as far as the
 layer's input does not. (``torch.optim.swa_utils.update_bn`` averages per-batch variances instead, with equal weights;
 on batches sorted by class it misses the variance between the classes altogether.)
 
@@ -17,10 +17,10 @@ on batches sorted by class it misses the variance between the classes altogether
 with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
 nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
 layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
-network that uses them. The layers nearest the input are exact after one pass, those behind them after two, and so on,
-so a feed-forward network of L layers is settled after L passes at most. It may well take most of them: a change in the
-first layers grows on its way through the network before it dies out, so a small step is no sign of being close. The
-one-pass estimate costs a single pass and is usually near: :meth:`BatchNormStatistics.distance` says how near.
+network that uses them. Each pass makes at least one more layer of a feed-forward network exact, so L layers are settled
+after L passes at most. It may well take most of them: a change in the first layers grows on its way through the network
+before it dies out, so a small step is no sign of being close. :meth:`BatchNormStatistics.distance` shows how near the
+cheaper one-pass estimate is.
 
 **Which layers.** Those that evaluation mode runs. A layer that it does not run (an auxiliary head, the norm of another
 domain) is left out, with a warning; under the estimate it keeps its running statistics. A layer that runs several times
@@ -29,6 +29,7 @@ per pass has one pair of buffers for all its uses, so its inputs are pooled.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -37,14 +38,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, IterableDataset
 
 from bnood.errors import UserError
+from bnood.statistics.contexts import tracks
 from bnood.statistics.layers import batchnorm_layers, fixed_layers, listed, unwrapped
 from bnood.statistics.moments import PooledMoments
-from bnood.statistics.use import Mode, before_layers, floating_tensors, put, tracks, use_statistics
+from bnood.statistics.use import Mode, before_layers, put, use_statistics
 from bnood.statistics.values import BatchNormStatistics, LayerStatistics
 
 Method = Literal["one_pass", "sequential"]
-# How one batch is handed to the model.
-Call = Callable[[nn.Module, Any], Any]
+Call = Callable[[nn.Module, Any], Any]  # hands one batch to the bare model
 
 
 def estimate_statistics(
@@ -60,25 +61,20 @@ def estimate_statistics(
     """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
 
     Args:
-        model: the network; called without gradients, in evaluation mode but for its BatchNorm. A wrapped or compiled
-            model is measured on the bare model inside.
-        batches: the data: an iterable of ``x`` or of tuples that begin with ``x``, each batch as large as memory
-            allows; ragged and sorted batches do no harm. ``sequential`` goes through it several times, so there
-            it has to be a list, a DataLoader or a function that returns an iterator, not an iterator.
+        model: the network; called without gradients, in evaluation mode but for its BatchNorm, and without wrappers.
+        batches: tensors ``x [N, ...]`` or tuples that begin with ``x``, as large as memory allows; ragged and sorted
+            batches do no harm. ``sequential`` needs a list, a DataLoader or a function that returns an iterator.
         method: ``one_pass`` or ``sequential``.
         start: where ``sequential`` begins; by default at what one pass finds.
-        max_passes: how many passes ``sequential`` may take, the first included; by default enough for any
-            feed-forward network: two more than it has layers.
-        tolerance: ``sequential`` ends when no layer's :meth:`~BatchNormStatistics.distance` to the pass before
-            exceeds this.
-        call: how one batch is handed to the model, ``call(bare_model, batch)``, for batches of other kinds:
-            ``lambda model, batch: model(batch["image"].cuda())``. By default ``model(x)``, with ``x`` moved to the
-            model's device.
+        max_passes: of ``sequential``, the first included; by default two more than there are layers.
+        tolerance: ``sequential`` ends when no layer moves further than this (:meth:`~BatchNormStatistics.distance`).
+        call: how one batch is handed to the model, ``call(bare_model, batch)``, for batches of other kinds. By default
+            ``model(x)``, with ``x`` moved to the model's device.
 
     Raises:
-        UserError: if the model has no BatchNorm layer or runs none, if there are no batches, if they are of a kind
-            that needs ``call``, if a layer saw NaN or infinite values or, in one pass, a batch with a single value
-            per channel (which has no variance), or if an iterator was given where several passes are needed.
+        UserError: if the model has no BatchNorm layer or runs none, if there are no batches or they need ``call``, if
+            a layer saw NaN or infinite values or, in one pass, a batch with a single value per channel (which has no
+            variance), or if an iterator was given where several passes are needed.
 
     Warns:
         UserWarning: naming the layers that were not run, and those that keep fixed statistics (FrozenBatchNorm2d).
@@ -124,10 +120,7 @@ def measure_statistics(
     """The statistics of each layer's input as it arrives while all layers normalise with ``upstream``; one pass.
 
     Under ``"running"`` these are what each layer's running statistics stand in for; under ``"batch"`` what
-    :func:`estimate_statistics` finds in one pass. ``batches`` and ``call`` as there; the model is left untouched.
-
-    Raises:
-        UserError: as :func:`use_statistics` and :func:`estimate_statistics` do.
+    :func:`estimate_statistics` finds in one pass. ``batches``, ``call`` and errors as there.
     """
     _check_batches(batches)
     found = _measure(model, batches, upstream, call)
@@ -135,21 +128,15 @@ def measure_statistics(
     return BatchNormStatistics(found, passes=1)
 
 
-@torch.no_grad()
 def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> list[str]:
-    """The names of the BatchNorm layers that evaluation mode runs on a batch, in the order of their first run.
-
-    Raises:
-        UserError: as :func:`estimate_statistics` does for the model and the batch.
-    """
+    """The names of the BatchNorm layers that evaluation mode runs on a batch, in the order of their first run."""
     layers = batchnorm_layers(model)
     names: dict[str, None] = {}
 
     def note(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         names[name] = None
 
-    running = _complete(layers, BatchNormStatistics({}))
-    with use_statistics(model, running), before_layers(layers, note):
+    with use_statistics(model, _complete(layers, {})), before_layers(layers, note):
         _run(unwrapped(model), batch, 1, call)
     return list(names)
 
@@ -164,25 +151,25 @@ def _measure(
     """One pass: pooled statistics of the input of each layer that ran, behind layers that use ``upstream``."""
     layers, bare = batchnorm_layers(model), unwrapped(model)
     moments: dict[str, PooledMoments] = {}
-    number = 0
+    number, seen = 0, False
+
+    def single_value(name: str, where: str) -> UserError:
+        return UserError(
+            f"layer {name!r} received a single value per channel{where}, which has no variance: give two images or "
+            "more per batch, or leave out the last one"
+        )
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
-            raise UserError(
-                f"layer {name!r} received a single value per channel in batch {number}, which has no variance: give "
-                "two images or more per batch, or leave out the last one"
-            )
+            raise single_value(name, f" in batch {number}")
         moments.setdefault(name, PooledMoments()).merge(count, mean, deviations)
         if upstream == "batch":
             # The layer then normalises with what was measured: its own computation of the same moments is
             # saved, and in channels_last it would lose the variance to cancellation where means are large.
-            put(layer, bare, mean, deviations / count)
+            put(name, layer, bare, mean, deviations / count)
 
-    # Under "batch", the context's buffers are replaced before each layer, batch by batch.
-    neutral = BatchNormStatistics({name: _neutral(layer) for name, layer in layers.items()})
-    context = use_statistics(model, neutral if upstream == "batch" else upstream)
-    seen = False
-    with context, before_layers(layers, measure):
+    used = _complete(layers, {}) if upstream == "batch" else upstream
+    with use_statistics(model, used), before_layers(layers, measure):
         for number, batch in enumerate(batches, start=1):
             seen = _run(bare, batch, number, call) or seen
     if not seen:
@@ -191,9 +178,7 @@ def _measure(
         raise UserError(f"the forward pass ran none of the model's BatchNorm layers ({listed(list(layers))})")
     for name, pooled in moments.items():
         if pooled.count == 1:
-            raise UserError(
-                f"layer {name!r} received a single value per channel, which has no variance: give two images or more"
-            )
+            raise single_value(name, "")
         if not torch.isfinite(pooled.deviations).all():
             raise UserError(f"layer {name!r} received NaN or infinite values: no statistics can be estimated from them")
     in_order = ((name, moments[name]) for name in layers if name in moments)
@@ -216,8 +201,8 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         )
     if not len(x):
         return False
-    device = next((tensor.device for tensor in floating_tensors(bare)), x.device)
-    bare(x.to(device))
+    tensors = chain(bare.parameters(), bare.buffers())
+    bare(x.to(next((tensor.device for tensor in tensors), x.device)))
     return True
 
 
@@ -230,13 +215,12 @@ def _check_batches(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> None
 
 def _complete(layers: dict[str, _BatchNorm], statistics: Mapping[str, LayerStatistics]) -> BatchNormStatistics:
     """These statistics, and something to normalise with for layers that have none: such as did not run."""
-    return BatchNormStatistics(
-        {name: _neutral(layer) for name, layer in layers.items() if not tracks(layer)} | dict(statistics)
-    )
-
-
-def _neutral(layer: _BatchNorm) -> LayerStatistics:
-    return LayerStatistics(torch.zeros(layer.num_features), torch.ones(layer.num_features), 0)
+    neutral = {
+        name: LayerStatistics(torch.zeros(layer.num_features), torch.ones(layer.num_features), 0)
+        for name, layer in layers.items()
+        if not tracks(layer)
+    }
+    return BatchNormStatistics(neutral | dict(statistics))
 
 
 def _movement(before: Mapping[str, LayerStatistics], found: Mapping[str, LayerStatistics]) -> float:

@@ -1,6 +1,6 @@
 """Finding the BatchNorm layers of a model, whatever it is wrapped in, and saying why there are none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.fx import GraphModule
@@ -39,33 +39,35 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             waiting.extend(reversed(children))
 
 
-def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers of a model by name, in the order of ``named_modules``.
+def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers of a model by the names of the bare model (:func:`unwrapped`), in the order of its modules.
 
-    The names are those of the bare model (:func:`unwrapped`), so statistics of a wrapped or compiled model fit the
-    model itself and the other way round.
+    Args:
+        model: bare, wrapped or compiled.
+        modules: what :func:`named_modules` gives, where it is known already.
 
     Raises:
         UserError: if there are none; if one is lazy and has not seen its first batch; if one is quantized, scripted,
             traced or exported, because its statistics are then compiled in and cannot be replaced.
     """
-    layers = {}
-    for name, module in named_modules(model):
+    layers: dict[str, _BatchNorm] = {}
+    for name, module in (modules or dict(named_modules(model))).items():
         where = f"layer {name!r}" if name else "the model"
-        reason = _compiled_in(module)
-        if reason:
+        if reason := _compiled_in(module):
             raise UserError(f"{where} ({type(module).__name__}) {reason}: use the model from before that step")
         if isinstance(module, _BatchNorm):
             if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
                 raise UserError(f"{where} is lazy and has no channels yet: run one batch through the model first")
             layers[name] = module
     if not layers:
-        fixed = fixed_layers(model)
-        quantized = any(".quantized" in type(module).__module__ for module in model.modules())
-        folded = "; quantizing folds BatchNorm into the convolutions: use the model from before" if quantized else ""
+        because = ""
+        if fixed := fixed_layers(model):
+            because = f"; {fixed} keep fixed statistics"
+        elif any(".quantized" in type(module).__module__ for module in model.modules()):
+            because = "; quantizing folds BatchNorm into the convolutions: use the model from before"
         raise UserError(
             f"{type(unwrapped(model)).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or "
-            f"replace{f'; {fixed} keep fixed statistics' if fixed else folded}"
+            f"replace{because}"
         )
     return layers
 
@@ -76,10 +78,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def fixed_layers(model: nn.Module) -> str:
-    """Names and classes of layers with running statistics that are no BatchNorm, such as FrozenBatchNorm2d.
-
-    They go on using what they keep, whatever statistics are in use.
-    """
+    """Names and classes of layers that no statistics in use reach, such as FrozenBatchNorm2d; empty if none."""
     fixed = {
         name: type(module).__name__
         for name, module in named_modules(model)

@@ -38,21 +38,21 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     5,000 keeps seven digits), and this is several times faster than converting every value to float64.
     """
     x = x.detach()
-    channels_last = x.movedim(1, -1)  # a view of channels_last memory; of contiguous memory the reshape copies
-    values = channels_last.reshape(-1, x.shape[1])
+    # A view of channels_last memory, a copy of contiguous memory.
+    values = x.movedim(1, -1).reshape(-1, x.shape[1])
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
-    count = len(values)
+    count, channels = values.shape
     # A sample spread over the whole batch, so that sorted batches get a fair shift too.
     shift = values[:: max(1, count // 64)].mean(dim=0)
-    portion = count if x.device.type != "cpu" else VALUES_PER_PORTION // x.shape[1]
+    portion = count if x.device.type != "cpu" else VALUES_PER_PORTION // channels
     portion = max(ROWS_PER_BLOCK, portion - portion % ROWS_PER_BLOCK)
-    sums = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    sums = torch.zeros(channels, dtype=torch.float64, device=x.device)
     squares = torch.zeros_like(sums)
     for rows in values.split(portion):
         centred = rows - shift
         whole = len(rows) - len(rows) % ROWS_PER_BLOCK
-        for part in (centred[:whole].view(-1, ROWS_PER_BLOCK, x.shape[1]), centred[whole:].unsqueeze(0)):
+        for part in (centred[:whole].view(-1, ROWS_PER_BLOCK, channels), centred[whole:].unsqueeze(0)):
             sums += part.sum(dim=1).double().sum(dim=0)
             squares += part.square_().sum(dim=1).double().sum(dim=0)
     offset = sums / count

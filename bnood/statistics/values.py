@@ -1,7 +1,4 @@
-"""BatchNorm statistics as values: per layer a mean, a variance and a count; interpolated, compared, saved.
-
-How they are read from a network, estimated and used is in :mod:`bnood.statistics`.
-"""
+"""BatchNorm statistics as values: per layer a mean, a variance and a count; interpolated, compared, saved."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +18,8 @@ class LayerStatistics:
 
     Attributes:
         mean: float64 ``[C]``.
-        var: float64 ``[C]``; biased (divided by ``count``) if estimated here, as the layer uses it; running
-            statistics of training hold averages of unbiased ones.
-        count: elements per channel that were measured; for running statistics the number of training batches
-            that the layer has seen.
+        var: float64 ``[C]``, biased if estimated; running statistics are averages of unbiased ones.
+        count: elements per channel that were measured; for running statistics the training batches seen.
     """
 
     mean: Tensor
@@ -33,7 +28,6 @@ class LayerStatistics:
 
     def check(self, name: str) -> None:
         """Raise ``UserError``, naming the layer, unless a layer can normalise with these."""
-        wrong = None
         if self.mean.ndim != 1 or self.mean.shape != self.var.shape:
             shapes = f"{list(self.mean.shape)} and {list(self.var.shape)}"
             wrong = f"mean and variance have the shapes {shapes}; each needs one value per channel"
@@ -43,22 +37,20 @@ class LayerStatistics:
             wrong = f"the variance is negative in some channel ({float(self.var.min()):.4g})"
         elif self.count < 0:
             wrong = f"the count is {self.count}; it cannot be negative"
-        if wrong:
-            raise UserError(f"layer {name!r}: {wrong}")
+        else:
+            return
+        raise UserError(f"layer {name!r}: {wrong}")
 
 
 class BatchNormStatistics(Mapping[str, LayerStatistics]):
-    """Statistics of BatchNorm layers of a model: layer name -> mean, var, count. Immutable, on the CPU, float64.
-
-    What is given is copied and checked.
+    """Statistics of BatchNorm layers of a model: layer name -> mean, var, count. Copied to the CPU as float64.
 
     Attributes:
         passes: forward passes over the data that estimating took; 0 if nothing was estimated.
         converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
 
     Raises:
-        UserError: if a mean or variance is NaN or infinite, a variance or count is negative, or the two shapes are
-            not ``[C]``.
+        UserError: if a value is NaN or infinite, a variance or count is negative, or a shape is not ``[C]``.
     """
 
     def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:
@@ -90,19 +82,15 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         if not 0 <= share <= 1:
             raise UserError(f"the share of the other statistics is {share}; it has to lie between 0 and 1")
         self._require_same_layers(other)
-
-        def mix(ours: LayerStatistics, theirs: LayerStatistics) -> LayerStatistics:
-            mean = torch.lerp(ours.mean, theirs.mean, share)
-            var = torch.lerp(ours.var, theirs.var, share)
-            return LayerStatistics(mean, var, ours.count if share < 0.5 else theirs.count)
-
-        return BatchNormStatistics({name: mix(self[name], other[name]) for name in self})
+        mixed = {}
+        for name in self:
+            ours, theirs = self[name], other[name]
+            mean, var = torch.lerp(ours.mean, theirs.mean, share), torch.lerp(ours.var, theirs.var, share)
+            mixed[name] = LayerStatistics(mean, var, ours.count if share < 0.5 else theirs.count)
+        return BatchNormStatistics(mixed)
 
     def with_prior(self, target: "BatchNormStatistics", prior: float, images: float) -> "BatchNormStatistics":
-        """Schneider et al.'s (2020, equation 2) mixture: the source counts as ``prior`` images beside the targets.
-
-        ``self`` are the source statistics; the result is N / (N + n) source + n / (N + n) target.
-        """
+        """Schneider et al.'s (2020, equation 2) N / (N + n) source + n / (N + n) target; ``self`` is the source."""
         if prior < 0 or images < 0 or prior + images == 0:
             raise UserError(f"prior {prior} and images {images} have to be non-negative and not both zero")
         return self.interpolate(target, images / (prior + images))
@@ -157,12 +145,10 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
             raise UserError(f"{path}: no such file of BatchNorm statistics")
         try:
             with safe_open(path, framework="pt") as file:
-                names = (file.metadata() or {})["layers"].split("\n")
-                get = file.get_tensor
-                layers = {
-                    name: LayerStatistics(get(f"{name}.mean"), get(f"{name}.var"), int(get(f"{name}.count")))
-                    for name in names
-                }
+                layers = {}
+                for name in (file.metadata() or {})["layers"].split("\n"):
+                    mean, var, count = (file.get_tensor(f"{name}.{figure}") for figure in ("mean", "var", "count"))
+                    layers[name] = LayerStatistics(mean, var, int(count))
             return cls(layers)
         except Exception as error:  # safetensors raises its own class, which it does not export
             raise UserError(f"{path} does not hold BatchNorm statistics saved by bnood ({error})") from error
@@ -172,8 +158,8 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
             differing = sorted(self._layers.keys() ^ other._layers.keys())
             raise UserError(f"these statistics are of another model: layer {differing[0]!r} is in only one of the two")
         for name in self:
-            ours, theirs = len(self[name].mean), len(other[name].mean)
-            if ours != theirs:
+            channels, others = len(self[name].mean), len(other[name].mean)
+            if channels != others:
                 raise UserError(
-                    f"these statistics are of another model: layer {name!r} has {ours} or {theirs} channels"
+                    f"these statistics are of another model: layer {name!r} has {channels} or {others} channels"
                 )

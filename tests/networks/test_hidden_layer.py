@@ -1,53 +1,24 @@
-"""Plain networks: what stands in them, in which order, how they begin, and which norm normalises over what."""
+"""Plain networks: what stands in them, in which order, and how they begin."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bnood.networks import build_model
 from bnood.networks.hidden_layer import HiddenLayer
 from bnood.networks.mlp import MLP
 from bnood.networks.network import Network
-from bnood.networks.norm import unit_norm_layer
 from bnood.networks.plain_convnet import PlainConvNet
 
-SAMPLES, UNITS, GROUPS = 6, 8, 4
+UNITS = 8
 NUMPY_ACTIVATIONS = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
 }
-
-
-def units() -> Tensor:
-    """``[6, 8]`` in float64, with a scale and an offset of its own for every sample and unit."""
-    values = torch.randn(SAMPLES, UNITS).double()
-    return values * (torch.rand(SAMPLES, UNITS) + 1).double() + torch.randn(1, UNITS).double() * 5
-
-
-def layer(norm: str) -> nn.Module:
-    return unit_norm_layer(norm, UNITS, GROUPS).double().train()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("norm", "axes"), [("bn", (0,)), ("ln", (1, 2)), ("gn", (2,)), ("none", ())])
-def test_unit_norms_match_numpy_over_the_stated_axes(norm: str, axes: tuple[int, ...]) -> None:
-    x = units()
-    values = x.numpy().reshape(SAMPLES, GROUPS, UNITS // GROUPS)
-    if axes:
-        mean, var = values.mean(axis=axes, keepdims=True), values.var(axis=axes, keepdims=True)
-        values = (values - mean) / np.sqrt(var + 1e-5)
-    np.testing.assert_allclose(layer(norm)(x).detach().numpy(), values.reshape(SAMPLES, UNITS), atol=1e-9)
-
-
-def test_groups_that_do_not_divide_the_units_and_unknown_norms() -> None:
-    with pytest.raises(ValueError, match="divides 8 channels, not 3"):
-        unit_norm_layer("gn", 8, 3)
-    with pytest.raises(ValueError, match="unknown norm 'batch': choose one of bn, ln, gn, none"):
-        unit_norm_layer("batch", 8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", list(NUMPY_ACTIVATIONS))
@@ -120,13 +91,3 @@ def test_he_keeps_the_size_of_signals_through_a_deep_relu_net() -> None:
     x = torch.randn(64, 3, 8, 8)
     first, last = network.layers[0](x.flatten(1)), network.layers(x.flatten(1))
     assert 0.3 < float((last.square().mean() / first.square().mean()).detach()) < 3  # PyTorch's default: 6 ** -19
-
-
-def test_residual_networks_have_relu_and_norms_before_it() -> None:
-    for architecture, depth in (("resnet", 20), ("wide_resnet", 10)):
-        build_model(architecture, depth, 1 if depth == 10 else 16, "bn")  # type: ignore[arg-type]
-        for other in ({"activation": "tanh"}, {"norm_position": "after"}):
-            with pytest.raises(ValueError, match=f"{architecture} has ReLU and its norms before it"):
-                build_model(architecture, depth, 16, "bn", **other)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown architecture 'vgg': choose resnet, wide_resnet, mlp or plain"):
-        build_model("vgg", 16, 16, "bn")  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_wrappers_are_seen_through(wrap: Any) -> None:
     model = Small().eval()
     network, wrapped = Network(model), Network(wrap(model))
     outputs, expected = wrapped.outputs(IMAGES, channel_means=True), network.outputs(IMAGES, channel_means=True)
-    assert wrapped.found_head.name == "head" and wrapped.name == "Small"
+    assert wrapped.probe(IMAGES).name == "head" and wrapped.name == "Small"
     assert torch.equal(outputs.features, expected.features) and list(outputs.channel_means) == ["norm"]
 
 

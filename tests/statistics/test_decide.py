@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from unchanged import untouched
 
+from bnood.errors import UserError
 from bnood.statistics import (
     LayerStatistics,
     decide_statistics,
@@ -87,6 +88,11 @@ def test_none_leaves_the_running_statistics() -> None:
         with decide_statistics(model, lambda name, found: seen.append(name)):
             assert torch.equal(model(x), expected)
     assert seen == NAMES
+    with (
+        pytest.raises(UserError, match="no BatchNorm layer '7x'"),
+        decide_statistics(model, lambda name, found: found, ["7x"]),
+    ):
+        pass
 
 
 def test_everything_is_restored_on_errors_and_nested() -> None:

@@ -38,6 +38,9 @@ from bnood.statistics import (
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
+OTHER = BatchNormStatistics({"other": LayerStatistics(torch.zeros(3), torch.ones(3), 1)})
+
+
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
@@ -73,11 +76,8 @@ def test_layers_have_the_names_of_the_bare_model(wrap: str) -> None:
         with use_statistics(wrapped, found):
             torch.testing.assert_close(wrapped(X), expected)
     assert executed_layers(wrapped, X) == ["1"]
-
-
-def test_compiled_parts_of_a_model_leave_no_trace_in_the_names() -> None:
-    model = nn.Sequential(torch.compile(small(), backend="eager"), nn.Sequential(nn.Identity(), nn.BatchNorm1d(4)))
-    assert list(estimate_statistics(model, [X])) == ["0.1", "1.1"]
+    part = nn.Sequential(wrapped, nn.Sequential(nn.Identity(), nn.BatchNorm1d(4)))
+    assert list(estimate_statistics(part, [X])) == ["0.1", "1.1"]
 
 
 def test_distributed_models(tmp_path: Path) -> None:
@@ -129,6 +129,10 @@ def test_call_hands_any_kind_of_batch_to_the_model(method: str) -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
+        ([], "no batches were given"),
+        ([X[:0]], "no batches were given"),
+        (lambda: iter(()), "no batches were given"),
+        (X, r"the batches are one tensor, .* give \[images\]"),
         ([{"image": X}], "batch 1 is a dict, not a tensor.*call="),
         ([X, ([X, X], 0)], "batch 2 begins with a list.*call="),
         ([X.numpy()], "batch 1 is a ndarray, not a tensor"),
@@ -144,14 +148,13 @@ def test_batches_that_need_another_form_are_named(batches: Any, message: str) ->
         estimate_statistics(model, batches)
 
 
-def scripted() -> nn.Module:
-    return torch.jit.script(small())
-
-
 REFUSED = {
-    "scripted": (scripted, r"the model \(RecursiveScriptModule\) is scripted or traced"),
+    "scripted": (lambda: torch.jit.script(small()), r"the model \(RecursiveScriptModule\) is scripted or traced"),
     "traced": (lambda: torch.jit.trace(small(), X), "is scripted or traced"),
-    "a scripted part": (lambda: nn.Sequential(nn.BatchNorm2d(3), scripted()), r"layer '1' .* is scripted or traced"),
+    "a scripted part": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), torch.jit.script(small())),
+        r"layer '1' .* is scripted or traced",
+    ),
     "exported": (lambda: torch.export.export(small(), (X,)).module(), r"model \(GraphModule\) is an exported graph"),
     "quantized": (lambda: nn.Sequential(quantized.BatchNorm2d(3)), r"layer '0' \(BatchNorm2d\) is quantized"),
     "folded": (lambda: nn.Sequential(quantized.ReLU6()), "quantizing folds BatchNorm into the convolutions"),
@@ -170,24 +173,17 @@ def test_what_only_looks_like_batchnorm_is_refused_with_its_reason(kind: str) ->
             use()
 
 
-def test_symbolically_traced_modules_keep_their_layers() -> None:
-    model = torch.fx.symbolic_trace(nn.Sequential(OrderedDict(batch_norm=nn.BatchNorm2d(3))))
-    assert list(estimate_statistics(model, [X])) == ["batch_norm"]
-
-
-def test_frozen_layers_beside_others_are_named() -> None:
+def test_traced_modules_keep_their_layers_and_frozen_layers_are_named() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(OrderedDict(batch_norm=nn.BatchNorm2d(3))))
+    assert list(estimate_statistics(traced, [X])) == ["batch_norm"]
     model = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4))
     with pytest.warns(UserWarning, match=r"'1' \(FrozenBatchNorm2d\) keep fixed statistics"):
         assert list(estimate_statistics(model, [X])) == ["2"]
     assert has_batchnorm(model) and not has_batchnorm(model[1])
 
 
-def pooled_twice() -> nn.Module:
-    return nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.ReLU()).eval()
-
-
 def test_a_batch_of_single_values_is_named() -> None:
-    model = pooled_twice()
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.ReLU()).eval()
     with untouched(model):
         with pytest.raises(UserError, match="layer '3' received a single value per channel in batch 2"):
             estimate_statistics(model, [X[:7], X[7:]])
@@ -273,7 +269,11 @@ def test_contexts_made_of_contexts_nest() -> None:
             yield
 
     with untouched(model), mine("running"), mine("batch"), decide_statistics(model, lambda name, found: found):
-        estimate_statistics(model, [X], method="sequential")
+        target = estimate_statistics(model, [X], method="sequential")
+        with use_statistics(model, target):  # the innermost counts: X + 9 is not decided upon
+            inside = model(X + 9)
+    with use_statistics(model, target):
+        torch.testing.assert_close(model(X + 9), inside)
 
 
 def test_contexts_left_in_another_order_restore_the_model_with_the_last() -> None:
@@ -288,16 +288,6 @@ def test_contexts_left_in_another_order_restore_the_model_with_the_last() -> Non
             context.__exit__(None, None, None)
             assert torch.equal(model(X), running)
         three.__exit__(None, None, None)
-
-
-def test_the_innermost_context_counts_inside_decide_too() -> None:
-    model = small()
-    target = estimate_statistics(model, [X])
-    with torch.no_grad():
-        with use_statistics(model, target):
-            expected = model(X + 9)
-        with decide_statistics(model, lambda name, found: found), use_statistics(model, target):
-            assert torch.equal(model(X + 9), expected)
 
 
 def test_copies_made_inside_keep_the_statistics_and_nothing_of_the_context() -> None:
@@ -343,13 +333,6 @@ def test_values_that_are_no_statistics(mean: Any, var: Any, count: int, message:
         BatchNormStatistics.load(tmp_path / "s")
 
 
-def test_statistics_keep_their_own_memory() -> None:
-    mean = torch.zeros(2)
-    statistics = BatchNormStatistics({"a": LayerStatistics(mean, torch.ones(2), 1)})
-    mean.fill_(7)
-    assert statistics["a"].mean.tolist() == [0.0, 0.0] and statistics["a"].mean.dtype == torch.float64
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -357,13 +340,10 @@ def test_statistics_keep_their_own_memory() -> None:
         ({"method": "sequential", "tolerance": float("nan")}, "tolerance is nan"),
         ({"method": "sequential", "tolerance": -1}, "tolerance is -1"),
         ({"max_passes": 2}, "belong to method='sequential'"),
+        ({"method": "twopass"}, "unknown method 'twopass'"),
+        ({"method": "sequential", "start": OTHER}, "another model"),
     ],
 )
 def test_options_that_mean_nothing(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         estimate_statistics(small(), [X], **options)
-
-
-def test_decide_for_a_layer_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="no BatchNorm layer '7'"), decide_statistics(small(), lambda n, s: s, ["7"]):
-        pass

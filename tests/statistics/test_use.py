@@ -137,17 +137,6 @@ def test_layers_without_running_statistics(flags: dict[str, bool], kind: torch.d
         torch.testing.assert_close(run(model, x), expected(tracking, given, x))
 
 
-def test_batch_mode_depends_on_the_batch_and_moves_no_average() -> None:
-    model = small_model()
-    x = torch.randn(6, 3, 6, 6)
-    with untouched(model):
-        with use_statistics(model, "batch"):
-            alone, beside_others = run(model, x[:3]), run(model, torch.cat([x[:3], x[3:] + 9]))[:3]
-        with use_statistics(model, "running"):
-            torch.testing.assert_close(run(model, x[:3]), run(model, torch.cat([x[:3], x[3:] + 9]))[:3])
-    assert not torch.allclose(alone, beside_others, atol=1e-2)
-
-
 @pytest.mark.parametrize("order", list(itertools.product(("running", "batch", "given", "partial"), repeat=3)), ids=str)
 def test_nested_contexts_in_every_order(order: tuple[str, str, str]) -> None:
     model = small_model()
