@@ -92,8 +92,12 @@ def _exit(message: str) -> None:
 
 
 def _stopped(message: str, status: int) -> None:
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.terminate()
+    for child in children:
+        child.join(5)
+        child.kill()  # one that was still starting may have missed the signal; without effect on one that has ended
     if is_first_process():
         print(message, file=sys.stderr)
     raise SystemExit(status) from None

@@ -150,6 +150,7 @@ def _start_ray(options: ExecutorOptions) -> None:
     from ray.util.joblib import register_ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default any other program goes first
     if not ray.is_initialized():  # RAY_ADDRESS names a cluster that runs already
         cores = None if os.environ.get("RAY_ADDRESS") else options.workers * options.threads_per_worker
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
