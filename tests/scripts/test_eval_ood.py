@@ -198,7 +198,7 @@ def larger_npz(folder: Path) -> Path:
     [
         (one_npz, "lonely: it has 1 image(s); expected at least 2"),
         (one_picture, "lonely: it has 1 image(s); expected at least 2"),
-        (empty_npz, "empty.npz: it holds no images; expected at least one"),
+        (empty_npz, "empty: there are no images in it; expected at least one"),
         (empty_folder, "empty: there are no images"),
         (truncated_npz, "short.npz: it is cut short or not an .npz archive"),
         (larger_npz, "large.npz: images are 32 x 32 pixels; expected 16 x 16"),
