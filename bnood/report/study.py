@@ -57,11 +57,12 @@ def write_study_report(
     pictures = {name: _pictures_of(name, table, units, layers, len(networks) > 1) for name in networks}
     first = pictures.pop(networks[0])
     across = [_seeds_picture(differences)] if len(differences) else []
+    answer, columns = _filled([_answer(row) for row in judged], ["Question", "Network", "Verdict", "Effect", "Why"])
     return write_page(
         folder, "study", title=title, commands=commands, sentence=sentence, notes=notes, record=record,
         pictures=[*first[:1], *across, *first[1:]],
         others=[(display(name), own) for name, own in pictures.items()],
-        answer=[_answer(row) for row in judged], answer_columns=["Question", "Network", "Verdict", "Effect", "Why"],
+        answer=answer, answer_columns=columns,
         changes=[
             [display(one), *row] for one, row in zip(differences["network"], changes.as_text(differences), strict=True)
         ],
@@ -102,6 +103,12 @@ def _answer(row: dict[str, Any]) -> list[str]:
     why = "; ".join(text for text in (row["reason"], row.get("note")) if text)
     quantity = f" ({row['quantity']})" if row.get("quantity") else ""
     return [f"{row['hypothesis']}: {row['statement']}", _network(row), row["verdict"], f"{_effect(row)}{quantity}", why]
+
+
+def _filled(rows: list[list[str]], columns: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Rows and columns without the columns that no row fills: the demo's hint has neither verdict nor reason."""
+    kept = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return [[row[place] for place in kept] for row in rows], [columns[place] for place in kept]
 
 
 def _controls(row: dict[str, Any]) -> list[list[str]]:
