@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
     """Let the C library reuse freed memory instead of returning it to the system; glibc alone, nothing elsewhere.
 
     Activations are large, so that glibc maps and unmaps memory for each of them, and the kernel clears every page anew:
-    half of the processor time of a forward pass at 224 pixels.
+    a large part of the processor time of a forward pass at 224 pixels.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):

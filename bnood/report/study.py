@@ -57,7 +57,7 @@ def write_study_report(
     pictures = {name: _pictures_of(name, table, units, layers, len(networks) > 1) for name in networks}
     first = pictures.pop(networks[0])
     across = [_seeds_picture(differences)] if len(differences) else []
-    answer, columns = _filled([_answer(row) for row in judged], ["Question", "Network", "Verdict", "Effect", "Why"])
+    answer, columns = filled([_answer(row) for row in judged], ["Question", "Network", "Verdict", "Effect", "Why"])
     return write_page(
         folder, "study", title=title, commands=commands, sentence=sentence, notes=notes, record=record,
         pictures=[*first[:1], *across, *first[1:]],
@@ -105,7 +105,7 @@ def _answer(row: dict[str, Any]) -> list[str]:
     return [f"{row['hypothesis']}: {row['statement']}", _network(row), row["verdict"], f"{_effect(row)}{quantity}", why]
 
 
-def _filled(rows: list[list[str]], columns: list[str]) -> tuple[list[list[str]], list[str]]:
+def filled(rows: list[list[str]], columns: list[str]) -> tuple[list[list[str]], list[str]]:
     """Rows and columns without the columns that no row fills: the demo's hint has neither verdict nor reason."""
     kept = [place for place in range(len(columns)) if any(row[place] for row in rows)]
     return [[row[place] for place in kept] for row in rows], [columns[place] for place in kept]

@@ -13,7 +13,7 @@ from bnood.report.changes import differences
 from bnood.report.charts import Panel, Picture, lines
 from bnood.report.figures import TARGET, rows
 from bnood.report.run import write_run_report
-from bnood.report.study import write_study_report
+from bnood.report.study import filled, write_study_report
 
 COMMANDS = ["python scripts/eval_ood.py --run 'runs/a <b>'"]
 INTERNAL = ("msp_temperature", "bn-at-gn", "recalibrated:", "batch:128", "unit_mean", "max_logit")
@@ -149,3 +149,11 @@ def test_equal_panels_have_different_ids() -> None:
     first, second = Picture("p", "two equal panels", [panel, panel]).svgs()
     ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, second)]
     assert ids[0] and not ids[0] & ids[1]
+
+
+def test_columns_that_no_row_fills_are_left_out() -> None:
+    rows = [["H1", "", "+1 points", ""], ["H4", "", "", "not tested"]]
+    assert filled(rows, ["Question", "Verdict", "Effect", "Why"]) == (
+        [["H1", "+1 points", ""], ["H4", "", "not tested"]],
+        ["Question", "Effect", "Why"],
+    )
