@@ -42,6 +42,8 @@ def test_labels_that_do_not_fit_the_network() -> None:
     found, note = folder_labels(folder("dog", "cat"), None, 3)
     assert found.labels is None and note is not None
     assert "photos: used without labels, because it has 2 class folder(s) and the network 3" in note
+    for other in (1, 3):  # more folders than classes, and fewer
+        assert folder_labels(folder("dog", "cat"), None, other)[0].labels is None
 
 
 def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
