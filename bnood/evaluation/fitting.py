@@ -78,7 +78,8 @@ class Fitting:
 
     def fit(self, run: Run) -> Fitted:
         """All detectors, fitted on outputs that ``run`` gives of images."""
-        outputs = {images.name: run(images) for images in {id(each): each for each in self._images.values()}.values()}
+        # By identity: the held-out images may have the name of the training images.
+        outputs = {key: run(images) for key, images in {id(each): each for each in self._images.values()}.items()}
         fitted: Fitted = {}
         for name in self.names:
             if name in SCORES:
@@ -88,7 +89,7 @@ class Fitting:
                 if detector.needs == "channel_means":
                     detector.fit(read_statistics(self.network.model))  # type: ignore[arg-type]
                 elif images is not None:
-                    found = outputs[images.name]
+                    found = outputs[id(images)]
                     detector.fit(found.features, found.logits, images.labels, self.network.head)
                 elif detector.needs == "features":
                     detector.fit(head=self.network.head)

@@ -51,7 +51,7 @@ def network() -> Network:
     return made
 
 
-def evaluated(made: Network, **changes: Any) -> Evaluation:
+def evaluated(made: Network, held_out: str = "held-out", **changes: Any) -> Evaluation:
     options: dict[str, Any] = {
         "statistics": KINDS_OF_STATISTICS,
         "detectors": tuple(DETECTORS),
@@ -64,7 +64,7 @@ def evaluated(made: Network, **changes: Any) -> Evaluation:
         made,
         labelled("known", 60, 1),
         train_set=labelled("train", TRAINED_ON, 100),
-        held_out=labelled("held-out", 50, 50),
+        held_out=labelled(held_out, 50, 50),
         ood_sets={"far": small_set("far", 64, 7, 230, 60)},
         **{**options, **changes},
     )
@@ -244,3 +244,11 @@ def test_detectors_of_batchnorm_are_not_applicable_without_it() -> None:
     assert found.notes == [
         f"detector {name}: not applicable: the network has no BatchNorm layer" for name in ("bats", "nmd")
     ]
+
+
+def test_held_out_images_may_be_named_as_the_training_images() -> None:
+    asked: dict[str, Any] = {"statistics": ("running",), "detectors": ("react", "temperature", "she")}
+    pytest.importorskip("pytorch_ood")
+    other = evaluated(network(), **asked)
+    same = evaluated(network(), held_out="train", **asked)
+    pd.testing.assert_frame_equal(same.table, other.table)
