@@ -244,7 +244,8 @@ class Engine:
     ) -> None:
         """Rows of both sides alone, and of their comparison where both were scored."""
         id_side = [each for each in known if each is not None]
-        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, pair.comparison)
+        kind = "control" if pair.companion else pair.comparison
+        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, kind)
         if pair.comparison == "ood":
             companion = pair.dataset if condition.paired(self.splits) else ""
             if id_side:
