@@ -22,7 +22,7 @@ import yaml
 from bnood.evaluation.intervals import Replicates, mean_of
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 TEXT = {"companion": "", "comparison": "", "detector": "", "statistics": ""}
