@@ -6,8 +6,8 @@ batch. A layer's name or position is no proof: scaling, a softmax or a second cl
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,7 @@ LOW_PRECISION_TOLERANCE = 2e-2
 LISTED_LAYERS = 6
 
 
-@dataclass(frozen=True)
-class FoundHead:
+class FoundHead(NamedTuple):
     """The layer whose input the features are.
 
     Attributes:
@@ -71,35 +70,31 @@ def find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None
     Raises:
         UserError: if no Linear that runs makes the logits, or if the named layer does not run.
     """
-    layers = {name: module for name, module in model.named_modules() if _kind(module) or name == head_name}
+    layers = {name: layer for name, layer in model.named_modules() if _kind(layer) or name == head_name}
     ran: dict[str, tuple[Tensor, bool]] = {}  # features and whether they are averages, in order of execution
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ran.pop(name, None)  # a layer that runs again counts as its last run
-            features = received_features(name, layer, args, kwargs)
-            if features is not None:
-                given: Tensor = args[0] if args else next(iter(kwargs.values()))
-                ran[name] = features, given.numel() > features.numel()
-
-        return hook
+    def record(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ran.pop(name, None)  # a layer that runs again counts as its last run
+        features = received_features(name, layer, args, kwargs)
+        if features is not None:
+            given: Tensor = args[0] if args else next(iter(kwargs.values()))
+            ran[name] = features, given.numel() > features.numel()
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(record(name), with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
         logits = run()
-    known = [name for name in reversed(ran) if _kind(layers[name])]
-    shown = [f"{name} ({_kind(layers[name])})" for name in known[:LISTED_LAYERS]]
-    more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
-    listing = f"these run, last first: {', '.join(shown)}{more}" if known else "no Linear layer or 1x1 convolution runs"
-    if head_name is not None and head_name not in ran:
-        raise UserError(f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {listing}")
-    for name in reversed(ran) if head_name is None else [head_name]:
+    for name in reversed(ran) if head_name is None else {head_name} & ran.keys():
         layer, (features, averaged) = layers[name], ran[name]
         values = _linear(layer, features, logits)
         if head_name is not None or (values is not None and isinstance(layer, nn.Linear)):
             width = 0 if averaged and values is None else features.shape[1]
             return FoundHead(name, layer, values, logits.shape[1], width)
+    known = [f"{name} ({_kind(layers[name])})" for name in reversed(ran) if _kind(layers[name])]
+    more = f" and {len(known) - LISTED_LAYERS} more" if len(known) > LISTED_LAYERS else ""
+    listing = f"these run, last first: {', '.join(known[:LISTED_LAYERS])}{more}" if known else "no such layer runs"
+    if head_name is not None:
+        raise UserError(f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {listing}")
     raise UserError(
         f"no Linear layer of {type(model).__name__} makes its output {list(logits.shape)}: "
         f"name the layer whose input are the features (head=, on the command line --head); {listing}"

@@ -1,16 +1,10 @@
-"""Any image classifier as logits and penultimate features.
-
-The features are what enters the head, the last linear layer; a hook on the head records them::
-
-    network = Network(torchvision.models.resnet18(), transform)
-    outputs = network.outputs(images)  # .logits [N, K], .features [N, D]
-    weight, bias = network.head  # outputs.logits = outputs.features @ weight.T + bias
-"""
+"""Any image classifier as logits and penultimate features, which are what enters its head."""
 
 import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,9 +30,7 @@ class Network:
             ``takes_uint8`` is true, else as float ``[n, 3, H, W]`` in 0..1.
         head: the layer whose input the features are, or its name; by default the last Linear that makes the logits.
         call: ``call(model, batch)`` hands a batch to the model and returns its output; default ``model(batch)``.
-        name: for tables; default the class of the model.
-        norm: for tables; default ``bn`` for models with BatchNorm, else ``none``.
-        seed: of the training run, for tables.
+        name, norm, seed: for tables; default the class of the model, ``bn`` for models with BatchNorm, and none.
 
     Raises:
         UserError: for a model that is no ``nn.Module``, a transform or call that cannot be called, or a head that the
@@ -62,8 +54,7 @@ class Network:
             if given is not None and not callable(given):
                 raise UserError(f"{what} has to be callable, not {type(given).__name__}")
         self.model = unwrapped(model)
-        self.transform = transform
-        self.transform_text = described(transform)
+        self.transform, self.transform_text = transform, described(transform)
         self.name = name or type(self.model).__name__
         self.norm = norm or ("bn" if has_batchnorm(self.model) else "none")
         self.seed = seed
@@ -91,6 +82,11 @@ class Network:
         """D, the number of features, 0 where there are none (:class:`FoundHead`); known after a probe."""
         return self._probed().feature_width
 
+    def _probed(self) -> FoundHead:
+        if self._found is None:
+            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
+        return self._found
+
     def call(self, model: nn.Module, batch: Any) -> Any:
         """Hand one batch to the model, on its device and in its type; serves ``estimate_statistics(call=)`` too."""
         if isinstance(batch, Tensor):
@@ -104,7 +100,7 @@ class Network:
         return model(batch) if self._call is None else self._call(model, batch)
 
     def probe(self, batch: Any) -> FoundHead:
-        """Find the head on the first 8 images of a batch. Done once: a second call returns what the first one found.
+        """Find the head on the first 8 images of a batch, once.
 
         Raises:
             UserError: if the output is no logits, no Linear makes them and no head was named, or that does not run.
@@ -112,7 +108,7 @@ class Network:
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
             with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                self._found = find_head(self.model, lambda: self._checked_logits(few), self._head_name)
+                self._found = find_head(self.model, lambda: self._no_probabilities(self._logits(few)), self._head_name)
         return self._found
 
     def outputs(self, batch: Any, channel_means: bool = False) -> Outputs:
@@ -135,33 +131,25 @@ class Network:
             nonlocal features
             features = received_features(head.name, layer, args, kwargs)
 
-        def keep_mean(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x = args[0].float()
-                means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
-
-            return hook
+        def keep_mean(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].float()
+            means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
 
         # A compiled graph does not call hooks that were added after its compilation.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
             if head.feature_width:
                 hooks.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
             for name, layer in batchnorm_layers(self.model).items() if channel_means else ():
-                hooks.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
+                hooks.callback(layer.register_forward_pre_hook(partial(keep_mean, name)).remove)
             logits = self._logits(batch)
-        if features is None:
-            if head.feature_width:
-                raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
+        if not head.feature_width:
             features = logits.new_empty(len(logits), 0)
+        if features is None:
+            raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
         for name, rows in {head.name: features, **means}.items():
             if len(rows) != len(logits):
                 raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
-
-    def _probed(self) -> FoundHead:
-        if self._found is None:
-            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
-        return self._found
 
     def _logits(self, batch: Any) -> Tensor:
         """The logits ``[N, K]`` of a batch."""
@@ -180,9 +168,8 @@ class Network:
             )
         return logits
 
-    def _checked_logits(self, batch: Any) -> Tensor:
-        """The logits of a probe batch, which must not be probabilities: energy and max logit would be meaningless."""
-        logits = self._logits(batch)
+    def _no_probabilities(self, logits: Tensor) -> Tensor:
+        """Energy and max logit of probabilities would be meaningless."""
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
@@ -217,8 +204,8 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
         if name == head or module is head:
             return name
     close = difflib.get_close_matches(head, known, n=3) if isinstance(head, str) else []
-    hint = f": did you mean {' or '.join(close)}?" if close else ": see model.named_modules()"
-    raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}{hint}")
+    hint = f"did you mean {' or '.join(close)}?" if close else "see model.named_modules()"
+    raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}: {hint}")
 
 
 def _reference(model: nn.Module) -> Tensor:

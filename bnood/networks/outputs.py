@@ -10,12 +10,7 @@ from torch import Tensor
 
 
 class Head(NamedTuple):
-    """The last linear layer of a network: ``logits = features @ weight.T + bias``; float32 on the CPU.
-
-    Attributes:
-        weight: ``[K, D]``.
-        bias: ``[K]``, zeros where the layer has none.
-    """
+    """The last linear layer: ``logits = features @ weight.T + bias``; ``[K, D]`` and ``[K]``, float32 on the CPU."""
 
     weight: Tensor
     bias: Tensor

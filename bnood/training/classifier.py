@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from bnood.data.datamodule import Batch, ImageDataModule, channel_constants
 from bnood.errors import UserError
-from bnood.networks import Activation, Architecture, NormPosition
+from bnood.networks import Architecture
 from bnood.networks.image_classifier import ImageClassifier, MemoryFormat, build_network
 from bnood.networks.norm import Norm
+from bnood.networks.plain import Activation, NormPosition
 
 ECE_BINS = 15
 
