@@ -4,20 +4,19 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnood.errors import UserError
 from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
+from bnood.networks.network import Network
 from bnood.training.yaml_files import read_yaml
-
-if TYPE_CHECKING:
-    from bnood.networks.network import Network
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
@@ -55,10 +54,8 @@ class Run:
         return self.folder / CHECKPOINT
 
     @cached_property
-    def network(self) -> "Network":
+    def network(self) -> Network:
         """The classifier as logits and features."""
-        from bnood.networks.network import Network
-
         return Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
 
 
@@ -96,11 +93,9 @@ def load_run(folder: Path) -> Run:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``; empty where there is none."""
-    file = folder / "summary.json"
-    try:
+    file, summary = folder / "summary.json", None
+    with suppress(ValueError, RecursionError):
         summary = json.loads(file.read_text()) if file.exists() else {}
-    except (ValueError, RecursionError):
-        summary = None
     if not isinstance(summary, dict):
         raise UserError(f"{file} is not readable as JSON; expected a mapping: remove it, or train again")
     return summary
@@ -119,11 +114,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
-    weights = content["state_dict"]
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to tensors as its state_dict")
-    if not isinstance(content["hyper_parameters"], dict):
-        raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
+    weights, settings = content["state_dict"], content["hyper_parameters"]
+    tensors = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
+    if not tensors or not isinstance(settings, dict):
+        raise UserError(f"{checkpoint} is damaged: expected tensors as its state_dict, a mapping as hyper_parameters")
     return content
 
 
@@ -150,12 +144,10 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
         # Weights are drawn first and then replaced; that must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             network = build_network(settings)
-    except UserError as error:
-        raise UserError(f"{checkpoint} holds settings of another version of bnood: {error}") from error
-    classifier = ImageClassifier(network, settings.get("norm", "bn"), settings.get("memory_format", "auto"))
-    try:
+        classifier = ImageClassifier(network, settings.get("norm", "bn"), settings.get("memory_format", "auto"))
         classifier.load_state_dict(content["state_dict"])  # copies: weights stored as float16 become float32
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint} does not fit the network that its own settings describe") from error
+    except (UserError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "the weights do not fit the settings"
+        raise UserError(f"{checkpoint} does not fit the network that its own settings describe: {reason}") from error
     classifier.network.to(memory_format=classifier.torch_memory_format())
     return classifier.eval()
