@@ -13,10 +13,9 @@ def padded(images: Tensor, padding: int = PADDING) -> Tensor:
 
 
 def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Draws for ``count`` images: row offsets, column offsets, mirrored or not; int64 ``[3, count]`` on the CPU.
+    """Row offsets, column offsets, mirrored or not, for each image: int64 ``[3, count]`` on the CPU.
 
-    torchvision's transforms draw once per call and so would cut a whole batch alike; here every image draws for
-    itself. The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
+    The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
     """
     columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5

@@ -52,7 +52,3 @@ def test_without_crop_images_are_only_mirrored() -> None:
     flips = [flip for row, column, flip in draws_of(before.numpy(), after.numpy(), 0)]
     assert 10 < sum(flips) < 40
     assert before.data_ptr() != after.data_ptr()
-
-
-def test_no_images_give_none() -> None:
-    assert augmented(0, padding=4)[1].shape == (0, 12, 10, 3)
