@@ -39,17 +39,8 @@ class Batches:
 def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: int, padding: int | None) -> Tensor:
     """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
 
-    Only full batches: the last short one would have other BatchNorm statistics.
-
-    Args:
-        images: number of training images.
-        batch_size: images of a step, over all devices.
-        seed, epoch: decide the order of the images.
-        first_step: the number of the epoch's first step; the augmentation of each step is seeded by its number.
-        padding: from which crops are drawn; None for no augmentation.
-
-    Returns:
-        int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices and, with augmentation, :func:`draw_crops`.
+    Only full batches: the last short one would have other BatchNorm statistics. Gives int64 ``[steps, 1 or 4,
+    batch_size]`` on the CPU: indices of images and, unless ``padding`` is None, :func:`draw_crops`.
     """
     steps = images // batch_size
     order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
@@ -138,15 +129,11 @@ class ImageDataModule(L.LightningDataModule):
                     raise UserError(f"data.{key}: {error}") from error
         train_set, self.validation_set = training_split(vars(self))
         if len(train_set) < self.batch_size:
-            raise UserError(
-                f"{self.in_distribution}: {len(train_set)} training images do not fill one batch "
-                f"(data.batch_size={self.batch_size}): choose a smaller batch"
-            )
+            found = f"{len(train_set)} training images do not fill one batch (data.batch_size={self.batch_size})"
+            raise UserError(f"{self.in_distribution}: {found}: choose a smaller batch")
         if len(classes := np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
-            raise UserError(
-                f"{self.in_distribution}: all training images have the label {classes[0]}; expected two classes "
-                "or more (of photographs: one folder for each)"
-            )
+            found = f"all training images have the label {classes[0]}"
+            raise UserError(f"{self.in_distribution}: {found}; expected two classes or more (one folder for each)")
         self.train_set = train_set
 
     def train_dataloader(self) -> Batches:

@@ -50,21 +50,12 @@ class _Set:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(_Set):
-    """Images in memory, all of one size.
-
-    Attributes:
-        name: as in configs, tables and plots (``svhn``).
-        images: uint8 ``[N, H, W, 3]``, RGB; for reading only.
-        labels: int64 ``[N]`` (other integers are converted), class indices from 0, or None.
-        folders: the sorted folder names, if labels only number these (:func:`bnood.data.labels.folder_labels`).
-
-    Raises ``UserError`` for arrays of another shape, type or length, and for negative labels.
-    """
+    """Images in memory, all of one size; UserError for arrays of another shape, type or length, and negative labels."""
 
     _rows = "images"
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    folders: tuple[str, ...] | None = None
+    images: np.ndarray  # uint8 [N, H, W, 3], RGB; for reading only
+    labels: np.ndarray | None = None  # int64 [N], class indices from 0
+    folders: tuple[str, ...] | None = None  # sorted names, if labels only number these: bnood.data.labels
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -79,23 +70,15 @@ class StreamedSet(_Set):
 
     An item is an image, or a tuple or list that starts with one. An image is the path of an image file, a PIL image, a
     uint8 array ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as
-    transformed already.
-
-    Attributes:
-        name, labels, folders: as in :class:`ImageSet`.
-        dataset: has ``__len__`` and ``__getitem__``; it must give the same item whenever it is asked.
-        index: int64 ``[N]``, the items of the dataset that belong to the set; all of them by default.
-        checked: the transforms under which items were found to be the same when read twice.
-
-    Raises ``UserError`` if the dataset is not map-style, or labels do not fit.
+    transformed already. UserError if the dataset is not map-style, or labels do not fit.
     """
 
     _rows = "index"
-    dataset: Any
+    dataset: Any  # with __len__ and __getitem__, which give the same whenever they are asked
     labels: np.ndarray | None = None
-    index: np.ndarray = None  # type: ignore[assignment]  # filled in below
+    index: np.ndarray = None  # type: ignore[assignment]  # [N], the dataset's items that belong to the set; all
     folders: tuple[str, ...] | None = None
-    checked: list[Any] = field(default_factory=list, repr=False)
+    checked: list[Any] = field(default_factory=list, repr=False)  # transforms that gave the same when read twice
 
     def __post_init__(self) -> None:
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):

@@ -187,10 +187,10 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
         raise
     except Exception as error:  # readers and downloads raise a dozen types on files that are missing or damaged
         # With a download, too: torchvision takes a folder that exists for complete, and then downloads nothing.
+        found = f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)})"
         raise UserError(
-            f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)}); expected "
-            f"{root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below {root}: remove "
-            "damaged ones, get them with --data.download true, or say with --data.root or BNOOD_DATA where they are"
+            f"{found}; expected {root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below "
+            f"{root}: get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
         ) from error
     pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
     labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)

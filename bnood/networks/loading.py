@@ -47,8 +47,7 @@ def load_network(
         head: see :class:`Network`.
 
     Raises:
-        UserError: for an unknown name, an optional package that is missing, weights that are missing or do not fit, or
-            a transform that cannot be changed.
+        UserError: for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
     """
     library, _, name = str(spec).partition(":")
     if not name:

@@ -18,17 +18,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of N images, float32 on the CPU.
+    """Outputs of N images, float32 on the CPU."""
 
-    Attributes:
-        logits: ``[N, K]``.
-        features: ``[N, D]``, what enters the last linear layer.
-        channel_means: per BatchNorm layer ``[N, C]``, the spatial means of its input; empty unless asked for.
-    """
-
-    logits: Tensor
-    features: Tensor
+    logits: Tensor  # [N, K]
+    features: Tensor  # [N, D], what enters the last linear layer
     channel_means: dict[str, Tensor] = field(default_factory=dict)
+    """The spatial means ``[N, C]`` of each BatchNorm layer's input, if they were asked for."""
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -63,18 +63,14 @@ def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
     classes = model.hparams["num_classes"]
     largest = max(int(images.labels.max()) for images in (data.train_set, data.validation_set))  # type: ignore[union-attr]
     if largest >= classes:
-        raise UserError(
-            f"{data.in_distribution} has labels up to {largest}, but model.num_classes is {classes}: "
-            f"set --model.num_classes {largest + 1}"
-        )
+        found = f"{data.in_distribution} has labels up to {largest}, but model.num_classes is {classes}"
+        raise UserError(f"{found}: set --model.num_classes {largest + 1}")
     share, rest = divmod(data.batch_size, devices)
     if rest:
         raise UserError(f"data.batch_size is {data.batch_size}, which {devices} devices can't share: choose a multiple")
     if share == 1 and model.norm == "bn":
-        raise UserError(
-            f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics; expected "
-            f"at least {2 * devices}, or another --model.norm"
-        )
+        found = f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics"
+        raise UserError(f"{found}; expected at least {2 * devices}, or another --model.norm")
     if len(data.validation_set) < devices:
         raise UserError(
             f"data.validation is {len(data.validation_set)}: expected an image for each of {devices} devices"

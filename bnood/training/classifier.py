@@ -100,10 +100,8 @@ class Classifier(ImageClassifier, L.LightningModule):
         graphs = self.hparams["compile"] == "reduce-overhead"
         device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
         if graphs and (device != "cuda" or count > 1):
-            raise UserError(
-                f"model.compile is reduce-overhead, which takes one CUDA device, not {count} of type {device}: "
-                "set --model.compile true or false"
-            )
+            found = f"one CUDA device, not {count} of type {device}"
+            raise UserError(f"model.compile is reduce-overhead, which takes {found}: set --model.compile true or false")
         if self.hparams["compile"]:
             self.network.compile(mode="reduce-overhead" if graphs else None)
 

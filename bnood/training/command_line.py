@@ -28,10 +28,8 @@ _PLAIN_TYPES = {
 def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Iterator[None]:
     """Parse inside; a misspelt key or value raises :class:`UserError` with one line instead of a page of usage.
 
-    Args:
-        parser: one built with ``exit_on_error=False``, so that it raises.
-        arguments: what it parses; None for the process's own. The config files among them are opened first, because
-            the parser's own messages do not say which file they are about.
+    The parser has to have ``exit_on_error=False``; no ``arguments`` are the process's own. The config files among them
+    are opened first, because the parser's own messages do not say which file they are about.
     """
     given = sys.argv[1:] if arguments is None else arguments
     configs = read_configs(given)

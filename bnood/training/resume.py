@@ -36,14 +36,7 @@ def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
 def check_resumable(
     file: Path, content: dict[str, Any], settings: dict[str, Any], model: Classifier, data: ImageDataModule
 ) -> None:
-    """Raise :class:`UserError` unless a training can go on from a checkpoint.
-
-    Args:
-        file, content: the checkpoint of the training so far.
-        settings: of the training that is to go on (:func:`settings_that_decide`).
-        model: as it will be trained.
-        data: with its training images loaded.
-    """
+    """Raise :class:`UserError` unless a training with these settings can go on from the checkpoint in a file."""
     check_same_network(file, content["hyper_parameters"], dict(model.hparams))
     before = content.get("settings")
     if "optimizer_states" not in content or not isinstance(before, dict):

@@ -23,19 +23,12 @@ CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 @dataclass(frozen=True)
 class Run:
-    """One trained network and how it came about.
+    """One trained network and how it came about."""
 
-    Attributes:
-        folder: ``runs/<name>``.
-        config: the content of ``config.yaml``.
-        summary: ``summary.json``; empty if training was interrupted.
-        classifier: the network at its last checkpoint, float32, in evaluation mode, on the CPU.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    classifier: ImageClassifier
+    folder: Path  # runs/<name>
+    config: dict[str, Any]  # config.yaml
+    summary: dict[str, Any]  # summary.json; empty if training was interrupted
+    classifier: ImageClassifier  # at its last checkpoint, float32, in evaluation mode, on the CPU
 
     @property
     def name(self) -> str:
@@ -68,12 +61,7 @@ def newest_run(runs: Path) -> Path:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run back.
-
-    Raises:
-        UserError: if the folder, its config or its checkpoint is missing or unreadable, or if the checkpoint
-            is of another network than the config says.
-    """
+    """Read a run back; UserError if a file is missing or unreadable, or the network another than the config says."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     config_file, checkpoint = folder / "config.yaml", folder / CHECKPOINT
@@ -129,9 +117,8 @@ def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mappi
         if key == "image_size" or (key == "groups" and wanted.get("norm") != "gn"):
             continue
         if key in wanted and found.get(key) != wanted[key]:
-            raise UserError(
-                f"{checkpoint} holds a network with {key} {found.get(key)!r}, but the config says {wanted[key]!r}"
-            )
+            holds = f"{checkpoint} holds a network with {key} {found.get(key)!r}"
+            raise UserError(f"{holds}, but the config says {wanted[key]!r}")
 
 
 def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> ImageClassifier:

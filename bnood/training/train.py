@@ -80,17 +80,12 @@ class TrainingCLI(LightningCLI):
         own = self.run_folder / CHECKPOINT
         self.in_place = self.config.ckpt_path is not None and own.exists() and own.samefile(self.config.ckpt_path)
         if own.exists() and not self.in_place:
-            raise UserError(
-                f"{self.run_folder} already holds a trained network: choose another --name, "
-                f"or resume with --ckpt_path {own}"
-            )
+            choice = f"choose another --name, or resume with --ckpt_path {own}"
+            raise UserError(f"{self.run_folder} already holds a trained network: {choice}")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that will write its log and its checkpoints into the run's folder.
-
-        The images are loaded first, so that what is wrong with them shows before there is a folder.
-        """
-        self.datamodule.setup("fit")
+        """A trainer that will write its log and its checkpoints into the run's folder."""
+        self.datamodule.setup("fit")  # what is wrong with the images shows before there is a folder
         self.log, self.watch = MetricsLog(self.run_folder / "metrics.csv"), Stopwatch()
         files, given = RunFiles(self.log), self.config_init.trainer
         callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch]

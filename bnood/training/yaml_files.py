@@ -28,12 +28,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_yaml(text: str, where: str) -> None:
-    """Refuse what YAML allows and nobody means: a key given twice, a key without value, references, deep nesting.
-
-    Raises:
-        UserError: naming ``where``, line and key.
-        yaml.YAMLError: if the text is no YAML.
-    """
+    """Refuse what YAML allows and nobody means: a key given twice or without value, references, deep nesting."""
     try:
         content = yaml.compose(text, Loader=yaml.SafeLoader)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
