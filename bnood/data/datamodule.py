@@ -1,6 +1,7 @@
 """The LightningDataModule: one uint8 array, on the device where it fits; batches are cut and augmented there."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -140,7 +141,7 @@ class ImageDataModule(L.LightningDataModule):
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
         assert self.train_set is not None
         images, labels = self._on_device(self.train_set, PADDINGS[self.augmentation] or 0)
-        return Batches(len(images) // self.batch_size, lambda: self._training_batches(images, labels))
+        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels))
 
     def _training_batches(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
         assert self.trainer is not None

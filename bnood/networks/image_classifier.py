@@ -1,6 +1,7 @@
 """An image classifier as a plain module: the normalisation constants of its images, and a network."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,8 @@ from bnood.networks.norm import Norm
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 
-# The settings of a training that decide which network is built: the arguments of build_model.
-NETWORK_SETTINGS = (
-    "architecture", "depth", "width", "norm", "groups", "num_classes", "activation", "norm_position", "image_size",
-)  # fmt: skip
+# The settings of a training that decide which network is built.
+NETWORK_SETTINGS = tuple(signature(build_model).parameters)
 
 
 class ImageClassifier(nn.Module):

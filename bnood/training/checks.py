@@ -23,8 +23,11 @@ _INSTEAD = {
 }
 
 
-def check_config(config: Any) -> None:
-    """Raise :class:`UserError` for what the types of the config allow, but no training can do."""
+def check_config(config: Any, own_command_line: bool) -> None:
+    """Raise :class:`UserError` for what the types of the config allow, but no training can do.
+
+    A training that another program calls has one device: the others' processes would run that program again.
+    """
     seed, trainer = config.seed_everything, config.trainer
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {str(seed).lower()}; expected a whole number from 0 to 4294967295")
@@ -43,18 +46,14 @@ def check_config(config: Any) -> None:
             raise UserError(
                 f"trainer.{key} is {value}; expected {f'at least {least}' if least % 1 == 0 else 'above 0'}"
             )
-
-
-def take_one_device(trainer: Any) -> None:
-    """A training that another program calls has one device: the others' processes would run that program again."""
-    if trainer.devices in ("auto", -1, "-1"):
-        trainer.devices = 1
     devices = trainer.devices
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdigit() and int(devices) > 1
-    if several or trainer.num_nodes > 1:
+    if not own_command_line and (several or trainer.num_nodes > 1):
         raise UserError(
             f"trainer.devices is {devices}: several devices need scripts/train.py with its own command line"
         )
+    if not own_command_line and devices in ("auto", -1, "-1"):
+        trainer.devices = 1
 
 
 def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:

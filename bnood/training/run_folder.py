@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from bnood.training.yaml_files import read_yaml
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One trained network and how it came about."""
 
@@ -30,26 +29,10 @@ class Run:
     summary: dict[str, Any]  # summary.json; empty if training was interrupted
     classifier: ImageClassifier  # at its last checkpoint, float32, in evaluation mode, on the CPU
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def seed(self) -> int:
-        return int(self.config["seed_everything"])
-
-    @property
-    def norm(self) -> str:
-        return self.classifier.norm
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
-
-    @cached_property
-    def network(self) -> Network:
-        """The classifier as logits and features."""
-        return Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
+    def __post_init__(self) -> None:
+        self.name, self.checkpoint = self.folder.name, self.folder / CHECKPOINT
+        self.seed, self.norm = int(self.config["seed_everything"]), self.classifier.norm
+        self.network = Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
 
 
 def newest_run(runs: Path) -> Path:

@@ -24,7 +24,7 @@ from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
-from bnood.training.checks import check_config, check_data, take_one_device
+from bnood.training.checks import check_config, check_data
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
@@ -59,9 +59,7 @@ class TrainingCLI(LightningCLI):
         """Parse, with one line for what is wrong, and before anything is written."""
         with one_line_parsing(parser, args):
             super().parse_arguments(parser, args)
-        check_config(self.config)
-        if args is not None:
-            take_one_device(self.config.trainer)
+        check_config(self.config, own_command_line=args is None)
 
     def before_instantiate_classes(self) -> None:
         """Name the run, and refuse to write over another one."""

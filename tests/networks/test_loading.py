@@ -14,11 +14,11 @@ import torch
 import torchvision.models
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from bnood.errors import UserError
 from bnood.networks.loading import load_network
-from bnood.networks.weights import load_weights, read_weights, renamed, weights_file
+from bnood.networks.weights import load_weights, read_weights, weights_file
 
 MODULE = """
 import torch
@@ -119,12 +119,6 @@ def test_weights_load_through_prefixes_and_nesting(written: Callable[..., dict[s
     load_weights(model, tmp_path / "w.pt")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, source.state_dict()[key], rtol=1e-3, atol=1e-3)
-
-
-def test_old_densenet_names_are_renamed() -> None:
-    own: dict[str, Tensor] = {"features.denseblock1.denselayer1.norm1.weight": torch.ones(1)}
-    old = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)}
-    assert list(renamed(old, own)) == list(own)
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
