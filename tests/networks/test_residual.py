@@ -41,21 +41,6 @@ def test_resnet18_computes_what_torchvisions_does_behind_its_own_stem() -> None:
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
-def test_three_stages_count_what_the_paper_describes(depth: int) -> None:
-    """Stem, then per block two convolutions and two norms, and a projection with a norm where the width doubles."""
-    model, width, classes = ResNet(depth, 16, num_classes=7), 16, 7
-    total, inputs = 27 * width + 2 * width, width
-    for outputs in (width, 2 * width, 4 * width):
-        for _ in range((depth - 2) // 6):
-            total += 9 * inputs * outputs + 9 * outputs * outputs + 4 * outputs
-            total += 0 if inputs == outputs else inputs * outputs + 2 * outputs
-            inputs = outputs
-    assert parameters(model) == total + 4 * width * classes + classes
-    main_path = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert len(main_path) + 1 == depth  # with the head: what the depth counts
-
-
 @pytest.mark.parametrize(
     ("depth", "k", "published"), [(40, 2, 2.2e6), (40, 1, 0.6e6), (16, 4, 2.75e6), (28, 10, 36.5e6)]
 )
