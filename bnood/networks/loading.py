@@ -54,11 +54,11 @@ def load_network(
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
-    for what, values, least in (("mean", mean, -math.inf), ("std", std, 0)):
-        if values is not None and not (len(values) == 3 and all(least < value < math.inf for value in values)):
-            raise UserError(
-                f"{what} is {list(values)}: give three numbers, for pixels in 0..1{'' if least else ', > 0'}"
-            )
+    for what, values in (("mean", mean), ("std", std)):
+        if values is not None and not (len(values) == 3 and all(math.isfinite(value) for value in values)):
+            raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"std is {list(std)}: give three numbers above 0")
     given = {"image_size": image_size, "mean": mean, "std": std}
     changes = {key: value for key, value in given.items() if value is not None}
     file = None if weights is None else weights_file(str(weights))
@@ -117,10 +117,12 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     try:
         made: Any = getattr(importlib.import_module(module), name, None)
         if not isinstance(made, nn.Module | Network):
+            if not callable(made):
+                raise UserError(f"module {module} has no function {name!r} that returns a network")
             try:
-                inspect.signature(made).bind()  # TypeError if it can't be called
+                inspect.signature(made).bind()
             except TypeError as error:
-                raise UserError(f"{module}:{name} is no function without arguments ({error}): write one") from None
+                raise UserError(f"{module}:{name} has to take no arguments ({error})") from None
             made = made()
     except ModuleNotFoundError as error:
         lacking = f"there is no module {error.name!r} to import"

@@ -33,5 +33,6 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     if norm == "ln":
         return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
-        raise UserError(f"norm 'gn' needs model.groups that divides {channels} channels, not {groups}")
+        wanted = f"a number of groups that divides {channels} channels, not {groups}"
+        raise UserError(f"norm 'gn' needs {wanted}: change model.groups")
     return nn.GroupNorm(groups, channels)

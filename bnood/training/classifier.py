@@ -16,9 +16,10 @@ from bnood.networks.norm import Norm
 from bnood.networks.plain import Activation, NormPosition
 
 ECE_BINS = 15
-_BELOW = {
-    "learning_rate": math.inf, "momentum": 1, "weight_decay": math.inf, "label_smoothing": 1, "warmup": 1,
-    "final_learning_rate": math.inf, "clip_gradient_norm": math.inf,
+BELOW_1, FROM_0 = (1, "from 0 up to but not including 1"), (math.inf, "0 or above")
+RANGES = {
+    "learning_rate": (math.inf, "above 0"), "momentum": BELOW_1, "weight_decay": FROM_0, "label_smoothing": BELOW_1,
+    "warmup": BELOW_1, "final_learning_rate": FROM_0, "clip_gradient_norm": FROM_0,
 }  # fmt: skip
 
 
@@ -83,11 +84,10 @@ class Classifier(ImageClassifier, L.LightningModule):
     ) -> None:
         super().__init__(build_network(locals()), norm, memory_format)
         self.save_hyperparameters()
-        for name, below in _BELOW.items():
-            if not 0 <= self.hparams[name] < below:
-                raise UserError(f"model.{name} is {self.hparams[name]}; expected at least 0 and below {below}")
-        if learning_rate == 0:
-            raise UserError("model.learning_rate is 0; expected a number above 0")
+        for name, (below, expected) in RANGES.items():
+            value = self.hparams[name]
+            if not 0 <= value < below or (expected == "above 0" and value == 0):
+                raise UserError(f"model.{name} is {value}; expected {expected}")
         self.shown: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:

@@ -86,9 +86,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
     weights, settings = content["state_dict"], content["hyper_parameters"]
-    tensors = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
-    if not tensors or not isinstance(settings, dict):
-        raise UserError(f"{checkpoint} is damaged: expected tensors as its state_dict, a mapping as hyper_parameters")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to tensors as its state_dict")
+    if not isinstance(settings, dict):
+        raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
     return content
 
 

@@ -56,7 +56,9 @@ def _check_node(node: yaml.Node | None, where: str, prefix: str) -> None:
             raise UserError(f"{where}: line {line}: the key {name} is given a second time, first in line {first}")
         seen[key.value] = line
         if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
-            raise UserError(f"{where}: line {line}: the key {name} has no value; expected one, null or no such key")
+            raise UserError(
+                f"{where}: line {line}: the key {name} has no value: write one, write null, or leave it out"
+            )
         _check_node(value, where, f"{name}.")
 
 
