@@ -105,4 +105,4 @@ def test_committed_configs_are_valid(name: str, monkeypatch: pytest.MonkeyPatch)
     found: list[LabOptions] = []
     monkeypatch.setattr(cli, "run_lab", lambda options, command: found.append(options))
     main(["--config", str(CONFIGS / name)])
-    assert len(found[0].networks()) == {"demo.yaml": 24, "cifar10.yaml": 96}[name]
+    assert len(found[0].networks()) == {"demo.yaml": 24, "cifar10.yaml": 48}[name]
