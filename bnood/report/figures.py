@@ -1,8 +1,7 @@
-"""The pictures of an evaluation, from its tables: ReAct's picture, detectors by statistics, and the sweeps.
+"""The pictures of an evaluation, from its tables (columns in :mod:`bnood.evaluation.tables`).
 
-Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. Tables are
-those of the evaluation (columns in :mod:`bnood.evaluation.tables`). AUROC, FPR95 and accuracy are drawn in per cent,
-their differences in points.
+Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. AUROC, FPR95
+and accuracy are drawn in per cent, their differences in points.
 """
 
 from __future__ import annotations

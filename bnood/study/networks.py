@@ -85,10 +85,8 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
     specs += stopped
     for spec in specs:
         if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
-            raise UserError(
-                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network "
-                "and seed: give them different names, seeds or families"
-            )
+            same = f"{spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network and seed"
+            raise UserError(f"networks: {same}: give them different names, seeds or families")
     return specs
 
 
@@ -313,23 +311,18 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     )
     for key in wanted:
         if key in found and found[key] != wanted[key]:
+            remedy = "choose another name for the study, or move the folder away"
             raise UserError(
-                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
-                "choose another name for the study, or move the folder away"
+                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: {remedy}"
             )
     return expected
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
-    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy.
+    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy; the first of equals.
 
-    Only validation images decide: nothing is chosen on test or OOD images. Of equally near epochs the first is taken.
-
-    Returns:
-        run, epoch (from 0), accuracy, partner, partner_accuracy: what ``summary.json`` of the stopped network keeps.
-
-    Raises:
-        UserError: if no epoch was kept, or accuracies were not measured.
+    Only validation images decide: nothing is chosen on test or OOD images. What is returned stands in ``summary.json``
+    of the stopped network. Raises ``UserError`` if no epoch was kept, or accuracies were not measured.
     """
     folder, partner = options.folder / spec.of_norm("bn"), options.folder / spec.of_norm(spec.partner)
     wanted = read_summary(partner).get("accuracy")
@@ -338,9 +331,9 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     measured = _read_log(folder)["validation/accuracy"].dropna()
     kept = {epoch: value for epoch, value in measured.items() if _epoch_file(folder, epoch).exists()}
     if not kept:
+        kept_by = "train it with --keep_epochs true, or set equal_accuracy: false"
         raise UserError(
-            f"{folder} kept no epochs with a validation accuracy (checkpoints/epoch-000.ckpt ...), which {spec.name} "
-            "is taken from: train it with --keep_epochs true, or set equal_accuracy: false"
+            f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from: {kept_by}"
         )
     epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
     found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
@@ -352,8 +345,8 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
     choice = stopped_at(options, spec)
     source, folder = options.folder / choice["run"], options.folder / spec.name
     row = _read_log(source).loc[choice["epoch"]].astype(object)
-    columns = {"nll": "validation/nll", "ece": "validation/ece", "train_accuracy": "train/accuracy"}
-    measured = {key: None if row.isna()[column] else float(row[column]) for key, column in columns.items()}
+    row = row.where(row.notna(), None)
+    measured = {"nll": row["validation/nll"], "ece": row["validation/ece"], "train_accuracy": row["train/accuracy"]}
     known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
     summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
     config = read_yaml(source / "config.yaml") | {"name": spec.name}

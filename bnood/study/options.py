@@ -212,10 +212,8 @@ def check_same_study(options: StudyOptions) -> None:
     for key in dict.fromkeys([*now, *before]):
         section = isinstance(now.get(key), dict)
         if not section and not key.startswith(FREE) and before.get(key) != now.get(key):
-            raise UserError(
-                f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}: "
-                f"choose another name, or remove {file} to go on with the new one"
-            )
+            found = f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}"
+            raise UserError(f"{found}: choose another name, or remove {file} to go on with the new one")
 
 
 def write_study_file(options: StudyOptions) -> None:

@@ -58,21 +58,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Judged:
-    """One hypothesis judged for one family of networks, or for the one network with ``seed``.
-
-    ``verdict`` is supported, refuted, inconclusive (``reason`` says why) or not tested; " (this network)" follows where
-    there is one. ``note``: what it does without. ``estimates``: every row on the mean of the primary sets, then on each
-    set. ``verdict_unseen_seeds``: on the seeds that had not been looked at; None where they are too few.
-    """
+    """One hypothesis judged for one family of networks, or for one network."""
 
     hypothesis: str
     network: str
-    verdict: str
-    reason: str = ""
-    note: str = ""
-    estimates: tuple[Estimate, ...] = ()
-    seed: int | None = None
-    verdict_unseen_seeds: str | None = None
+    verdict: str  # supported, refuted, inconclusive or not tested; " (this network)" follows where there is one
+    reason: str = ""  # why it is not decided
+    note: str = ""  # what the verdict does without
+    estimates: tuple[Estimate, ...] = ()  # every row on the mean of the primary sets, then on each set
+    seed: int | None = None  # of the one network
+    verdict_unseen_seeds: str | None = None  # on the seeds that had not been looked at; None where they are too few
 
     @property
     def headline(self) -> Estimate | None:
@@ -88,19 +83,12 @@ class Judged:
 
 @dataclass
 class Verdict:
-    """The verdict of a study.
+    """The verdict of a study."""
 
-    Attributes:
-        rows: H1 to H5 for each family of BatchNorm networks, or for each network where there are too few seeds.
-        options: the thresholds.
-        study: its name.
-        made: versions, commit, machine and command.
-    """
-
-    rows: tuple[Judged, ...]
+    rows: tuple[Judged, ...]  # H1 to H5 for each family of BatchNorm networks, or each network of too few seeds
     options: ClaimOptions
-    study: str = ""
-    made: dict[str, Any] = field(default_factory=dict)
+    study: str = ""  # its name
+    made: dict[str, Any] = field(default_factory=dict)  # versions, commit, machine and command
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
@@ -143,20 +131,13 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Family:
-    """The networks that one verdict is about, and how it is reached.
-
-    Attributes:
-        found: the measurements of all networks.
-        accuracies: validation accuracy of (network, seed).
-        prefix: of the family's network names.
-        needed_seeds: smallest number of seeds behind a verdict; 1 where one network is judged.
-    """
+    """The networks that one verdict is about, and how it is reached."""
 
     found: Measurements
-    accuracies: dict[tuple[str, int], float]
-    prefix: str
+    accuracies: dict[tuple[str, int], float]  # on validation images, of (network, seed)
+    prefix: str  # of the family's network names
     options: ClaimOptions
-    needed_seeds: int
+    needed_seeds: int  # behind a verdict; 1 where one network is judged
 
     @property
     def network(self) -> str:
