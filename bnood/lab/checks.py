@@ -127,14 +127,13 @@ STATEMENTS = [
 
 
 class Check(NamedTuple):
-    """A judged statement: `number` is the effect with its interval in words; effect, low, high and threshold are in
-    powers of ten or fractions, None without a verdict; `note` has accuracies, or why there is no verdict."""
+    """A judged statement; effect, low, high and threshold are in powers of ten or fractions, None if not tested."""
 
     statement: str
     architecture: str
     verdict: str
-    number: str
-    note: str
+    number: str  # the effect with its interval in words
+    note: str  # accuracies, or why there is no verdict
     effect: float | None
     low: float | None
     high: float | None
@@ -164,9 +163,8 @@ def judge(statement: Statement, records: Records, architecture: str, chance: flo
         effect, low, high = _interval(values)
         verdict = _verdict(low, high, threshold, statement.wanted)
         learnt = [_learnt(records, statement.activation, norm, thresholds) for norm in statement.norms]
-        needed = (
-            chance + thresholds.gained if (statement.wanted, verdict) == ("above", SUPPORTED) else thresholds.learnt
-        )
+        is_gain = verdict == SUPPORTED and statement.wanted == "above"
+        needed = chance + thresholds.gained if is_gain else thresholds.learnt
         if learnt and max(accuracy for accuracy, _ in learnt) < needed:
             shown = "; ".join(text for _, text in learnt)
             raise NotTested(f"these networks have not learnt enough to tell: {shown}")

@@ -122,8 +122,8 @@ class LabOptions:
             needed = f"probe_images ({probe}) and batch_size ({self.batch_size})"
             raise UserError(f"train_count is {self.train_count}; expected at least {needed}")
         names = [one.name for one in self.networks()]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"grids: {min(twice)} is in two of them; expected each network once")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"grids: {twice[0]} is in two of them; expected each network once")
 
     @property
     def folder(self) -> Path:

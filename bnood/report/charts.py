@@ -45,20 +45,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels that belong together.
+    """Panels that belong together."""
 
-    Attributes:
-        name: of the PNG file, without suffix; the page's template has the caption under this name.
-        alt: what is seen, for those who cannot see it.
-        columns: panels per row of the PNG.
-        legend: label and colour of what the panels share.
-    """
-
-    name: str
-    alt: str
+    name: str  # of the PNG file, without suffix; the page's template has the caption under this name
+    alt: str  # what is seen, for those who cannot see it
     panels: Sequence[Panel]
-    columns: int = 2
-    legend: Sequence[tuple[str, str]] = ()
+    columns: int = 2  # panels per row of the PNG
+    legend: Sequence[tuple[str, str]] = ()  # label and colour of what the panels share
 
     def svgs(self) -> list[str]:
         """Each panel as an `<svg>` element that takes its ink from the page."""

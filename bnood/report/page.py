@@ -23,20 +23,10 @@ def write_page(
     config: Mapping[str, Any] | None = None,
     **content: Any,
 ) -> list[Path]:
-    """Write `report.html` and `figures/*.png` into `folder`, which is made if it does not exist.
+    """Write `report.html` and `figures/*.png` into `folder`; returns these files, the page first.
 
-    Args:
-        folder: of a run, a study or a lab.
-        kind: ``run``, ``study`` or ``lab``.
-        title: the page's heading.
-        pictures: in reading order.
-        commands: what to type to get the page again.
-        record: versions, commit and machine.
-        config: the complete configuration.
-        **content: what else the template shows: notes, a sentence, and tables as a pair of column names and rows.
-
-    Returns:
-        The files that were written, the page first.
+    `kind` is run, study or lab. `commands` get the page again, `record` has versions, commit and machine, `config` is
+    complete; `content` is what else the template shows: notes, a sentence, tables as a pair of columns and rows.
     """
     import jinja2
     import yaml

@@ -31,11 +31,9 @@ def write_study_report(
     """Write `report.html` and `figures/*.png` of a study into `folder`; returns these files, the page first.
 
     Args:
-        folder: of the study.
+        folder, title, command: of the study.
         verdict: the content of `verdict.json`.
         table, units: of all evaluations, pooled; the first network is shown, others have pages of their own.
-        title: the page's heading.
-        command: what to type to get the page again.
         changes: network, question, value under running, under target, and their difference.
         sentence: the answer in one sentence, if there is one.
         notes: what the study left out.

@@ -252,17 +252,16 @@ def test_half_the_layers_is_the_nearest_there_is() -> None:
 
 def test_the_files_hold_the_verdict(tmp_path: Path) -> None:
     verdict = judge(*made_study(seeds=(0, 1, 2)).tables(), study="made-up", made={"commit": "abc"})
-    verdict.write(tmp_path / "study")
-    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["verdict.csv", "verdict.json"]
-    content = json.loads((tmp_path / "study" / "verdict.json").read_text())
+    verdict.write(tmp_path)
+    content = json.loads((tmp_path / "verdict.json").read_text())
     assert content == verdict.to_json()
     assert (content["study"], content["made"]) == ("made-up", {"commit": "abc"})
     assert content["thresholds"]["primary_sets"] == list(PRIMARY) and content["thresholds"]["minimum_share"] == 0.25
     assert set(content["thresholds"]) >= set(content["reasons"])
     assert [row["hypothesis"] for row in content["rows"]] == ["H1", "H2", "H3", "H4", "H5"]
     assert content["rows"][0]["effect"] == pytest.approx(0.85, abs=0.02) and content["rows"][0]["n_seeds"] == 3
-    table = pd.read_csv(tmp_path / "study" / "verdict.csv")
-    assert (table.groupby("hypothesis")["role"].apply(lambda roles: (roles == "headline").sum()) == 1).all()
+    table = pd.read_csv(tmp_path / "verdict.csv")
+    assert (table[table["role"] == "headline"]["hypothesis"] == ["H1", "H2", "H3", "H4", "H5"]).all()
     assert not table.duplicated(["hypothesis", "quantity", "dataset"]).any()
     assert {"headline", "decides", "control", "beyond control", "listed"} <= set(table["role"])
     assert (table["low"] <= table["effect"]).all() and (table["effect"] <= table["high"]).all()

@@ -40,14 +40,6 @@ def test_a_class_mix_of_few_images_is_not_used_and_that_is_said() -> None:
     assert judged("H1", study.where(~lacking)).note == "class mix not available on dtd"
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.005, "refuted"), (0.01, "inconclusive"), (0.05, "supported")])
-def test_rare_single_activations_are_listed(share: float, verdict: str) -> None:
-    found = judged("H1", made_study(Truth(share_above_p99=share), seed_noise=0.001, image_noise=0.001))
-    assert found.verdict == "supported"
-    assert find(found, "share above ID's 99th percentile, running", MEAN).verdict == verdict
-    assert find(found, "share above ID's 99th percentile, target", "dtd").effect == pytest.approx(share, abs=0.002)
-
-
 @pytest.mark.parametrize("name", ["H1", "H2", "H3"])
 @pytest.mark.parametrize(
     ("taken", "failed", "verdict"),
@@ -167,11 +159,6 @@ def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
         assert row.to_json()["effect"] is not None and row.headline.to_json()["effect_size"] is None
     harmful = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)).tables()).rows
     assert [row.verdict for row in harmful if row.hypothesis == "H3"] == ["refuted (this network)"]
-
-
-def test_a_comparison_of_fewer_than_three_seeds_is_open_where_the_verdict_is_over_seeds() -> None:
-    found = judged("H4", made_study(Truth(gaps={("ln", 1): 0.02, ("gn", 2): 0.02}), seeds=(0, 1, 2, 3)))
-    assert (found.verdict, found.reason) == ("inconclusive", "2 seed(s) only; a verdict over seeds needs 3")
 
 
 def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
