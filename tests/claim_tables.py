@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.study.claim import ClaimOptions
-from bnood.study.estimates import Estimate
-from bnood.study.verdict import Judged, judge
+from bnood.study.verdict import Estimate, Judged, judge
 
 PRIMARY = ("svhn", "dtd", "cifar100")
 ID_SET, NOISE = "cifar10", "gaussian_noise"
@@ -21,53 +20,33 @@ MEAN = "mean of svhn, dtd, cifar100"
 
 @dataclass(frozen=True)
 class Truth:
-    """Means over all seeds and images. By default every hypothesis holds; on ID images statistics change nothing.
+    """Means over all seeds and images. By default every hypothesis holds; on ID images statistics change nothing."""
 
-    Attributes:
-        running_maximum, target_maximum: largest unit mean, relative to ID.
-        class_mix: the same of ID images weighted to the predicted classes; None: not measured.
-        effective_n: behind the class mix; None: no such row.
-        share_above_p99: of single activations, under running statistics; of BN at equal accuracy over LN and GN it is
-            over_activations.
-        reestimated: which part of all that statistics change on OOD images re-estimation on ID images changes already.
-        id_maximum: how much lower re-estimation makes the largest unit mean on ID images.
-        energy, max_logit, msp: how much higher running statistics make them on OOD images.
-        id_energy: the same on ID images, over re-estimated statistics.
-        auroc, fpr95: what target statistics gain for both scores (fpr95 falls by it).
-        msp_auroc: of MSP alone, where it differs.
-        over_ln, over_gn: how far BN at equal accuracy is above LN and GN, in each of the figures of H4.
-        shares: share of the effect that target statistics move at each kind of place.
-        energy_shares: of energy alone, where they differ.
-        placebo: AUROC of the placebo; None: not evaluated.
-        over_id_msp: how far MSP on ID images of BN at equal accuracy is above that of LN and GN.
-        gaps: accuracy of BN stopped at a norm's minus that norm's, by (norm, seed).
-    """
-
-    running_maximum: float = 1.9
+    running_maximum: float = 1.9  # largest unit mean, relative to ID
     target_maximum: float = 1.05
-    class_mix: float | None = 1.1
-    effective_n: float | None = 400.0
-    share_above_p99: float = 0.05
-    over_activations: float = 0.02
-    reestimated: float = 0.0
-    id_maximum: float = 0.0
-    energy: float = 1.0
+    class_mix: float | None = 1.1  # the same of ID images weighted to the predicted classes
+    effective_n: float | None = 400.0  # behind the class mix
+    share_above_p99: float = 0.05  # of single activations, under running statistics
+    over_activations: float = 0.02  # the same of BN at equal accuracy, over LN and GN
+    reestimated: float = 0.0  # the part of what statistics change on OOD images that re-estimation on ID brings
+    id_maximum: float = 0.0  # how much lower re-estimation makes the largest unit mean on ID images
+    energy: float = 1.0  # how much higher running statistics make it on OOD images
     max_logit: float = 1.0
     msp: float = 0.1
-    id_energy: float = 0.0
+    id_energy: float = 0.0  # the same on ID images, over re-estimated statistics
     id_accuracy: float = 0.0
-    auroc: float = 0.05
-    msp_auroc: float | None = None
+    auroc: float = 0.05  # what target statistics gain, for both scores
+    msp_auroc: float | None = None  # of MSP, where it differs
     fpr95: float = 0.1
-    over_ln: float = 0.3
+    over_ln: float = 0.3  # how far BN at equal accuracy is above LN, in each of the figures of H4
     over_gn: float = 0.3
     over_id_msp: float = 0.0
-    shares: dict[str, float] = field(
+    shares: dict[str, float] = field(  # of the effect that target statistics move at each kind of place
         default_factory=lambda: {"first": 0.2, "last": 0.7, "only": 0.4, "mean": 0.6, "variance": 0.1}
     )
-    energy_shares: dict[str, float] | None = None
-    placebo: float | None = None
-    gaps: dict[tuple[str, int], float] = field(default_factory=dict)
+    energy_shares: dict[str, float] | None = None  # of energy, where they differ
+    placebo: float | None = None  # its AUROC
+    gaps: dict[tuple[str, int], float] = field(default_factory=dict)  # accuracy of BN stopped at a norm's minus that
 
 
 @dataclass

@@ -31,8 +31,6 @@ from bnood.training.atomic import write_beside
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
 
-WIDTH = 100  # columns of what is printed
-
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
@@ -52,46 +50,40 @@ def main(arguments: list[str] | None = None) -> Path:
     return options.folder
 
 
-def run_lab(options: LabOptions, command: str) -> list[Check]:
+def run_lab(options: LabOptions, command: str) -> None:
     """Train every network that is missing, check the statements, print them and write tables and page.
 
     Networks that are done are kept, so that the same `command` goes on after an interruption.
-
-    Raises:
-        UserError: for bad input.
     """
-    console = Console(width=WIDTH)
-    networks = options.networks()
+    console = Console(width=100, highlight=False)
+    networks, folder = options.networks(), options.folder
     todo = [one for one in networks if not is_done(options, one)]
     train, validation = draw_images(options)
-    assert train.labels is not None
-    console.print(f"{len(networks)} networks, {len(todo)} to train", highlight=False)
+    console.print(f"{len(networks)} networks, {len(todo)} to train")
     jobs = (joblib.delayed(train_network)(options, one, train, validation) for one in todo)
     parallel = joblib.Parallel(n_jobs=min(options.workers, max(1, len(todo))), return_as="generator_unordered")
     for count, done in enumerate(parallel(jobs), start=1):
-        console.print(f"{count}/{len(todo)} {done['name']}: {done['ended']}, {done['seconds']:.0f} s", highlight=False)
-    found = [read_records(options, one) for one in networks]
-    table = pd.concat([records for records, _ in found], ignore_index=True)
-    checks = check_lab(table, int(train.labels.max()) + 1, options.thresholds)
-    diverged = [f"{ended['name']}: {ended['ended']}" for _, ended in found if ended["ended"] != "trained"]
+        console.print(f"{count}/{len(todo)} {done['name']}: {done['ended']}, {done['seconds']:.0f} s")
+    tables, ends = zip(*(read_records(options, one) for one in networks), strict=True)
+    table = pd.concat(tables, ignore_index=True)
+    checks = check_lab(table, len(np.unique(np.asarray(train.labels))), options.thresholds)
+    diverged = [f"{end['name']}: {end['ended']}" for end in ends if end["ended"] != "trained"]
     record = {
-        "command": command, "networks": len(networks), "seconds": round(sum(ended["seconds"] for _, ended in found)),
+        "command": command, "networks": len(networks), "seconds": round(sum(end["seconds"] for end in ends)),
         "versions": versions(), "commit": commit(), "machine": machine(),
     }  # fmt: skip
-    content = json.dumps(
-        {**record, "thresholds": asdict(options.thresholds), "checks": [check.to_json() for check in checks]}, indent=2
-    )
-    write_beside(options.folder / "checks.json", lambda path: path.write_text(content + "\n"))
-    write_beside(options.folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))
+    found = {**record, "thresholds": asdict(options.thresholds), "checks": [check._asdict() for check in checks]}
+    write_beside(folder / "checks.json", lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
+    write_beside(folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))
     page = write_lab_report(
-        options.folder, table, [check.row for check in checks], title=f"Normalisation lab: {options.name}",
-        commands=[command], record=record, notes=diverged, config=asdict(options),
+        folder, table, [[c.statement, c.architecture, c.verdict, c.number, c.note] for c in checks],
+        title=f"Normalisation lab: {options.name}", commands=[command], record=record, notes=diverged,
+        config=asdict(options),
     )[0]  # fmt: skip
     console.print(printed(checks))
     for line in diverged:
         console.print(Text(f"note: {line}"))
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return checks
+    console.print(Text(f"report: {page}"), soft_wrap=True)
 
 
 def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
@@ -106,12 +98,9 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
     if images.labels is None:
         raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
     if len(images) < wanted:
-        raise UserError(
-            f"{images.name} has {len(images)} images; train_count {options.train_count} and validation_count "
-            f"{options.validation_count} need {wanted}"
-        )
+        counts = f"train_count {options.train_count} and validation_count {options.validation_count}"
+        raise UserError(f"{images.name} has {len(images)} images; {counts} need {wanted}")
     images = images.at_most(wanted, seed=0)
-    assert images.labels is not None
     train, validation = stratified_split(np.asarray(images.labels), options.validation_count, 0, images.name)
     return images.subset(train), images.subset(validation)
 

@@ -25,7 +25,6 @@ class Grid:
         epochs: passes over the training images.
         activations: any of ``sigmoid``, ``relu``, ``tanh`` and ``gelu``.
         norms: any of ``none``, ``bn``, ``ln`` and ``gn``.
-        high_rate: whether this is the grid at a high learning rate, which the statements on dead units are about.
         record_every: steps between two records.
         probe_images: training images of a record.
     """
@@ -37,20 +36,18 @@ class Grid:
     epochs: int
     activations: list[Activation] = field(default_factory=lambda: ["sigmoid", "relu"])
     norms: list[Norm] = field(default_factory=lambda: ["none", "bn", "ln", "gn"])
-    high_rate: bool = False
     record_every: int = 50
     probe_images: int = 256
 
     def __post_init__(self) -> None:
-        where = f"the grid of {self.architecture}{' at a high rate' if self.high_rate else ''}"
+        where = f"the grid of {self.architecture}"
         for name in ("activations", "norms"):
             if not getattr(self, name):
                 raise UserError(f"{where}: {name} is empty; expected one or more")
         for name in ("depth", "width", "epochs", "record_every", "probe_images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from 1 up")
-        if self.architecture == "plain" and self.depth < 3:
-            raise UserError(f"{where}: depth is {self.depth}; a plain ConvNet has 3 layers or more")
+            least = 3 if name == "depth" and self.architecture == "plain" else 1
+            if getattr(self, name) < least:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from {least} up")
         if "gn" in self.norms and self.width % 8:
             raise UserError(f"{where}: width is {self.width}; GroupNorm's 8 groups need a multiple of 8")
         if not 0 < self.learning_rate < math.inf:
@@ -66,9 +63,9 @@ class Thresholds:
     gained: float = 0.05  # gain in accuracy: five points, which nobody would call small
     small: float = 0.03  # differences in accuracy within ± three points are small
     centred: float = 0.3  # fall of the units' distance from zero: to a half
-    lost: float = 0.05  # dead units: one in twenty
     between: float = 0.01  # how far GroupNorm's accuracy may lie outside LayerNorm's and BatchNorm's
     overfitted: float = 0.1  # training accuracy this far above validation accuracy is called so
+    learnt: float = 0.8  # training accuracy of a network that has learnt most of its images
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -120,15 +117,13 @@ class LabOptions:
         for name in ("train_count", "validation_count", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from 1 up")
-        most = max(grid.probe_images for grid in self.grids)
-        if max(most, self.batch_size) > self.train_count:
-            raise UserError(
-                f"train_count is {self.train_count}; expected at least probe_images ({most}) and batch_size "
-                f"({self.batch_size})"
-            )
+        probe = max(grid.probe_images for grid in self.grids)
+        if max(probe, self.batch_size) > self.train_count:
+            needed = f"probe_images ({probe}) and batch_size ({self.batch_size})"
+            raise UserError(f"train_count is {self.train_count}; expected at least {needed}")
         names = [one.name for one in self.networks()]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"grids: {min(twice)} is in two of them; expected each network once, or one with high_rate")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"grids: {twice[0]} is in two of them; expected each network once")
 
     @property
     def folder(self) -> Path:
@@ -155,15 +150,13 @@ class LabNetwork(NamedTuple):
     @property
     def name(self) -> str:
         """Of its files."""
-        high = ["high"] if self.grid.high_rate else []
-        return "-".join([self.grid.architecture, self.activation, self.norm, *high, f"s{self.seed}"])
+        return f"{self.grid.architecture}-{self.activation}-{self.norm}-s{self.seed}"
 
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that name it in the lab's table."""
         return {
-            "architecture": self.grid.architecture, "activation": self.activation, "norm": self.norm,
-            "high_rate": self.grid.high_rate, "seed": self.seed,
+            "architecture": self.grid.architecture, "activation": self.activation, "norm": self.norm, "seed": self.seed
         }  # fmt: skip
 
     def settings(self, options: LabOptions) -> dict[str, Any]:

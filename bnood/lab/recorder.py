@@ -1,17 +1,8 @@
-"""What happens inside a plain network: gradients, pre-activations and dead units of every hidden layer.
+"""What happens inside a plain network: gradients and activation inputs of every hidden layer.
 
 A *unit* is a column of an MLP's layer, or a channel of a ConvNet's over all pixels. Training does not notice a record:
 gradients come from ``torch.autograd.grad``, which leaves ``.grad`` alone, and :func:`bnood.statistics.use_statistics`
 leaves BatchNorm's buffers alone.
-
-=================== ===================================================================================================
-gradient_norm       Frobenius norm of the loss's gradient on the layer's weight, with batch statistics as in training
-dead_share          ReLU: share of units that are off for all probe images, at all pixels
-preactivation_mean  mean of the activation's input in evaluation mode (BatchNorm: with running averages)
-preactivation_std   its standard deviation over units, images and pixels
-offset              root mean square of the units' means, in root mean square standard deviations: how far a unit's
-                    inputs lie from zero
-=================== ===================================================================================================
 """
 
 import math
@@ -33,18 +24,26 @@ def hidden_layers(network: nn.Module) -> list[HiddenLayer]:
 
 
 def measure(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, float]]:
-    """The quantities of each hidden layer on normalised images ``[N, 3, H, W]``; the network stays as it is."""
+    """The quantities of each hidden layer on normalised images ``[N, 3, H, W]``; the network stays as it is.
+
+    Returns:
+        gradient_norm: Frobenius norm of the loss's gradient on the layer's weight, under batch statistics;
+        offset: how far a unit's inputs lie from zero in evaluation mode (BatchNorm: with running averages): root mean
+        square of the units' means, in root mean square standard deviations.
+    """
     layers = hidden_layers(network)
-    with _inputs_of(layers) as inputs, _under(network, "batch"), torch.enable_grad():
+    with _under(network, "batch"), torch.enable_grad():
         loss = F.cross_entropy(network(images), labels)
         gradients = torch.autograd.grad(loss, [layer.linear.weight for layer in layers])
-    found = [
-        {"gradient_norm": float(gradient.norm())} | _units(layer, values)
-        for layer, gradient, values in zip(layers, gradients, inputs, strict=True)
-    ]
+    found = [{"gradient_norm": float(gradient.norm())} for gradient in gradients]
     with _inputs_of(layers) as inputs, _under(network, "running"), torch.no_grad():
         network(images)
-    return [row | _moments(values) for row, values in zip(found, inputs, strict=True)]
+    for row, values in zip(found, inputs, strict=True):
+        all_but_units = [axis for axis in range(values.ndim) if axis != 1]
+        variances, means = torch.var_mean(values.double(), dim=all_but_units, correction=0)
+        spread = float(variances.mean().sqrt())
+        row["offset"] = float(means.square().mean().sqrt()) / spread if spread > 0 else math.nan
+    return found
 
 
 def _under(network: nn.Module, statistics: Literal["batch", "running"]) -> AbstractContextManager[Any]:
@@ -54,7 +53,7 @@ def _under(network: nn.Module, statistics: Literal["batch", "running"]) -> Abstr
 
 @contextmanager
 def _inputs_of(layers: list[HiddenLayer]) -> Iterator[list[Tensor]]:
-    """Collect the activations' inputs of the forward pass inside, in the layers' order."""
+    """Collect the activations' inputs of the forward pass inside."""
     inputs: list[Tensor] = []
     hooks = [
         layer.activation.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].detach()))
@@ -65,24 +64,3 @@ def _inputs_of(layers: list[HiddenLayer]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _units(layer: HiddenLayer, values: Tensor) -> dict[str, float]:
-    """Dead units of a ReLU, from its input ``[N, units, ...]``; NaN where that is not finite."""
-    if not isinstance(layer.activation, nn.ReLU):
-        return {}
-    dead = float((values.amax(dim=_all_but_units(values)) <= 0).double().mean())
-    return {"dead_share": dead if bool(values.isfinite().all()) else math.nan}
-
-
-def _moments(values: Tensor) -> dict[str, float]:
-    variances, means = torch.var_mean(values.double(), dim=_all_but_units(values), correction=0)
-    spread = float(variances.mean().sqrt())
-    offset = float(means.square().mean().sqrt()) / spread if spread > 0 else math.nan
-    # All units have as many values: the variance of all is the mean variance plus the variance of the means.
-    std = float((variances.mean() + means.var(correction=0)).sqrt())
-    return {"preactivation_mean": float(means.mean()), "preactivation_std": std, "offset": offset}
-
-
-def _all_but_units(values: Tensor) -> list[int]:
-    return [axis for axis in range(values.ndim) if axis != 1]

@@ -1,7 +1,7 @@
 """Trains one network of a lab and keeps its records: `networks/<name>.parquet`, then `<name>.json`, which says done.
 
-The records are one long table: architecture, activation, norm, high_rate, seed, step, epoch, layer (from 1 at the
-input; 0 for the whole network), quantity (:mod:`bnood.lab.recorder`, ``train_accuracy``, ``validation_accuracy``),
+The records are one long table: architecture, activation, norm, seed, step, epoch, layer (from 1 at the
+input; 0 for the whole network), quantity (:func:`bnood.lab.recorder.measure`, train_accuracy, validation_accuracy),
 value. A record at a step is of the network before that step's update.
 """
 
@@ -26,11 +26,7 @@ from bnood.training.atomic import write_beside
 
 
 def is_done(options: LabOptions, one: LabNetwork) -> bool:
-    """Whether a network's records are complete.
-
-    Raises:
-        UserError: if they are of other settings.
-    """
+    """Whether a network's records are complete. Raises ``UserError`` if they are of other settings."""
     file = _file(options, one, "json")
     if not file.exists():
         return False
@@ -40,10 +36,8 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
         raise UserError(f"{file} is damaged ({error}); remove it, and the network is trained again") from error
     for key in wanted:
         if found.get(key) != wanted[key]:
-            raise UserError(
-                f"{file} was trained with {key} {found.get(key)}, not {wanted[key]}; choose another name for the lab, "
-                f"or remove {options.folder}"
-            )
+            remedy = f"choose another name for the lab, or remove {options.folder}"
+            raise UserError(f"{file} was trained with {key} {found.get(key)}, not {wanted[key]}; {remedy}")
     return True
 
 
@@ -59,16 +53,13 @@ def _file(options: LabOptions, one: LabNetwork, kind: str) -> Path:
 def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validation: ImageSet) -> dict[str, Any]:
     """Train and record a network from the start; a loss that becomes NaN or infinite ends it and is a result.
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4; a tenth of the steps warm up, a cosine follows.
-
-    Returns:
-        Its name, settings, seconds, and ended: ``trained`` or ``diverged in epoch ...``.
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4; a tenth of the steps warm up, a cosine follows. Gives its
+    name, settings, seconds, and ended: ``trained`` or ``diverged in epoch ...``.
     """
     torch.set_num_threads(1)
     torch.manual_seed(one.seed)
     grid, began = one.grid, time.perf_counter()
-    x, y = _normalised(train, train), _labels(train)
-    x_validation, y_validation = _normalised(validation, train), _labels(validation)
+    (x, y), (x_validation, y_validation) = _tensors(train, train), _tensors(validation, train)
     network = _build(one, classes=int(y.max()) + 1, image_size=x.shape[-1])
     per_epoch = len(x) // options.batch_size
     total = grid.epochs * per_epoch
@@ -129,17 +120,12 @@ def _build(one: LabNetwork, classes: int, image_size: int) -> nn.Module:
     return MLP(**settings, image_size=image_size) if one.grid.architecture == "mlp" else PlainConvNet(**settings)
 
 
-def _normalised(images: ImageSet, reference: ImageSet) -> Tensor:
-    """Float32 ``[N, 3, H, W]``: the reference's channels have mean 0 and standard deviation 1."""
+def _tensors(images: ImageSet, reference: ImageSet) -> tuple[Tensor, Tensor]:
+    """Images as float32 ``[N, 3, H, W]``, with mean 0 and deviation 1 in the reference's channels, and labels."""
     pixels = reference.images.reshape(-1, 3)
     mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
     values = ((images.images - mean) / std).astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
-
-
-def _labels(images: ImageSet) -> Tensor:
-    assert images.labels is not None
-    return torch.from_numpy(images.labels)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2))), torch.as_tensor(images.labels)
 
 
 @torch.no_grad()

@@ -25,28 +25,12 @@ INK, GRID = "#1b1b1b", "#d9d9d9"  # in the page replaced by the colours of its l
 ID_COLOUR = "#7f7f7f"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#9467BD")
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bnood",
-}
-DPI = 150
+    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "grid.color": GRID, "grid.linewidth": 0.7, "figure.facecolor": "none",
+    "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "bnood",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,20 +45,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels that belong together.
+    """Panels that belong together."""
 
-    Attributes:
-        name: of the PNG file, without suffix; the page's template has the caption under this name.
-        alt: what is seen, for those who cannot see it.
-        columns: panels per row of the PNG.
-        legend: label and colour of what the panels share.
-    """
-
-    name: str
-    alt: str
+    name: str  # of the PNG file, without suffix; the page's template has the caption under this name
+    alt: str  # what is seen, for those who cannot see it
     panels: Sequence[Panel]
-    columns: int = 2
-    legend: Sequence[tuple[str, str]] = ()
+    columns: int = 2  # panels per row of the PNG
+    legend: Sequence[tuple[str, str]] = ()  # label and colour of what the panels share
 
     def svgs(self) -> list[str]:
         """Each panel as an `<svg>` element that takes its ink from the page."""
@@ -101,9 +78,8 @@ class Picture:
                 handles = [Patch(color=colour, label=label) for label, colour in self.legend]
                 figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{self.name}.png"
-            figure.savefig(path, dpi=DPI)
-        return path
+            figure.savefig(folder / f"{self.name}.png", dpi=150)
+        return folder / f"{self.name}.png"
 
 
 def _svg(panel: Panel, prefix: str) -> str:
@@ -129,75 +105,39 @@ def wrapped(label: str, letters: int = 18) -> str:
     return "\n".join(textwrap.wrap(label, letters, break_long_words=False)) or label
 
 
-@dataclass(frozen=True)
-class Series:
-    """Values along the rows of :func:`dots` or the places of :func:`lines`, NaN where there is none."""
-
-    colour: str
-    values: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-
-
-def dots(
-    axes: Axes, rows: Sequence[str], series: Sequence[Series], x_label: str = "", line: float | None = None,
-    spread: float = 0.28,
-) -> None:  # fmt: skip
-    """One row per name, from the top, with a mark and its interval for each series, `spread` to both sides."""
-    reach = min(spread, 0.09 * (len(series) - 1))
-    for shift, one in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
+def dots(axes: Axes, rows: Sequence[str], series: Sequence[tuple[str, pd.DataFrame]]) -> None:
+    """One row per name, from the top; of each colour a mark and its interval (value, low, high, row by row)."""
+    reach = min(0.28, 0.09 * (len(series) - 1))
+    for shift, (colour, ends) in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
         places = np.arange(len(rows)) + shift
-        if len(one.low):
-            axes.hlines(places, one.low, one.high, color=one.colour, linewidth=1.5)
-        axes.plot(one.values, places, "o", color=one.colour, markersize=4.5, alpha=0.8)
-    if line is not None:
-        axes.axvline(line, color=INK, linewidth=0.8, linestyle=":")
+        axes.hlines(places, ends["low"], ends["high"], color=colour, linewidth=1.5)
+        axes.plot(ends["value"], places, "o", color=colour, markersize=4.5, alpha=0.8)
     axes.set_yticks(range(len(rows)), [wrapped(name) for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(x_label)
     axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="y", visible=False)
 
 
 def lines(
-    axes: Axes, places: Sequence[float], series: Sequence[Series], x_label: str, names: Sequence[str] = (),
-    references: Mapping[str, float] | None = None, log: bool = False,
-) -> None:  # fmt: skip
-    """Lines with marks over numbers, or over `names` at these numbers; `references` are named horizontal lines."""
-    for one in series:
-        axes.plot(places, one.values, color=one.colour, marker="o", markersize=3.5, linewidth=1.6)
-    for style, (name, value) in zip((":", "--"), (references or {}).items(), strict=False):
+    axes: Axes, places: Sequence[int], series: Sequence[tuple[str, pd.Series]], references: Mapping[str, float]
+) -> None:
+    """Lines with marks over the numbers of layers; `references` are named horizontal lines."""
+    for colour, values in series:
+        axes.plot(places, values, color=colour, marker="o", markersize=3.5, linewidth=1.6)
+    for style, (name, value) in zip((":", "--"), references.items(), strict=False):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=style)
         axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    if names:
-        axes.set_xticks(places, names)
-    else:
-        axes.locator_params(axis="x", integer=True)
-    if log:
-        axes.set_yscale("log")
-    axes.set_xlabel(x_label)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("layer, or number of layers")
 
 
-def profile(
-    axes: Axes, places: Sequence[float], mean: pd.Series, std: pd.Series, colour: str, line: str = "",
-    floor: float | None = None,
-) -> None:  # fmt: skip
-    """A mean with a band of one standard deviation, not below `floor`; `line` is the mean's colour."""
-    low = (mean - std).clip(lower=floor)
-    axes.fill_between(places, low, mean + std, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(places, mean, color=line or colour, linewidth=1.2)
-
-
-def heat(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: np.ndarray,
-    limit: float,
-) -> None:  # fmt: skip
-    """Cells with text; `shades` from -limit (vermilion) to limit (blue), white at zero and grey where there is none."""
+def heat(axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: np.ndarray) -> None:
+    """Cells with text; shades from -15 (vermilion) to 15 (blue), white at zero and grey where there is none."""
     from matplotlib.colors import LinearSegmentedColormap
 
     ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
     colours, cells = ramp.with_extremes(bad="#E4E4E4"), np.ma.masked_invalid(shades)
-    axes.pcolormesh(cells, cmap=colours, vmin=-limit, vmax=limit, edgecolors="#FFFFFF", linewidth=1.5)
+    axes.pcolormesh(cells, cmap=colours, vmin=-15, vmax=15, edgecolors="#FFFFFF", linewidth=1.5)
     for (i, j), text in np.ndenumerate(texts):
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [wrapped(name, 12) for name in columns])

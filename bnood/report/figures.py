@@ -1,8 +1,7 @@
-"""The pictures of an evaluation, from its tables: ReAct's picture, detectors by statistics, and the sweeps.
+"""The pictures of an evaluation, from its tables (columns in :mod:`bnood.evaluation.tables`).
 
-Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. Tables are
-those of the evaluation (columns in :mod:`bnood.evaluation.tables`); several seeds are first averaged by
-:func:`over_networks`. AUROC, FPR95 and accuracy are drawn in per cent, their differences in points.
+Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. AUROC, FPR95
+and accuracy are drawn in per cent, their differences in points.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, Series, dots, heat, lines, profile
+from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, dots, heat, lines
 from bnood.report.names import MINUS, display, scale
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ MAIN = r"running|batch:\d+(?:@[\d.]+)?|recalibrated:(?:id|augmented|target|mixtu
 FORM = r"^recalibrated:target/(only|first|last):(\d+)$"
 BATCH = r"^batch:(\d+)(?:@([\d.]+))?$"
 FORMS = {"only": "target in one layer", "first": "in the first layers", "last": "in the last layers"}
-SHADE_LIMIT = 15.0  # points at which a heat map's colour is full
 KEYS = ["statistics", "dataset", "role", "companion", "comparison", "detector", "metric"]
-ENDS = ["value", "low", "high"]
 SWEPT = (  # what sweeps show: title, metric, detector
     ("AUROC of energy, per cent", "auroc", "energy"),
     ("Mean MSP on OOD images, per cent", "mean", "msp"),
@@ -49,27 +46,23 @@ DETECTION = (
 )
 
 
-def run_pictures(table: pd.DataFrame, units: pd.DataFrame, layers: pd.DataFrame) -> list[Picture]:
-    """All pictures that the tables of one network, or the mean of several seeds, have the rows for."""
+def run_pictures(table: pd.DataFrame, units: pd.DataFrame) -> list[Picture]:
+    """All pictures that the tables of one network, or of several seeds of it, have the rows for.
+
+    Of several seeds, values are means without intervals, which are those of one network; units are the first seed's.
+    """
+    if table["run"].nunique() > 1:
+        table = table.groupby(KEYS, sort=False, dropna=False)[["value", "difference"]].mean().reset_index()
+        table = table.assign(low=np.nan, high=np.nan)
+        units = units[units["run"] == units["run"].iloc[0]]
     found = [
         units_picture(units),
         detector_picture(table),
         dots_picture(table, "detection", DETECTION),
         dots_picture(table, "confidence", CONFIDENCE),
-        batch_picture(table),
         layer_forms_picture(table),
-        layer_distances_picture(layers),
-        tradeoff_picture(table),
     ]
     return [picture for picture in found if picture is not None]
-
-
-def over_networks(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean over the seeds of a table, without intervals, which are those of one network; one seed as it is."""
-    if table["run"].nunique() < 2:
-        return table
-    mean = table.groupby(KEYS, sort=False, dropna=False)[["value", "difference"]].mean().reset_index()
-    return mean.assign(low=np.nan, high=np.nan)
 
 
 def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> pd.DataFrame:
@@ -81,8 +74,7 @@ def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> 
     if role == "ood":
         return found[found["comparison"].isin(["ood", ""]) & (found["companion"] == "")]
     shifts = set(table.loc[table["role"] == "ood", "companion"]) - {""}
-    keys = [key for key in ("network", "seed", "statistics", "dataset") if key in found]
-    return found[~found["dataset"].isin(shifts)].drop_duplicates(keys)
+    return found[~found["dataset"].isin(shifts)].drop_duplicates(["statistics", "dataset"])
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
@@ -124,10 +116,12 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         own = here[here["role"] == "id"]
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
-        other = here[here["dataset"] == dataset]
-        for part, colour, line in ((other, colours(names)[dataset], ""), (own, ID_COLOUR, INK)):
+        other, colour = here[here["dataset"] == dataset], colours(names)[dataset]
+        for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
-            profile(axes, range(len(order)), found["mean"], found["std"], colour, line, floor)
+            low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
+            axes.fill_between(range(len(order)), low, high, color=band, alpha=0.25, linewidth=0)
+            axes.plot(range(len(order)), found["mean"], color=line, linewidth=1.2)
         axes.set_ylim(floor, top)
         axes.set_xlabel("unit, sorted by its mean on ID images")
         axes.set_ylabel("activation")
@@ -163,7 +157,7 @@ def detector_picture(table: pd.DataFrame) -> Picture | None:
             texts.append(text)
         shape = (len(names), len(kinds))
         shades, cells = part["difference"].to_numpy().reshape(shape), np.reshape(texts, shape)
-        heat(axes, list(map(display, names)), list(map(display, kinds)), shades, cells, SHADE_LIMIT)
+        heat(axes, list(map(display, names)), list(map(display, kinds)), shades, cells)
 
     size = (1.5 + 0.8 * len(kinds), 0.6 + 0.42 * len(names))
     panels = [Panel("Mean of the OOD sets", partial(draw, own=sets), *size)] if len(sets) > 1 else []
@@ -180,8 +174,8 @@ def dots_picture(table: pd.DataFrame, name: str, quantities: Sequence[tuple[str,
         found = pd.concat([rows(table, metric, detector, role) for role in ("id", "ood")])
         series = []
         for dataset, part in found.groupby("dataset", sort=False):
-            ends = scale(metric, detector) * part.set_index("statistics")[ENDS].reindex(kinds)
-            series.append(Series(colours(sets).get(str(dataset), ID_COLOUR), *(ends[column] for column in ENDS)))
+            ends = part.set_index("statistics")[["value", "low", "high"]].reindex(kinds)
+            series.append((colours(sets).get(str(dataset), ID_COLOUR), scale(metric, detector) * ends))
         if series:
             draw = partial(dots, rows=list(map(display, kinds)), series=series)
             panels.append(Panel(title, draw, height=0.6 + 0.4 * len(kinds)))
@@ -191,80 +185,15 @@ def dots_picture(table: pd.DataFrame, name: str, quantities: Sequence[tuple[str,
 
 
 def layer_forms_picture(table: pd.DataFrame) -> Picture | None:
-    """Target statistics in only one layer, in the first K and in the last K."""
+    """Target statistics in only one layer, in the first K and in the last K; means over the OOD sets."""
     found = table["statistics"].str.extract(FORM).dropna().drop_duplicates()
-    places = sorted(found[1].astype(int).unique())
-    swept = {
-        FORMS[form]: [f"{TARGET}/{form}:{place}" for place in places] for form in FORMS if (found[0] == form).any()
-    }
-    return _sweep(table, "layer_forms", swept, places, "layer, or number of layers", references=("running", TARGET))
-
-
-def batch_picture(table: pd.DataFrame) -> Picture | None:
-    """Batch statistics over OOD fractions, one line per batch size."""
-    found = table["statistics"].str.extract(BATCH).dropna(subset=0).drop_duplicates()
-    fractions = sorted(found[1].fillna("").unique(), key=lambda text: float(text or 0))
-    names = [f"{100 * float(text):.0f}\u00a0% OOD" if text else "pure" for text in fractions]
-    swept = {
-        f"batch of {size}": [f"batch:{size}@{text}" if text else f"batch:{size}" for text in fractions]
-        for size in sorted(found[0].unique(), key=int)
-    }
-    return _sweep(table, "batches", swept, range(len(names)), "", names) if len(found) > 1 else None
-
-
-def _sweep(
-    table: pd.DataFrame, name: str, swept: dict[str, list[str]], places: Sequence[float], x_label: str,
-    names: Sequence[str] = (), references: Sequence[str] = (),
-) -> Picture | None:  # fmt: skip
-    """Lines over `places` through the kinds of statistics in `swept`; means over the OOD sets."""
-    panels, legend = [], list(zip(swept, COLOURS, strict=False))
+    places, panels = sorted(found[1].astype(int).unique()), []
+    forms = [(form, colour) for form, colour in zip(FORMS, COLOURS, strict=False) if (found[0] == form).any()]
     for title, metric, detector in SWEPT:
         mean = scale(metric, detector) * rows(table, metric, detector).groupby("statistics")["value"].mean()
-        series = [Series(colour, mean.reindex(swept[label])) for label, colour in legend]
-        known = {display(kind): mean[kind] for kind in references if kind in mean}
-        draw = partial(lines, places=places, series=series, x_label=x_label, names=names, references=known)
-        panels += [Panel(title, draw)] if len(mean) else []
-    alt = f"Line plots, mean of the OOD sets: {', '.join(panel.title for panel in panels)}; {', '.join(swept)}."
-    return Picture(name, alt, panels, 3, legend) if swept and panels else None
-
-
-def layer_distances_picture(layers: pd.DataFrame) -> Picture | None:
-    """How far each layer's statistics on a set are from the running ones."""
-    if layers.empty:
-        return None
-    names = list(layers.loc[layers["role"] == "ood", "dataset"].unique())
-    places = sorted(layers["position"].unique())
-    means = layers.groupby(["dataset", "position"], sort=False)["symmetric_kl"].mean().unstack("dataset")
-    series = [Series(colours(names).get(name, ID_COLOUR), values) for name, values in means.reindex(places).items()]
-    draw = partial(lines, places=places, series=series, x_label="BatchNorm layer", log=True)
-    alt = f"Line plot of the distance of each layer's statistics from the running ones: ID and {listed(names)}."
-    return Picture("layer_distances", alt, [Panel("Symmetric KL divergence", draw)], 1, legend_of(names))
-
-
-def tradeoff_picture(table: pd.DataFrame) -> Picture | None:
-    """Accuracy on shifted ID images against AUROC of OOD images, from running to target statistics."""
-    auroc = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["comparison"] != "placebo")]
-    accuracy = table[(table["metric"] == "accuracy") & (table["role"] == "id")]
-    accuracy = accuracy.drop_duplicates(["statistics", "dataset"])  # one row per OOD set where these share statistics
-    pairs = auroc[auroc["companion"] != ""].merge(
-        accuracy[["statistics", "dataset", "value"]], left_on=["statistics", "companion"],
-        right_on=["statistics", "dataset"], suffixes=("", "_accuracy"),
-    )  # fmt: skip
-    if not pairs["statistics"].eq(TARGET).any():
-        return None
-    names, shifts = list(pairs["dataset"].unique()), list(pairs["companion"].unique())
-
-    def draw(axes: Axes, shift: str) -> None:
-        for name, part in pairs[pairs["companion"] == shift].groupby("dataset", sort=False):
-            ends = 100 * part.set_index("statistics")[["value_accuracy", "value"]].reindex(["running", TARGET])
-            colour = colours(names)[str(name)]
-            axes.plot(*ends.T.to_numpy(), color=colour, linewidth=1.2)
-            for end, face in zip(ends.to_numpy(), ("none", colour), strict=True):
-                axes.plot(*end, "o", color=colour, markerfacecolor=face, markersize=6)
-        axes.set_xlabel("accuracy on shifted ID images, per cent")
-        axes.set_ylabel("AUROC of energy, per cent")
-        axes.margins(0.12)
-
-    alt = f"AUROC against accuracy on shifted ID images, running (open) and target (filled): {listed(shifts)}."
-    panels = [Panel(display(shift), partial(draw, shift=shift)) for shift in shifts]
-    return Picture("tradeoff", alt, panels, 2, legend_of(names)[1:])
+        swept = [(colour, mean.reindex([f"{TARGET}/{form}:{place}" for place in places])) for form, colour in forms]
+        known = {display(kind): mean[kind] for kind in ("running", TARGET) if kind in mean}
+        panels += [Panel(title, partial(lines, places=places, series=swept, references=known))] if len(mean) else []
+    legend = [(FORMS[form], colour) for form, colour in forms]
+    alt = f"Line plots over layers, mean of the OOD sets: {', '.join(panel.title for panel in panels)}."
+    return Picture("layer_forms", alt, panels, 3, legend) if forms and panels else None

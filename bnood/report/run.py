@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnood.report.changes import COLUMNS, as_text, differences
-from bnood.report.figures import run_pictures
+import pandas as pd
+
+from bnood.report.figures import TARGET, rows, run_pictures
+from bnood.report.names import change, display, number, scale
 from bnood.report.page import write_page
 
 if TYPE_CHECKING:
     from bnood.evaluation.evaluate import Evaluation
+
+QUESTIONS = (  # title, metric, detector, role
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units", "ood"),
+    ("Mean MSP", "mean", "msp", "ood"),
+    ("Mean energy", "mean", "energy", "ood"),
+    ("AUROC of MSP", "auroc", "msp", "ood"),
+    ("AUROC of energy", "auroc", "energy", "ood"),
+    ("ID accuracy", "accuracy", "", "id"),
+)
+COLUMNS = ["Quantity", "Images", "Running", "Target", "Difference"]
 
 
 def write_run_report(
@@ -22,6 +34,17 @@ def write_run_report(
     """
     return write_page(
         folder, "run", title=title, commands=commands, config=config, record=evaluation.record, notes=evaluation.notes,
-        pictures=run_pictures(evaluation.table, evaluation.units, evaluation.layers),
-        changes=as_text(differences(evaluation.replicates)), change_columns=COLUMNS,
+        pictures=run_pictures(evaluation.table, evaluation.units), changes=(COLUMNS, changes(evaluation.table)),
     )  # fmt: skip
+
+
+def changes(table: pd.DataFrame) -> list[list[str]]:
+    """What target statistics change against running ones, as rows of :data:`COLUMNS`."""
+    found = []
+    for title, metric, detector, role in QUESTIONS:
+        factor, own = scale(metric, detector), rows(table, metric, detector, role)
+        for one in own[(own["statistics"] == TARGET) & own["difference"].notna()].itertuples():
+            difference = change(one.difference, one.difference_low, one.difference_high, factor)
+            before, after = number(one.value - one.difference, factor), number(one.value, factor)
+            found.append([title, display(one.dataset), before, after, difference])
+    return found

@@ -31,12 +31,9 @@ FRACTIONS = ("minimum_msp", "minimum_auroc", "minimum_fpr95", "control_accuracy"
 class ClaimOptions:
     """What counts as an effect. Change it before a study is evaluated, or say that you changed it afterwards.
 
-    The reason for each threshold is in :data:`REASONS`.
-
     Args:
-        primary_sets: the OOD sets that the verdicts are about, with equal weight. Other sets are reported and decide
-            nothing: noise, for instance, can be made as extreme as one likes.
-        abnormal: H1, largest per-unit mean relative to ID images (1 by definition) above which a unit is abnormal.
+        primary_sets: the OOD sets that the verdicts are about, with equal weight; other sets are only reported.
+        abnormal: H1, largest unit mean, relative to ID images, above which a unit is abnormal.
         control_unit_ratio: H1, what re-estimation on ID images may change in that figure on ID images.
         minimum_msp: H2 and H4, smallest difference in mean MSP that counts.
         minimum_energy: H2, smallest difference in the mean energy score, in nats.
@@ -47,15 +44,12 @@ class ClaimOptions:
         accuracy_gap: H4, largest difference in accuracy between two networks that count as equally accurate.
         minimum_unit_ratio: H4, smallest difference between norms in the figure of H1.
         minimum_confident_share: H4, smallest difference in the fraction of images with MSP > 0.9.
-        minimum_share: H5, part of the whole effect that a part of the network has to move. It also has to move more
-            than its even share (half of the layers: a half), which an effect without a place would give it.
+        minimum_share: H5, part of the whole effect that a part of the network has to move, beyond its even share.
         places: H5, the parts of the network that are asked about; they share the level (Bonferroni).
-        minimum_effective_n: H1, smallest effective number of images behind the class-mix control (Kish). Below it the
-            control is not used, and the verdict says so.
+        minimum_effective_n: H1, smallest effective number of images (Kish) behind the class-mix control.
         minimum_seeds: fewer networks than this get one verdict each, with intervals over images alone.
         level: confidence level of the intervals.
-        seen_seeds: seeds that had been looked at before the thresholds were written. The verdict on the other seeds
-            alone is given as well.
+        seen_seeds: seeds that were looked at before the thresholds were written; the others are also judged alone.
     """
 
     primary_sets: tuple[str, ...] = ("svhn", "dtd", "cifar100")
@@ -86,8 +80,7 @@ class ClaimOptions:
         if isinstance(self.seen_seeds, (str, int)) or any(type(seed) is not int for seed in self.seen_seeds):
             raise UserError(f"claim.seen_seeds is {self.seen_seeds!r}: expected a list of seeds, empty if none was")
         object.__setattr__(self, "seen_seeds", tuple(self.seen_seeds))
-        unknown = [place for place in self.places if place not in PLACES]
-        if unknown:
+        if unknown := [place for place in self.places if place not in PLACES]:
             raise UserError(f"claim.places: {', '.join(unknown)} is none of {', '.join(PLACES)}")
         if not 0.5 <= self.level < 1:
             raise UserError(f"claim.level is {self.level}; expected a number from 0.5 to below 1, for example 0.95")
@@ -98,9 +91,8 @@ class ClaimOptions:
         for name, value in vars(self).items():
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise UserError(f"claim.{name} is {value}; expected a finite number of at least 0")
-        for name in FRACTIONS:
-            if getattr(self, name) >= 1:
-                raise UserError(f"claim.{name} is {getattr(self, name)}; expected a fraction below 1")
+            if name in FRACTIONS and value >= 1:
+                raise UserError(f"claim.{name} is {value}; expected a fraction below 1")
 
     @property
     def place_level(self) -> float:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -14,9 +14,12 @@ from bnood.errors import UserError
 from bnood.study.options import StudyOptions, check_same_study, write_study_file
 from bnood.training.command_line import one_line_parsing
 
+if TYPE_CHECKING:
+    from bnood.study.networks import RunSpec
 
-def build_parser() -> ArgumentParser:
-    """Options of ``scripts/study.py``."""
+
+def parse(given: list[str]) -> tuple[StudyOptions, bool]:
+    """The study that a command line describes, and ``judge_only``."""
     parser = ArgumentParser(
         prog="scripts/study.py",
         description="Train, evaluate and judge networks; rerun to resume. See configs/studies/.",
@@ -27,12 +30,6 @@ def build_parser() -> ArgumentParser:
     parser.add_class_arguments(StudyOptions)
     parser.add_argument("--judge_only", type=bool, default=False, help="Only judge what is there.")
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
-    return parser
-
-
-def parse(given: list[str]) -> tuple[StudyOptions, bool]:
-    """The study that a command line describes, and ``judge_only``."""
-    parser = build_parser()
     try:
         with one_line_parsing(parser, given), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
@@ -41,101 +38,86 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool]:
     except UserError as error:
         if "arguments are required" not in str(error):
             raise
-        raise UserError(
-            f"a study needs a config: give --config, for example --config configs/studies/demo.yaml ({error})"
-        ) from error
+        example = "--config configs/studies/demo.yaml"
+        raise UserError(f"a study needs a config: give --config, for example {example} ({error})") from error
     options = StudyOptions(**{key: made[key] for key in StudyOptions.__dataclass_fields__})
     options.wandb.enabled = options.wandb.enabled and not config.no_wandb
     return options, config.judge_only
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Run a study as ``scripts/study.py`` does, by default from the process's own command line; returns its folder."""
+    """Run a study as ``scripts/study.py`` does, by default from the process's own command line; returns its folder.
+
+    Trains and evaluates what is not yet done, unless ``judge_only``, then judges. Raises ``UserError`` for bad input,
+    and if a network failed, in which case no verdict is written.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     options, judge_only = parse(given)
-    command = shlex.join(["python", "scripts/study.py", *given])
-    run_study(options, judge_only=judge_only, command=command)
-    return options.folder
-
-
-def run_study(options: StudyOptions, *, judge_only: bool = False, command: str) -> None:
-    """Train and evaluate what is not yet done, unless ``judge_only``, then judge.
-
-    ``command`` is what to type to get this study again, for the report. Raises ``UserError`` for bad input, and if a
-    network failed, in which case no verdict is written.
-    """
-    from bnood.study.execution import Job, check_executor, run_jobs
-    from bnood.study.networks import is_done, make_and_evaluate, run_specs
+    from bnood.study.networks import check_training, is_done, run_specs
     from bnood.study.results import conclude
     from bnood.training.atomic import locked
 
+    command = shlex.join(["python", "scripts/study.py", *given])
     specs = run_specs(options)
     check_same_study(options)
-    expected = _check_trainings(options, specs)
+    trained = [spec for spec in specs if spec.entry.training is not None and not spec.partner]
+    trainings = [check_training(options, spec) for spec in trained]
     if judge_only and not options.folder.is_dir():
         raise UserError(f"{options.folder}: there is no such study to be judged; run it without --judge_only true")
-    failed: list[str] = []
     if not judge_only:
-        check_executor(options.executor)
         if not all(is_done(options, spec) for spec in specs):
-            _check_sets(options, specs, expected)
+            _check_sets(options, specs, trainings)
         write_study_file(options)
     with locked(options.folder, "another process is working on this study"):
-        # Stopped networks need two others; everything else can be done side by side.
-        for stage in ([s for s in specs if not s.partner], [s for s in specs if s.partner]):
-            if judge_only or failed:
-                break
-            left = [spec for spec in stage if not is_done(options, spec)]
-            logs = options.folder / "logs"
-            jobs = [Job(s.name, make_and_evaluate, (options, s, command), logs / f"{s.name}.log") for s in left]
-            if jobs:
-                print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
-            outcomes = run_jobs(jobs, options.executor, lambda line: print(line, flush=True))
-            failed += [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
-        if failed:
-            text = f"{len(failed)} failed: {'; '.join(failed)}"
-            raise UserError(f"{text}; no verdict is written (--judge_only true judges what is there)")
+        if not judge_only:
+            _work(options, specs, command)
         done = [spec for spec in specs if is_done(options, spec)]
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
         for line in missing:
             print(f"note: {line}")
         conclude(options, done, command, missing)
+    return options.folder
 
 
-def _check_trainings(options: StudyOptions, specs: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """The training configs by network, after a check that what is trained already was trained by them."""
-    from bnood.study.networks import check_same_training, expected_config
+def _work(options: StudyOptions, specs: Sequence["RunSpec"], command: str) -> None:
+    """Train and evaluate; stopped networks need two others, everything else can be done side by side."""
+    from bnood.study.execution import Job, run_jobs
+    from bnood.study.networks import is_done, make_and_evaluate
 
-    expected: dict[str, dict[str, Any]] = {}
-    for spec in specs:
-        if spec.entry.training is not None and not spec.partner:
-            config = expected.setdefault(spec.network, expected_config(options, spec))
-            check_same_training(options.folder / spec.name, config | {"seed_everything": spec.seed})
-    return expected
+    logs = options.folder / "logs"
+    for stage in ([spec for spec in specs if not spec.partner], [spec for spec in specs if spec.partner]):
+        left = [spec for spec in stage if not is_done(options, spec)]
+        jobs = [Job(spec.name, make_and_evaluate, (options, spec, command), logs / f"{spec.name}.log") for spec in left]
+        if not jobs:
+            continue
+        print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
+        outcomes = run_jobs(jobs, options.executor, lambda line: print(line, flush=True))
+        if failed := [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]:
+            text = f"{len(failed)} failed: {'; '.join(failed)}"
+            raise UserError(f"{text}; no verdict is written (--judge_only true judges what is there)")
 
 
-def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str, dict[str, Any]]) -> None:
+def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: list[dict[str, Any]]) -> None:
     """Open every image set once before anything is trained or written: hours may pass before it is needed."""
     from bnood.data.sources import images
     from bnood.evaluation.run import check_id_split, load_run_images
     from bnood.training.yaml_files import read_yaml
 
     sets = options.sets
-    configs = [*expected.values(), *(read_yaml(s.entry.run / "config.yaml") for s in specs if s.entry.run is not None)]
-    by_data = {str(config["data"]): config for config in configs}
-    names: list[list[str]] = []
-    for config in by_data.values():
+    configs = [*trainings, *(read_yaml(spec.entry.run / "config.yaml") for spec in specs if spec.entry.run)]
+    opened: list[list[str]] = []
+    for config in {str(config["data"]): config for config in configs}.values():
         check_id_split(config["data"], sets.of_runs(), f"every network of {options.name}")
         run: Any = SimpleNamespace(config=config, name=options.name)
         try:
-            names.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
+            opened.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
     if any(spec.entry.model is not None for spec in specs):
-        opened = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
-        names.append([one.name for one in opened])
-    for found in names:
-        if not found:
+        sources = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
+        opened.append([one.name for one in sources])
+    for names in opened:
+        if not names:
             raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")
-        if missing := [name for name in options.claim.primary_sets if name not in found]:
-            raise UserError(f"claim.primary_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(found)})")
+        if missing := [name for name in options.claim.primary_sets if name not in names]:
+            raise UserError(f"claim.primary_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(names)})")

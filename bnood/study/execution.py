@@ -1,7 +1,7 @@
 """Jobs in this process, in processes of this machine or on a Ray cluster, through joblib.
 
-All backends run a job in the same surroundings (threads of torch, precision of matrix products, output into a log), so
-that they give the same results bit for bit. A job that fails ends with one line, and all others go on.
+All backends run a job in the same surroundings (threads, precision of matrix products, output into a log), so that they
+give the same results bit for bit. A job that fails ends with one line, and all others go on.
 """
 
 import contextlib
@@ -11,8 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,22 +36,6 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def check_executor(options: ExecutorOptions) -> None:
-    """Raise ``UserError`` if the executor cannot run here; call it before anything is written."""
-    if options.backend != "ray":
-        return
-    if find_spec("ray") is None:
-        raise UserError("executor.backend is ray, but ray is not installed: pip install 'bnood[ray]'")
-    import ray
-
-    _start_ray(options)
-    for name, key in (("GPU", "gpus_per_job"), ("CPU", "threads_per_worker")):
-        wanted = getattr(options, key)
-        most = max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"])
-        if wanted > most:  # Ray would wait for it without end
-            raise UserError(f"executor.{key} is {wanted:g}, but no machine of the Ray cluster has more than {most:g}")
-
-
 def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str], object]) -> list[Outcome]:
     """Run jobs, tell a line as each ends, and give how they ended.
 
@@ -64,30 +47,25 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str]
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    outcomes: list[Outcome] = []
-    if not jobs:
-        return outcomes
-    settings: dict[str, Any] = {"backend": options.backend}
-    settings["n_jobs"] = 1 if options.backend == "sequential" else options.workers
+    settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}
     if options.backend == "loky":
         settings |= {"inner_max_num_threads": options.threads_per_worker, "initializer": become_worker}
     elif options.backend == "ray":
-        _start_ray(options)
+        start_ray(options)
         settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
     surroundings = os.getpid(), options.threads_per_worker, os.getcwd()
-    with joblib.parallel_config(**settings):
+    outcomes: list[Outcome] = []
+    with joblib.parallel_config(options.backend, **settings):
         # Ray's backend has no results on the way.
         way = "list" if options.backend == "ray" else "generator_unordered"
         parallel = joblib.Parallel(return_as=way, pre_dispatch="all", batch_size=1)
         try:
             for outcome in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
                 outcomes.append(outcome)
-                seconds = round(outcome.seconds)
-                shown = outcome.error or f"done in {seconds // 60}:{seconds % 60:02d}"
+                shown = outcome.error or "done in {}:{:02d}".format(*divmod(round(outcome.seconds), 60))
                 tell(f"[{len(outcomes)}/{len(jobs)}] {outcome.name}: {shown}")
         except BrokenProcessPool as error:
-            done = {outcome.name for outcome in outcomes}
-            left = ", ".join(job.name for job in jobs if job.name not in done)
+            left = ", ".join(job.name for job in jobs if job.name not in {outcome.name for outcome in outcomes})
             text = f"a worker process was killed (out of memory?) while these were not done: {left}"
             raise UserError(f"{text}; the same command goes on") from error
         except BaseException:
@@ -102,33 +80,32 @@ def perform(job: Job, study: int, threads: int, folder: str) -> Outcome:
 
     ``study`` is the process that runs the study; any other one that calls this is a worker.
     """
+    import torch
+
     began, error = time.perf_counter(), None
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")  # an earlier training in this process may have changed it
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    if os.getpid() != study:
-        os.chdir(folder)
-        with job.log.open("a") as output:  # also for what libraries in C print
-            os.dup2(output.fileno(), 1)
+    with job.log.open("a", buffering=1) as output:
+        if os.getpid() != study:
+            os.chdir(folder)
+            os.dup2(output.fileno(), 1)  # also for what libraries in C print
             os.dup2(output.fileno(), 2)
-    with (
-        job.log.open("a", buffering=1) as output,
-        _torch_settings(threads),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-    ):
-        try:
-            job.call(*job.arguments)
-        except UserError as problem:
-            error = " ".join(str(problem).split())
-        except Terminated:
-            raise
-        # A defect of the program in one job must not cost the others: its traceback goes to the log.
-        except (Exception, SystemExit) as problem:
-            if isinstance(problem.__context__, KeyboardInterrupt):  # Lightning ends a training that way
-                raise problem.__context__ from None
-            traceback.print_exc()
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())} (traceback in {job.log})"
-        if error:
-            print(f"error: {error}")
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                job.call(*job.arguments)
+            except UserError as problem:
+                error = " ".join(str(problem).split())
+            except Terminated:
+                raise
+            # A defect of the program in one job must not cost the others: its traceback goes to the log.
+            except (Exception, SystemExit) as problem:
+                if isinstance(problem.__context__, KeyboardInterrupt):  # Lightning ends a training that way
+                    raise problem.__context__ from None
+                traceback.print_exc()
+                error = f"{type(problem).__name__}: {' '.join(str(problem).split())} (traceback in {job.log})"
+            if error:
+                print(f"error: {error}")
     return Outcome(job.name, error, time.perf_counter() - began)
 
 
@@ -145,28 +122,21 @@ def become_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start_ray(options: ExecutorOptions) -> None:
+def start_ray(options: ExecutorOptions) -> None:
+    """Start Ray, or join the cluster that RAY_ADDRESS names, and make it a backend of joblib.
+
+    Raises ``UserError`` if no machine has what a job needs: Ray would wait for it without end.
+    """
     import ray
     from ray.util.joblib import register_ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default any other program goes first
-    if not ray.is_initialized():  # RAY_ADDRESS names a cluster that runs already
+    if not ray.is_initialized():
         cores = None if os.environ.get("RAY_ADDRESS") else options.workers * options.threads_per_worker
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     register_ray()
-
-
-@contextlib.contextmanager
-def _torch_settings(threads: int) -> Iterator[None]:
-    """The state in which a process starts, but for the number of threads; put back after."""
-    import torch
-
-    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_float32_matmul_precision(precision)
+    most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
+    if options.gpus_per_job > most:
+        wanted = f"executor.gpus_per_job is {options.gpus_per_job:g}"
+        raise UserError(f"{wanted}, but no machine of the Ray cluster has more than {most:g}")

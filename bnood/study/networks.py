@@ -1,13 +1,11 @@
 """The networks of a study: which there are, and training, stopping and evaluating each of them.
 
 ``runs/<study>/`` holds one folder per network: a whole run folder for trained networks, the evaluation alone for given
-ones, whose own folders are never written into. What is done is read from these folders, so that a study goes on
-wherever it was stopped.
+ones, whose own folders are never written into. What is done is read from these folders, so a killed study goes on.
 """
 
 import hashlib
 import json
-import math
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +24,8 @@ from bnood.training.yaml_files import read_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bnood.networks.network import Network
+
 EVALUATION = "ood"
 CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
@@ -34,10 +34,9 @@ STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One network of a study.
+    """One network of a study: its folder's name, its entry of ``networks:``, its kind and seed.
 
-    ``name`` is that of its folder; ``entry`` the entry of ``networks:`` that it comes from; ``kind`` its place in the
-    family: bn, ln, gn, or bn-at-ln for a BatchNorm network stopped at LN's accuracy.
+    The kind is its place in the family: bn, ln, gn, or bn-at-ln for a BatchNorm network stopped at LN's accuracy.
     """
 
     name: str
@@ -59,41 +58,39 @@ class RunSpec:
         """The norm at whose accuracy a network of this study is stopped; "" for all others."""
         return self.kind.partition("-at-")[2] if self.entry.training is not None else ""
 
+    def of_norm(self, norm: str) -> str:
+        """The folder's name of the trained network of this family and seed with another norm."""
+        return f"{self.entry.family}-{norm}-s{self.seed}".removeprefix("-")
+
 
 def run_specs(options: StudyOptions) -> list[RunSpec]:
     """All networks: a whole seed after the other, so that an unfinished study has whole seeds; stopped ones last.
 
-    Raises:
-        UserError: if a given run is missing, or two networks have one name, or one network and seed.
+    Raises ``UserError`` if a given run is missing, or two networks have one name, or one network and seed.
     """
     specs: list[RunSpec] = []
     stopped: list[RunSpec] = []
     for entry in options.networks:
-        prefix = f"{entry.family}-" if entry.family else ""
         if entry.training is not None:
             for seed in entry.seeds:
-                specs += [RunSpec(f"{prefix}{norm}-s{seed}", entry, norm, seed) for norm in entry.norms]
-                stopped += [
-                    RunSpec(f"{prefix}bn-s{seed}-at-{partner}", entry, f"bn-at-{partner}", seed)
-                    for partner in entry.partners
-                ]
+                own = RunSpec("", entry, "bn", seed)
+                specs += [replace(own, name=own.of_norm(norm), kind=norm) for norm in entry.norms]
+                kinds = [f"at-{norm}" for norm in entry.partners]
+                stopped += [replace(own, name=f"{own.of_norm('bn')}-{kind}", kind=f"bn-{kind}") for kind in kinds]
         elif entry.run is not None:
-            specs.append(_spec_of_run(entry))
+            specs.append(_spec_of_run(entry, entry.run))
         else:
             name = entry.name or str(entry.model).rpartition(":")[2]
             specs.append(RunSpec(name, replace(entry, family=entry.family or name), "bn", entry.seed))
     specs += stopped
     for spec in specs:
         if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
-            raise UserError(
-                f"networks: {spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network "
-                "and seed: give them different names, seeds or families"
-            )
+            same = f"{spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network and seed"
+            raise UserError(f"networks: {same}: give them different names, seeds or families")
     return specs
 
 
-def _spec_of_run(entry: NetworkOptions) -> RunSpec:
-    folder = Path(str(entry.run))
+def _spec_of_run(entry: NetworkOptions, folder: Path) -> RunSpec:
     if not (folder / CHECKPOINT).is_file():
         raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
     config = read_yaml(folder / "config.yaml")
@@ -114,17 +111,18 @@ def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
         return whole
     from bnood.statistics import batchnorm_layers
 
-    layers = len(batchnorm_layers(load(options, spec).model))
-    forms = layer_forms(layers, options.localisation) if layers else []
+    forms = layer_forms(len(batchnorm_layers(load(options, spec).model)), options.localisation)
     return replace(whole, statistics=tuple(dict.fromkeys((*whole.statistics, *forms))))
 
 
 def layer_forms(layers: int, localisation: str) -> list[str]:
     """The statistics of :class:`StudyOptions`' ``localisation`` for a network of so many BatchNorm layers."""
+    if not layers:
+        return []
     half = layers // 2
     first, last, only = {half}, {layers - half}, {layers - 1}
     if localisation == "cuts":
-        spread = {round(layers * cut / (CUTS + 1)) for cut in range(1, CUTS + 1)} - {0}
+        spread = {round(layers * cut / (CUTS + 1)) for cut in range(1, CUTS + 1)}
         first, last = first | spread, last | spread
     elif localisation == "all":
         first, last, only = set(range(1, layers + 1)), set(range(1, layers + 1)), set(range(layers))
@@ -133,8 +131,8 @@ def layer_forms(layers: int, localisation: str) -> list[str]:
     return [f"recalibrated:target/{form}" for form in (*forms, "mean", "variance")]
 
 
-def load(options: StudyOptions, spec: RunSpec) -> Any:
-    """The network of a spec as :class:`bnood.networks.network.Network`, named as in the study's tables."""
+def load(options: StudyOptions, spec: RunSpec) -> "Network":
+    """The network of a spec, named as in the study's tables."""
     entry = spec.entry
     if entry.model is None:
         from bnood.training.run_folder import load_run
@@ -142,7 +140,7 @@ def load(options: StudyOptions, spec: RunSpec) -> Any:
         return load_run(run_folder(options, spec)).network
     from bnood.networks.loading import load_network
 
-    given = {key: getattr(entry, key) for key in ("image_size", "mean", "std", "head")}
+    given: dict[str, Any] = {key: getattr(entry, key) for key in ("image_size", "mean", "std", "head")}
     network = load_network(entry.model, entry.weights, **given)
     network.name, network.seed = spec.name, spec.seed
     return network
@@ -150,19 +148,16 @@ def load(options: StudyOptions, spec: RunSpec) -> Any:
 
 def run_folder(options: StudyOptions, spec: RunSpec) -> Path:
     """Where the run lies: a given one where it is, a trained one in the study's folder."""
-    return options.folder / spec.name if spec.entry.run is None else spec.entry.run
+    return spec.entry.run or options.folder / spec.name
 
 
 def is_ready(options: StudyOptions, spec: RunSpec) -> bool:
     """Whether a network is trained to its end, or given."""
-    if spec.entry.training is None:
-        return True
     folder = options.folder / spec.name
-    trained = bool(read_summary(folder)) and (folder / CHECKPOINT).exists()
-    if not trained or not spec.partner:
-        return trained
+    if spec.entry.training is None or not (read_summary(folder) and (folder / CHECKPOINT).exists()):
+        return spec.entry.training is None
     try:
-        return read_summary(folder).get("stopped") == stopped_at(options, spec)
+        return not spec.partner or read_summary(folder).get("stopped") == stopped_at(options, spec)
     except UserError:  # what it is made from is not there; making it says so
         return False
 
@@ -179,15 +174,30 @@ def is_done(options: StudyOptions, spec: RunSpec) -> bool:
     return found == _question(options, spec, evaluation_of(options, spec))
 
 
+def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
+    """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
+    if spec.entry.model is None:
+        from bnood.evaluation.run import asked
+
+        return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
+    from bnood.networks.weights import weights_file
+
+    plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
+    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
+        plain[section].pop(name)
+    weights = spec.entry.weights
+    digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
+
+
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
     """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
     if not is_ready(options, spec):
-        print("training", flush=True)
-        make = stop if spec.partner else train_network
-        make(options, spec)
+        _say("training")
+        (stop if spec.partner else train_network)(options, spec)
     if is_done(options, spec):
         return
-    print("evaluation", flush=True)
+    _say("evaluation")
     evaluation, folder = evaluation_of(options, spec), options.folder / spec.name / EVALUATION
     if spec.entry.model is not None:
         _evaluate_model(options, spec, evaluation, command, folder)
@@ -201,151 +211,8 @@ def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> Non
     )  # fmt: skip
 
 
-def train_network(options: StudyOptions, spec: RunSpec) -> None:
-    """Train a network from the start, or from its last checkpoint."""
-    from bnood.training.train import train
-
-    arguments, checkpoint = training_arguments(options, spec), options.folder / spec.name / CHECKPOINT
-    if checkpoint.exists():
-        arguments += ["--ckpt_path", str(checkpoint)]
-    train(arguments)
-
-
-def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
-    """The command line of ``scripts/train.py`` that trains a network from the start."""
-    sets, entry = options.sets, spec.entry
-    given = {
-        "config": str(entry.training),
-        "runs": str(options.folder),
-        "name": spec.name,
-        "seed_everything": spec.seed,
-        "model.norm": spec.norm,
-        "keep_epochs": spec.norm == "bn" and bool(entry.partners),
-        "trainer.enable_progress_bar": False,
-        **entry.overrides.get(spec.norm, {}),
-        **{f"wandb.{key}": value for key, value in asdict(options.wandb).items()},
-    }
-    if sets.root is not None:
-        given["data.root"] = str(sets.root)
-    if sets.download:
-        given["data.download"] = True
-    return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
-
-
-def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
-    """The training config of a network, as its ``config.yaml`` would hold it.
-
-    Raises ``UserError`` if the training config or an override is wrong.
-    """
-    from bnood.training.train import ParsingCLI, command_line
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cli = command_line(training_arguments(options, spec), ParsingCLI)
-            return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    except UserError as error:
-        where = f"{spec.entry.training} with overrides.{spec.norm}"
-        raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
-
-
-def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
-    """Raise :class:`UserError` if a run folder was trained otherwise than the study would train it."""
-    file = folder / "config.yaml"
-    if not file.exists():
-        if (folder / CHECKPOINT).exists():
-            raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
-        return
-    from bnood.training.resume import settings_that_decide
-
-    found, wanted = (
-        settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
-        for config in (read_yaml(file), expected)
-    )
-    for key in wanted:
-        if key in found and found[key] != wanted[key]:
-            raise UserError(
-                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: "
-                "choose another name for the study, or move the folder away"
-            )
-
-
-def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
-    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy.
-
-    Only validation images decide: nothing is chosen on test or OOD images. Of equally near epochs the first is taken.
-
-    Returns:
-        run, epoch (from 0), accuracy, partner, partner_accuracy: what ``summary.json`` of the stopped network keeps.
-
-    Raises:
-        UserError: if no epoch was kept, or accuracies were not measured.
-    """
-    prefix = f"{spec.entry.family}-" if spec.entry.family else ""
-    folder, partner = (options.folder / f"{prefix}{norm}-s{spec.seed}" for norm in ("bn", spec.partner))
-    wanted = read_summary(partner).get("accuracy")
-    if wanted is None:
-        raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
-    measured = _read_log(folder)["validation/accuracy"].dropna()
-    kept = {epoch: value for epoch, value in measured.items() if _epoch_file(folder, epoch).exists()}
-    if not kept:
-        raise UserError(
-            f"{folder} kept no epochs with a validation accuracy (checkpoints/epoch-000.ckpt ...), which {spec.name} "
-            "is taken from: train it with --keep_epochs true, or set equal_accuracy: false"
-        )
-    epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
-    found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
-    return found | {"partner": partner.name, "partner_accuracy": wanted}
-
-
-def stop(options: StudyOptions, spec: RunSpec) -> None:
-    """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
-    choice = stopped_at(options, spec)
-    source, folder = options.folder / choice["run"], options.folder / spec.name
-    row = _read_log(source).loc[choice["epoch"]]
-    columns = {"nll": "validation/nll", "ece": "validation/ece", "train_accuracy": "train/accuracy"}
-    measured = {key: None if math.isnan(row[column]) else float(row[column]) for key, column in columns.items()}
-    known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
-    summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
-    config = read_yaml(source / "config.yaml") | {"name": spec.name}
-    checkpoint = _epoch_file(source, choice["epoch"])
-    write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(checkpoint, path))
-    write_beside(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(config, sort_keys=False)))
-    write_beside(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-
-
-def _epoch_file(folder: Path, epoch: int) -> Path:
-    """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
-    return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"
-
-
-def _read_log(folder: Path) -> "pd.DataFrame":
-    """The last figures that the log of a training holds for each epoch, from 0; NaN where there are none."""
-    import pandas as pd
-
-    file = folder / "metrics.csv"
-    try:
-        log = pd.read_csv(file).groupby("epoch").last()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: expected the log of a training ({' '.join(str(error).split())})") from error
-    wanted = ["validation/accuracy", "validation/nll", "validation/ece", "train/accuracy"]
-    return log.reindex(columns=wanted).set_axis(log.index.astype(int))
-
-
-def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
-    """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
-    if spec.entry.model is None:
-        from bnood.evaluation.run import asked
-
-        return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
-    plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
-    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
-        plain[section].pop(name)
-    from bnood.networks.weights import weights_file
-
-    weights = spec.entry.weights
-    digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _evaluate_model(
@@ -389,5 +256,119 @@ def _evaluate_model(
             _say(line)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def train_network(options: StudyOptions, spec: RunSpec) -> None:
+    """Train a network from the start, or from its last checkpoint."""
+    from bnood.training.train import train
+
+    checkpoint = options.folder / spec.name / CHECKPOINT
+    train([*training_arguments(options, spec), *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
+
+
+def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
+    """The command line of ``scripts/train.py`` that trains a network from the start."""
+    sets, entry = options.sets, spec.entry
+    given = {
+        "config": str(entry.training),
+        "runs": str(options.folder),
+        "name": spec.name,
+        "seed_everything": spec.seed,
+        "model.norm": spec.norm,
+        "keep_epochs": spec.norm == "bn" and bool(entry.partners),
+        "trainer.enable_progress_bar": False,
+        **entry.overrides.get(spec.norm, {}),
+        **{f"wandb.{key}": value for key, value in asdict(options.wandb).items()},
+        **({} if sets.root is None else {"data.root": str(sets.root)}),
+        **({"data.download": True} if sets.download else {}),
+    }
+    return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
+
+
+def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
+    """The training config of a network, as its ``config.yaml`` would hold it.
+
+    Raises ``UserError`` if the config or an override is wrong, or what is trained already was trained otherwise.
+    """
+    from bnood.training.resume import settings_that_decide
+    from bnood.training.train import ParsingCLI, command_line
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli = command_line(training_arguments(options, spec), ParsingCLI)
+            expected = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    except UserError as error:
+        where = f"{spec.entry.training} with overrides.{spec.norm}"
+        raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
+    folder = options.folder / spec.name
+    file = folder / "config.yaml"
+    if not file.exists():
+        if (folder / CHECKPOINT).exists():
+            raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
+        return expected
+    found, wanted = (
+        settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
+        for config in (read_yaml(file), expected)
+    )
+    for key in wanted:
+        if key in found and found[key] != wanted[key]:
+            remedy = "choose another name for the study, or move the folder away"
+            raise UserError(
+                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: {remedy}"
+            )
+    return expected
+
+
+def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
+    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy; the first of equals.
+
+    Only validation images decide: nothing is chosen on test or OOD images. What is returned stands in ``summary.json``
+    of the stopped network. Raises ``UserError`` if no epoch was kept, or accuracies were not measured.
+    """
+    folder, partner = options.folder / spec.of_norm("bn"), options.folder / spec.of_norm(spec.partner)
+    wanted = read_summary(partner).get("accuracy")
+    if wanted is None:
+        raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
+    measured = _read_log(folder)["validation/accuracy"].dropna()
+    kept = {epoch: value for epoch, value in measured.items() if _epoch_file(folder, epoch).exists()}
+    if not kept:
+        kept_by = "train it with --keep_epochs true, or set equal_accuracy: false"
+        raise UserError(
+            f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from: {kept_by}"
+        )
+    epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
+    found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
+    return found | {"partner": partner.name, "partner_accuracy": wanted}
+
+
+def stop(options: StudyOptions, spec: RunSpec) -> None:
+    """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
+    choice = stopped_at(options, spec)
+    source, folder = options.folder / choice["run"], options.folder / spec.name
+    row = _read_log(source).loc[choice["epoch"]].astype(object)
+    row = row.where(row.notna(), None)
+    measured = {"nll": row["validation/nll"], "ece": row["validation/ece"], "train_accuracy": row["train/accuracy"]}
+    known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
+    summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
+    config = read_yaml(source / "config.yaml") | {"name": spec.name}
+    checkpoint = _epoch_file(source, choice["epoch"])
+    write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(checkpoint, path))
+    write_beside(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(config, sort_keys=False)))
+    write_beside(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+
+
+def _epoch_file(folder: Path, epoch: Any) -> Path:
+    """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
+    return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"
+
+
+def _read_log(folder: Path) -> "pd.DataFrame":
+    """The last figures that the log of a training holds for each epoch, from 0; NaN where there are none."""
+    import pandas as pd
+
+    file = folder / "metrics.csv"
+    try:
+        log = pd.read_csv(file).groupby("epoch").last()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: expected the log of a training ({' '.join(str(error).split())})") from error
+    wanted = ["validation/accuracy", "validation/nll", "validation/ece", "train/accuracy"]
+    return log.reindex(columns=wanted).set_axis(log.index.astype(int))

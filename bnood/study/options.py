@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class NetworkOptions:
     """
 
     training: Path | None = None
-    norms: tuple[str, ...] = ("bn", "ln", "gn")
+    norms: tuple[Literal["bn", "ln", "gn"], ...] = ("bn", "ln", "gn")
     seeds: tuple[int, ...] = (0, 1, 2)
     overrides: dict[str, dict[str, Setting]] = field(default_factory=dict)
     equal_accuracy: bool = True
@@ -85,17 +86,16 @@ class NetworkOptions:
             found = getattr(self, key)
             if not found or len(set(found)) < len(found):
                 raise UserError(f"networks: {key} is {list(found)}: expected one or more, each once")
-        if unknown := [norm for norm in self.norms if norm not in ("bn", "ln", "gn")]:
-            raise UserError(f"networks: norms has {unknown[0]}; expected bn, ln and gn")
         if wrong := [seed for seed in self.seeds if isinstance(seed, bool) or not 0 <= seed < 2**32]:
             raise UserError(f"networks: seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
-        if unknown := [norm for norm in self.overrides if norm not in self.norms]:
-            raise UserError(f"overrides.{unknown[0]}: there is no such norm in norms ({', '.join(self.norms)})")
-        for norm, key in ((norm, key) for norm, settings in self.overrides.items() for key in settings):
-            if key in FIXED:
-                raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
-            if key in SHARED:
-                raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
+        for norm, settings in self.overrides.items():
+            if norm not in self.norms:
+                raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
+            for key in settings:
+                if key in FIXED:
+                    raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
+                if key in SHARED:
+                    raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
 
     @property
     def partners(self) -> tuple[str, ...]:
@@ -130,8 +130,7 @@ class ExecutorOptions:
     Args:
         backend: ``sequential`` (in this process), ``loky`` (processes of this machine) or ``ray``.
         workers: how many networks are worked on at a time; ``sequential`` has one.
-        threads_per_worker: torch's threads for each of them. Sums in another order differ in the last bits, so runs
-            are the same bit for bit only with the same number.
+        threads_per_worker: torch's threads for each of them; only with the same number are results the same bits.
         gpus_per_job: fraction of a GPU that Ray reserves for each job, for instance 0.5.
     """
 
@@ -145,8 +144,11 @@ class ExecutorOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
         if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
-            found = self.gpus_per_job
-            raise UserError(f"executor.gpus_per_job is {found}; expected a positive number, and backend ray")
+            raise UserError(
+                f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray"
+            )
+        if self.backend == "ray" and find_spec("ray") is None:
+            raise UserError("executor.backend is ray, but ray is not installed: pip install 'bnood[ray]'")
 
 
 @dataclass
@@ -210,10 +212,8 @@ def check_same_study(options: StudyOptions) -> None:
     for key in dict.fromkeys([*now, *before]):
         section = isinstance(now.get(key), dict)
         if not section and not key.startswith(FREE) and before.get(key) != now.get(key):
-            raise UserError(
-                f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}: "
-                f"choose another name, or remove {file} to go on with the new one"
-            )
+            found = f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}"
+            raise UserError(f"{found}: choose another name, or remove {file} to go on with the new one")
 
 
 def write_study_file(options: StudyOptions) -> None:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bnood.errors import UserError
 from bnood.report.study import write_study_report
+from bnood.study.measurements import TEXT, Measurements
 from bnood.study.networks import EVALUATION, RunSpec, run_folder
 from bnood.study.options import StudyOptions
-from bnood.study.printing import ANSWERS, demo_lines, sign_of_change, verdict_lines
+from bnood.study.printing import answer, changes, demo_lines, verdict_lines
 from bnood.study.verdict import judge
 from bnood.training.atomic import write_beside
 from bnood.training.provenance import commit, machine, versions
@@ -26,20 +26,17 @@ def pooled(options: StudyOptions, specs: Sequence[RunSpec], file: str) -> pd.Dat
     parts = []
     for spec in specs:
         path = options.folder / spec.name / EVALUATION / file
-        if not path.exists():  # LN and GN networks have no table of layers
-            continue
         try:
-            table = pd.read_csv(path, keep_default_na=True) if path.suffix == ".csv" else pd.read_parquet(path)
+            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
         except (ValueError, OSError) as error:
             raise UserError(f"{path} is not readable as a table: remove {path.parent}, and it is made again") from error
         # Empty text and missing numbers look the same in a CSV file.
-        for column in ("statistics", "estimator", "fitted_under", "companion", "comparison", "detector"):
-            if column in table:
-                table[column] = table[column].astype("object").fillna("").astype(str)
+        for column in set(TEXT) & set(table):
+            table[column] = table[column].astype("object").fillna("").astype(str)
         own = {"run": spec.name, "network": spec.network, "norm": spec.norm, "seed": spec.seed}
         rest = table.drop(columns=[column for column in own if column in table])
         parts.append(pd.concat([pd.DataFrame(own, index=rest.index), rest], axis=1))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return pd.concat(parts, ignore_index=True)
 
 
 def networks(options: StudyOptions, specs: Sequence[RunSpec]) -> pd.DataFrame:
@@ -53,8 +50,7 @@ def networks(options: StudyOptions, specs: Sequence[RunSpec]) -> pd.DataFrame:
             | {key: summary.get(key) for key in TRAINED}
             | {"partner": stopped.get("partner", ""), "partner_accuracy": stopped.get("partner_accuracy")}
         )
-    numbers = [*TRAINED, "partner_accuracy"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+    return pd.DataFrame(rows).astype(dict.fromkeys([*TRAINED, "partner_accuracy"], float))
 
 
 def conclude(options: StudyOptions, specs: Sequence[RunSpec], command: str, missing: Sequence[str] = ()) -> None:
@@ -67,32 +63,26 @@ def conclude(options: StudyOptions, specs: Sequence[RunSpec], command: str, miss
     """
     if not specs:
         raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
-    table, draws = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet"))
-    rows = networks(options, specs)
+    table, draws, units = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet", "units.parquet"))
+    rows, claim, folder = networks(options, specs), options.claim, options.folder
     made: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
     made["missing"] = list(missing)
-    verdict = judge(draws, rows, options.claim, options.name, made)
+    verdict, found = judge(draws, rows, claim, options.name, made), Measurements(draws)
     verdict = verdict.as_hint() if options.demo else verdict
     # Only now: where judging fails, no new table stands beside an earlier verdict.
-    folder: Path = options.folder
     for name, content in (("table.csv", table), ("networks.csv", rows)):
         write_beside(folder / name, partial(content.to_csv, index=False, float_format="%.6g"))
     verdict.write(folder)
-    notes = [*missing, *_far_from_partner(rows)]
-    lines = demo_lines(draws, rows, options.claim) if options.demo else verdict_lines(verdict)
-    report = write_study_report(
-        folder, table, draws, verdict, title=f"Study {options.name}", commands=[command],
-        units=pooled(options, specs, "units.parquet"), layers=pooled(options, specs, "layers.csv"),
-        sentence=ANSWERS[sign_of_change(draws, options.claim)] if options.demo else "", notes=notes, record=made,
-    )  # fmt: skip
-    files = [f"page:    {report[0]}", *([] if options.demo else [f"tables:  {folder}/verdict.csv, {folder}/table.csv"])]
-    print("\n".join([*lines, *(f"note: {note}" for note in _far_from_partner(rows)), *files]))
-
-
-def _far_from_partner(rows: pd.DataFrame) -> list[str]:
-    """A line for each BatchNorm network that was stopped, but not near its partner's accuracy."""
     far = rows[(rows["partner"] != "") & ((rows["accuracy"] - rows["partner_accuracy"]).abs() > CLOSE)]
-    return [
+    notes = [
         f"{row.run}: accuracy {row.accuracy:.3f}, the nearest to {row.partner} ({row.partner_accuracy:.3f})"
         for row in far.itertuples()
     ]
+    page = write_study_report(
+        folder, verdict.to_json(), table, units, title=f"Study {options.name}", command=command,
+        changes=[[f"{family}bn", *row] for family in found.families() for row in changes(found, claim, family)],
+        sentence=answer(found, claim) if options.demo else "", notes=[*missing, *notes],
+    )[0]  # fmt: skip
+    lines = demo_lines(found, rows, claim) if options.demo else verdict_lines(verdict)
+    files = [f"page:    {page}", *([] if options.demo else [f"tables:  {folder}/verdict.csv, {folder}/table.csv"])]
+    print("\n".join([*lines, *(f"note: {note}" for note in notes), *files]))

@@ -100,9 +100,9 @@ def test_mistakes_are_refused_in_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "cifar10.yaml"])
-def test_committed_configs_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "networks"), [("demo.yaml", 24), ("cifar10.yaml", 48)])
+def test_committed_configs_are_valid(name: str, networks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[LabOptions] = []
     monkeypatch.setattr(cli, "run_lab", lambda options, command: found.append(options))
     main(["--config", str(CONFIGS / name)])
-    assert len(found[0].networks()) == {"demo.yaml": 24, "cifar10.yaml": 96}[name]
+    assert len(found[0].networks()) == networks

@@ -9,7 +9,7 @@ from refusal import refusal
 from tiny_study import EVALUATION, options_of, study_config
 
 from bnood.study.cli import main, parse
-from bnood.study.networks import expected_config, run_specs
+from bnood.study.networks import check_training, run_specs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
@@ -58,5 +58,5 @@ def test_the_configs_are_read_and_their_trainings_too(config: Path, monkeypatch:
         return  # its run folders have to be there
     for spec in run_specs(options):
         if spec.entry.training is not None and not spec.partner:
-            expected = expected_config(options, spec)
+            expected = check_training(options, spec)
             assert expected["model"]["norm"] == spec.norm and expected["seed_everything"] == spec.seed

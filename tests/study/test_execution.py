@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bnood.errors import UserError
-from bnood.study.execution import Job, check_executor, run_jobs
+from bnood.study.execution import Job, run_jobs
 from bnood.study.options import ExecutorOptions
 
 without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
@@ -54,14 +54,12 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
     out, told = tmp_path / "out", []
     parts = [("first", describe, (out,)), ("refused", refuse, ("svhn: no\nsuch set",)), ("broken", break_down, ())]
     torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
-    threads = torch.get_num_threads()
     options = ExecutorOptions(backend, workers=2, threads_per_worker=2)  # type: ignore[arg-type]
     try:
-        check_executor(options)
         outcomes = run_jobs(jobs_of(tmp_path, *parts), options, told.append)
-        assert torch.get_float32_matmul_precision() == "medium" and torch.get_num_threads() == threads
     finally:
         torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
     assert out.read_text() == f"{tmp_path} 2 highest"
     assert {outcome.name: outcome.error for outcome in outcomes} == {
         "first": None,
@@ -124,12 +122,13 @@ def runs(process: int) -> bool:
 
 
 @without_ray
-def test_ray_refuses_what_its_cluster_lacks() -> None:
-    with pytest.raises(UserError, match=r"executor.gpus_per_job is 1000, but no machine of the Ray cluster has more"):
-        check_executor(ExecutorOptions("ray", gpus_per_job=1000.0))
+def test_ray_refuses_more_gpus_than_its_cluster_has(tmp_path: Path) -> None:
+    options = ExecutorOptions("ray", gpus_per_job=1000.0)
+    with pytest.raises(UserError, match=r"gpus_per_job is 1000, but no machine of the Ray cluster has more"):
+        run_jobs(jobs_of(tmp_path, ("first", refuse, ("",))), options, print)
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnood.study.execution.find_spec", lambda name: None)
+    monkeypatch.setattr("bnood.study.options.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"ray is not installed: pip install 'bnood\[ray\]'"):
-        check_executor(ExecutorOptions("ray"))
+        ExecutorOptions("ray")

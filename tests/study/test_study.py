@@ -23,6 +23,8 @@ from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at
 from bnood.training.atomic import locked
 
 ROOT = Path(__file__).parents[2]
+SETS = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
+TIMM = {"model": "timm:resnet18"}
 QUICK = {"evaluation": EVALUATION | {"statistics": ["running"]}, "localisation": "none"}
 
 
@@ -63,30 +65,34 @@ def test_the_stopped_network_is_that_of_the_nearest_validation_accuracy() -> Non
     assert yaml.safe_load((folder / "bn-s0-at-ln" / "config.yaml").read_text())["name"] == "bn-s0-at-ln"
 
 
-def stop_choice(folder: Path, accuracies: list[float | None], wanted: float | None, kept: list[int]) -> dict:
-    """What is chosen from a made-up log."""
-    runs = folder / "runs" / "tiny"
+@pytest.mark.parametrize(
+    ("accuracies", "wanted", "kept", "found"),
+    [
+        ([0.3, 0.5, 0.75, 0.5], 0.625, [0, 1, 2, 3], 1),  # of equally near epochs the first
+        ([0.3, 0.5, 0.8, 0.6], 0.6, [0, 1], 1),  # only kept ones
+        ([0.3, None, 0.8], 0.6, [0, 1, 2], 2),
+        ([0.3, 0.5], 0.6, [], r"bn-s0 kept no epochs .* --keep_epochs true"),
+        ([0.3, 0.5], None, [0, 1], r"ln-s0/summary.json has no accuracy"),
+    ],
+)
+def test_the_epoch_that_is_taken(
+    accuracies: list[float | None], wanted: float | None, kept: list[int], found: int | str, tmp_path: Path
+) -> None:
+    runs, config = tmp_path / "runs" / "tiny", study_config(tmp_path)
     (runs / "bn-s0" / "checkpoints").mkdir(parents=True)
     (runs / "ln-s0").mkdir()
-    lines = ["epoch,step,validation/accuracy", "0,5,"]
-    lines += [f"{epoch},9,{'' if value is None else value}" for epoch, value in enumerate(accuracies)]
-    (runs / "bn-s0" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    lines = [f"{epoch},9,{'' if value is None else value}" for epoch, value in enumerate(accuracies)]
+    (runs / "bn-s0" / "metrics.csv").write_text("\n".join(["epoch,step,validation/accuracy", "0,5,", *lines]))
     (runs / "ln-s0" / "summary.json").write_text(json.dumps({"accuracy": wanted}))
     for epoch in kept:
         (runs / "bn-s0" / "checkpoints" / f"epoch-{epoch:03d}.ckpt").touch()
-    config = study_config(folder)
-    return stopped_at(options_of(config), specs_of(config)["bn-s0-at-ln"])
-
-
-def test_of_equally_near_epochs_the_first_is_taken_and_only_kept_ones_count(tmp_path: Path) -> None:
-    found = stop_choice(tmp_path / "a", [0.3, 0.5, 0.75, 0.5], 0.625, [0, 1, 2, 3])
-    assert (found["epoch"], found["accuracy"]) == (1, 0.5)
-    assert stop_choice(tmp_path / "b", [0.3, 0.5, 0.8, 0.6], 0.6, [0, 1])["epoch"] == 1
-    assert stop_choice(tmp_path / "c", [0.3, None, 0.8], 0.6, [0, 1, 2])["epoch"] == 2
-    with pytest.raises(UserError, match=r"bn-s0 kept no epochs .* --keep_epochs true"):
-        stop_choice(tmp_path / "d", [0.3, 0.5], 0.6, [])
-    with pytest.raises(UserError, match=r"ln-s0/summary.json has no accuracy"):
-        stop_choice(tmp_path / "e", [0.3, 0.5], None, [0, 1])
+    options, spec = options_of(config), specs_of(config)["bn-s0-at-ln"]
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            stopped_at(options, spec)
+    else:
+        chosen = stopped_at(options, spec)
+        assert (chosen["epoch"], chosen["accuracy"]) == (found, accuracies[found])
 
 
 def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_training(tmp_path: Path) -> None:
@@ -145,14 +151,13 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     (tmp_path / "other_project.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
-    sets = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"], "id_count": 60}
-    config = study_config(tmp_path, networks=[model], sets=sets)
+    config = study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 60})
     folder = main(["--config", str(config)])
     rows = json.loads((folder / "verdict.json").read_text())["rows"]
     assert {row["network"] for row in rows} == {"theirs bn"} and len(rows) == 5
     (spec,) = run_specs(options_of(config))
     assert is_done(options_of(config), spec)
-    changed = options_of(study_config(tmp_path, networks=[model], sets=sets | {"id_count": 50}))
+    changed = options_of(study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 50}))
     assert not is_done(changed, spec)
 
 
@@ -252,6 +257,10 @@ def test_layer_forms_of_the_places_the_cuts_and_all_layers() -> None:
         ({"networks": [{"run": "a", "weights": "b"}]}, "run a has weights, which is for model"),
         ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
         ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
+        *(
+            ({"networks": [TIMM | a, TIMM | b], "sets": SETS}, "is there twice")
+            for a, b in (({"name": "a"}, {"name": "a"}), ({"name": "a", "family": "f"}, {"name": "b", "family": "f"}))
+        ),
         ({"name": "a/b"}, "expected the name of a folder in"),
         ({"evaluation": {"resamples": 1}}, "resamples is 1"),
         ({"evaluation": {"statistics": ["recalibrated:tagret"]}}, "recalibrated:tagret"),
@@ -281,11 +290,3 @@ def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"mine.npz has no test images .* id_split val"):
         main(["--config", str(study_config(tmp_path, recipe))])
     assert not (tmp_path / "runs").exists()
-
-
-def test_two_networks_of_one_name_or_seed_are_refused(tmp_path: Path) -> None:
-    sets = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
-    for first, second in (({"name": "a"}, {"name": "a"}), ({"name": "a", "family": "f"}, {"name": "b", "family": "f"})):
-        networks = [{"model": "timm:resnet18"} | each for each in (first, second)]
-        with pytest.raises(UserError, match="is there twice"):
-            main(["--config", str(study_config(tmp_path, networks=networks, sets=sets))])

@@ -5,6 +5,7 @@ import pytest
 from claim_tables import PRIMARY, Truth, made_study
 
 from bnood.study.claim import ClaimOptions
+from bnood.study.measurements import Measurements
 from bnood.study.printing import ANSWERS, demo_lines, verdict_lines
 from bnood.study.verdict import judge
 
@@ -36,7 +37,7 @@ def test_many_networks_are_rows() -> None:
 )
 def test_the_demo_prints_one_answer_by_the_change_in_confidence(msp: float, noise: float, answer: str) -> None:
     study = made_study(Truth(msp=msp), seeds=(0,), seed_noise=0.0, image_noise=noise)
-    lines = demo_lines(study.draws, study.networks, ClaimOptions(primary_sets=PRIMARY))
+    lines = demo_lines(Measurements(study.draws), study.networks, ClaimOptions(primary_sets=PRIMARY))
     assert len(lines) <= 26 and max(map(len, lines)) <= 100
     assert [line for line in lines if line in ANSWERS.values()] == [ANSWERS[answer]]
     text = "\n".join(lines)
