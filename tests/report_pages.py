@@ -56,7 +56,8 @@ def table_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True) -> 
         if statistics == "recalibrated:target":
             for companion in SETS:
                 add(statistics, "noise-3", "id", "", "accuracy", 0.6 + 0.02 * place, companion=companion)
-            add(statistics, "svhn", "ood", "energy", "auroc", 0.7 + 0.01 * place, companion="noise-3")
+            control = {"companion": "noise-3", "comparison": "control"}
+            add(statistics, "svhn", "ood", "energy", "auroc", 0.7 + 0.01 * place, **control)
     table = pd.DataFrame(found)
     running = table.loc[table["statistics"] == "running", [*KEYS, "value"]]
     table = table.merge(running, how="left", on=KEYS, suffixes=("", "_running"))
