@@ -205,7 +205,6 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
     from bnood.data.sources import images
     from bnood.evaluation.comparisons import by_name
     from bnood.evaluation.evaluate import evaluate
-    from bnood.evaluation.files import write_evaluation
 
     for name, value in (("ood", sets.ood), ("id", config.id)):
         if value is None:
@@ -233,7 +232,7 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
         )
         title = f"{network.name}: {'no ID images' if id_set is None else id_set.name} against OOD"
         folder = config.out or config.runs / f"{network.name}-eval"
-        written = write_evaluation(evaluation, folder, title=title, commands=[command])
+        written = evaluation.write(folder, title=title, commands=[command])
     notes = [f"transform: {network.transform_text}", *evaluation.notes]
     _print(console, evaluation.table, title, notes, [_report(written)])
     return written
@@ -278,7 +277,7 @@ def _read(folder: Path) -> tuple[Any, list[str]]:
 
     import pandas as pd
 
-    from bnood.evaluation.files import RECORD
+    from bnood.evaluation.evaluate import RECORD
 
     return pd.read_csv(folder / "table.csv"), json.loads((folder / RECORD).read_text())["notes"]
 

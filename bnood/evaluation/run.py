@@ -17,10 +17,9 @@ from bnood.data.sources import images as load
 from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name, in_proportion
-from bnood.evaluation.evaluate import evaluate
-from bnood.evaluation.files import RECORD, write_evaluation
+from bnood.evaluation.evaluate import RECORD, evaluate
 from bnood.evaluation.options import EvaluationOptions, SetOptions
-from bnood.evaluation.passes import Augment, Progress
+from bnood.evaluation.passes import Augment
 from bnood.training.run_folder import CHECKPOINT, Run
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def evaluate_run(
     *,
     wandb: "TrackingOptions",
     command: str,
-    progress: Progress | None = None,
+    progress: Callable[[str], object] | None = None,
     say: Callable[[str], object] | None = None,
     folder: Path | None = None,
 ) -> Path:
@@ -100,9 +99,7 @@ def evaluate_run(
             progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
-        written = write_evaluation(
-            found, folder or run.folder / FOLDER, title=title, commands=commands, config=run.config
-        )
+        written = found.write(folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
         tracking.log_evaluation(tracked, written, found.table)
     finally:
         if (sync := tracking.finish(tracked)) and say is not None:

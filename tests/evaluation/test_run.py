@@ -21,7 +21,6 @@ from bnood.data.image_set import ImageSet
 from bnood.errors import UserError, one_line_errors
 from bnood.evaluation.comparisons import arranged, fitting_images
 from bnood.evaluation.evaluate import Evaluation, evaluate
-from bnood.evaluation.files import write_evaluation
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.run import RunImages, load_run_images
 
@@ -276,7 +275,7 @@ def test_a_file_that_is_called_test_goes_by_its_folder(root: Path) -> None:
 
 def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "small" / "ood"
-    write_evaluation(evaluation, folder)
+    evaluation.write(folder)
     assert set(TABLES) | {"report.html", "figures"} == {path.name for path in folder.iterdir()}
     scores = pd.read_parquet(folder / "scores.parquet")
     for column in scores:
@@ -304,7 +303,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     for name in earlier:
         (tmp_path / name).write_text("of an earlier evaluation")
     with files_up_to(4096), pytest.raises(SystemExit), one_line_errors():
-        write_evaluation(evaluation, tmp_path)
+        evaluation.write(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and "too large" in lines[0].lower()
     assert str(tmp_path) in lines[0]
@@ -336,7 +335,7 @@ def test_a_read_only_folder_is_named_and_left_empty(
     evaluation: Evaluation, read_only: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit), one_line_errors():
-        write_evaluation(evaluation, read_only)
+        evaluation.write(read_only)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and str(read_only) in lines[0] and "Permission denied" in lines[0]
     assert list(read_only.iterdir()) == []
