@@ -8,18 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from bnood.errors import UserError
-from bnood.statistics import (
-    BatchNormStatistics,
-    LayerStatistics,
-    decide_statistics,
-    read_statistics,
-    use_statistics,
-)
+from bnood.statistics import LayerStatistics, decide_statistics, read_statistics, use_statistics
 
 FAMILIES = {
     "batch": ("batch:128", "batch:128@0.1", "batch:128@0.5"),
@@ -59,17 +53,11 @@ class Estimate:
 
 
 class Splits(NamedTuple):
-    """What statistics can be estimated on.
+    """What statistics can be estimated on."""
 
-    Attributes:
-        sizes: images in each adaptation split, by its name.
-        most: ``calibration_images``.
-        matched: whether both sides of ``recalibrated:target`` get the same number of images (version 0.1 did not).
-    """
-
-    sizes: Mapping[str, int]
-    most: int
-    matched: bool
+    sizes: Mapping[str, int]  # images in each adaptation split, by its name
+    most: int  # calibration_images
+    matched: bool  # both sides of recalibrated:target get the same number of images (in version 0.1 they did not)
 
     def count(self, split: str) -> int:
         """Images of a split that are used; 0 for one that there is not."""
@@ -78,7 +66,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """One entry of the grammar.
+    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches.
 
     Attributes:
         name: canonical.
@@ -91,12 +79,6 @@ class Condition:
     batch_size: int = 0
     ood_fraction: float | None = None
     logits_only: bool = False
-    pattern: ClassVar[str]
-
-    @classmethod
-    def parse(cls, found: re.Match[str]) -> "Condition":
-        """The condition of a name that matches the pattern."""
-        raise NotImplementedError
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
@@ -207,11 +189,10 @@ class Recalibrated(Condition):
         return self._of_target(id_split, splits.count(id_split))
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
-        if self.source == "mixture":
-            both = self._of_mixture(splits, id_split, ood_split)
-            return both, both
         if self.source != "target":
             both = Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented")
+            if self.ood_fraction is not None:
+                both = Estimate(_mixture(self.ood_fraction, splits, id_split, ood_split))
             return both, both
         ours, theirs = splits.count(id_split), splits.sizes[ood_split]
         if splits.matched or self.form:
@@ -221,16 +202,6 @@ class Recalibrated(Condition):
     def _of_target(self, split: str, count: int) -> Estimate:
         parts = ((split, min(count, ONE_BATCH) if self.form else count),)
         return Estimate(parts, form=self.form, share=self.share)
-
-    def _of_mixture(self, splits: Splits, id_split: str, ood_split: str) -> Estimate:
-        """As many ID and OOD images as make up the OOD fraction, and the splits allow."""
-        assert self.ood_fraction is not None
-        if self.ood_fraction == 1:
-            return Estimate(((ood_split, splits.count(ood_split)),))
-        id_images = splits.count(id_split)
-        ood = min(splits.sizes[ood_split], max(1, round(id_images * self.ood_fraction / (1 - self.ood_fraction))))
-        known = min(id_images, max(1, round(ood * (1 - self.ood_fraction) / self.ood_fraction)))
-        return Estimate(((id_split, known), (ood_split, ood)))
 
 
 class Path(Recalibrated):
@@ -246,7 +217,7 @@ class Path(Recalibrated):
         return cls(f"path:{share:g}", logits_only=True, share=share)
 
 
-KINDS: tuple[type[Condition], ...] = (Running, Batch, Prior, Recalibrated, Path)
+KINDS: tuple[Any, ...] = (Running, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:
@@ -278,29 +249,24 @@ def _checked_size(text: str, name: str) -> int:
     return int(text)
 
 
-def in_form(form: str, layers: Sequence[str]) -> list[str]:
+def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> tuple[tuple[str, int], ...]:
+    """As many ID and OOD images as make up the OOD fraction, and the splits allow."""
+    if fraction == 1:
+        return ((ood_split, splits.count(ood_split)),)
+    id_images = splits.count(id_split)
+    ood = min(splits.sizes[ood_split], max(1, round(id_images * fraction / (1 - fraction))))
+    known = min(id_images, max(1, round(ood * (1 - fraction) / fraction)))
+    return (id_split, known), (ood_split, ood)
+
+
+def in_form(form: str, layers: list[str]) -> list[str]:
     """The layers, of those that run in order of execution, that take target statistics in a layer form.
 
     Raises:
-        UserError: for a position or a number beyond the layers that there are.
+        UserError: for a position (from 0) or a number beyond the layers that there are.
     """
     kind, _, number = form.partition(":")
-    if kind in ("mean", "variance"):
-        return list(layers)
-    count = int(number)
-    if count >= len(layers) + (kind != "only"):
-        last = f"{len(layers) - 1}, counted from 0" if kind == "only" else f"{len(layers)}"
-        raise UserError(
-            f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; the most is {last}"
-        )
-    if kind == "only":
-        return [layers[count]]
-    return list(layers[:count] if kind == "first" else layers[len(layers) - count :])
-
-
-def mixed_form(form: str, running: BatchNormStatistics, name: str, own: LayerStatistics) -> LayerStatistics:
-    """What a layer in a layer form normalises with, given its input's own statistics."""
-    if form not in ("mean", "variance"):
-        return own
-    mean, var = running[name].mean.to(own.mean), running[name].var.to(own.var)
-    return LayerStatistics(own.mean, var, own.count) if form == "mean" else LayerStatistics(mean, own.var, own.count)
+    k, most = int(number or 0), len(layers) - (kind == "only")
+    if k > most:
+        raise UserError(f"recalibrated:target/{form}: the network runs {len(layers)} BatchNorm layers; {most} at most")
+    return {"first": layers[:k], "last": layers[len(layers) - k :], "only": layers[k : k + 1]}.get(kind, layers)

@@ -220,9 +220,6 @@ def _record(sets: Sets, passes: Passes, fitting: Fitting) -> dict[str, Any]:
         "images_estimated_on": passes.estimated_on,
         "estimator_images": {str(estimate): estimate.images for estimate in passes.estimates},
         "estimator_passes": {str(estimate): found.passes for estimate, found in passes.estimates.items()},
-        "estimator_distance": {
-            name: {"mean_shift": shift, "log_std_ratio": ratio} for name, (shift, ratio) in passes.distances.items()
-        },
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),

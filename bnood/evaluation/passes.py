@@ -12,7 +12,7 @@ from torch import Tensor
 from bnood.data.image_set import Images
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
-from bnood.evaluation.conditions import REFERENCE, Estimate, in_form, mixed_form
+from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
 from bnood.networks.network import Network
 from bnood.networks.outputs import Outputs
@@ -44,8 +44,6 @@ class Passes:
         scored: images that went through the network to be scored or fitted on, in all passes.
         estimated_on: images that went through it to estimate statistics, in all passes.
         notes: one line for everything a reader should know.
-        distances: for each sequential estimate, how far the one-pass estimate was from it: the largest
-            root-mean-square shift of a layer's means in standard deviations, and log ratio of standard deviations.
         estimates: the statistics that were estimated.
     """
 
@@ -56,7 +54,6 @@ class Passes:
     notes: Notes = field(default_factory=dict)
     scored: int = 0
     estimated_on: int = 0
-    distances: dict[str, tuple[float, float]] = field(default_factory=dict)
     estimates: dict[Estimate, BatchNormStatistics] = field(default_factory=dict)
 
     def fixed(self, estimate: Estimate) -> Context:
@@ -134,36 +131,24 @@ class Passes:
         return sets, np.concatenate(pairs)
 
     def _estimated(self, estimate: Estimate) -> BatchNormStatistics:
+        if estimate.augmented and self.augment is None:
+            raise UserError("recalibrated:augmented needs the training augmentation, known of networks trained here")
         sets, pairs = self._images(estimate)
         # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
         # a mixture was asked for, would have unlike statistics. Nearly equal batches for the same reason.
         batches = np.array_split(pairs[self._permutation(len(pairs))], -(-len(pairs) // self.options.estimation_batch))
 
         def read() -> Iterator[Tensor]:
-            images = read_batches(sets, batches, self.network.transform, self.options.workers)
-            return self._augmented(images) if estimate.augmented else images
+            generator = torch.Generator().manual_seed(self.options.seed)
+            for images in read_batches(sets, batches, self.network.transform, self.options.workers):
+                yield self.augment(images, generator) if estimate.augmented and self.augment else images
 
         model, call = self.network.model, self.network.call
-        found = estimate_statistics(model, read, method="one_pass", call=call)
-        if self.options.estimator == "sequential":
-            one_pass = found
-            found = estimate_statistics(model, read, method="sequential", start=one_pass, call=call)
-            shifts, ratios = zip(*found.distance(one_pass).values(), strict=True)
-            self.distances[str(estimate)] = max(shifts), max(ratios)
-            self.estimated_on += len(pairs)
-            if not found.converged:
-                self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
+        found = estimate_statistics(model, read, method=self.options.estimator, call=call)
+        if not found.converged:
+            self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
         self.estimated_on += len(pairs) * found.passes
         return found
-
-    def _augmented(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
-        if self.augment is None:
-            raise UserError(
-                "recalibrated:augmented needs the training augmentation, known of networks trained here alone"
-            )
-        generator = torch.Generator().manual_seed(self.options.seed)
-        for batch in images:
-            yield self.augment(batch, generator)
 
     def _in_form(self, estimate: Estimate) -> BatchNormStatistics:
         """Target statistics in some layers, each measured as its input arrives under this very condition.
@@ -178,7 +163,9 @@ class Passes:
         found: dict[str, LayerStatistics] = {}
 
         def decide(name: str, own: LayerStatistics) -> LayerStatistics:
-            found[name] = mixed_form(estimate.form, running, name, own)
+            mean = running[name].mean.to(own.mean) if estimate.form == "variance" else own.mean
+            var = running[name].var.to(own.var) if estimate.form == "mean" else own.var
+            found[name] = LayerStatistics(mean, var, own.count)
             return found[name]
 
         with torch.no_grad(), decide_statistics(model, decide, layers):

@@ -67,34 +67,21 @@ def evaluate_run(
     """
     from bnood import tracking
 
-    question = asked(run.folder, sets, options)
-    check_id_split(run.config["data"], sets, run.name)
+    question, data = asked(run.folder, sets, options), run.config["data"]
+    check_id_split(data, sets, run.name)
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tracked = tracking.start_run(
-        wandb,
-        name=f"{run.name}-ood",
-        job_type="evaluation",
+        wandb, name=f"{run.name}-ood", job_type="evaluation",
         tags=[f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"],
         config={"run": run.name, **question, "training": run.config},
         folder=run.folder if folder is None else folder.parent,
-    )
+    )  # fmt: skip
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
-        augment = training_augmentation(run.config["data"].get("augmentation", "crop_flip"))
-        found = evaluate(
-            run.network,
-            images.id_set,
-            train_set=images.train_set,
-            held_out=images.held_out,
-            ood_sets=images.ood_sets,
-            shifted_sets=images.shifted_sets,
-            options=options,
-            augment=augment,
-            progress=progress,
-        )
-        found.record[ASKED] = question
-        found.record["summary"] = run.summary
+        augment = training_augmentation(data.get("augmentation", "crop_flip"))
+        found = evaluate(run.network, **images._asdict(), options=options, augment=augment, progress=progress)
+        found.record |= {ASKED: question, "summary": run.summary}
         if progress is not None:
             progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
@@ -132,13 +119,7 @@ def is_evaluated(folder: Path, sets: SetOptions, options: EvaluationOptions) -> 
 
 
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
-    """Refuse to score images as test images that a network was trained on.
-
-    Args:
-        data: the section data of its training config.
-        sets: what is scored.
-        trained: its name, for the message.
-    """
+    """Refuse to score images as test images that a network, named ``trained``, was trained on by this section data."""
     if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
         raise UserError(
             f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
