@@ -69,16 +69,9 @@ def add_network(parser: ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
-    """Evaluate as ``scripts/eval_ood.py`` does.
+    """Evaluate as ``scripts/eval_ood.py`` does, by default from the process's own command line.
 
-    Args:
-        arguments: the command line after the program's name; None for the process's own.
-
-    Returns:
-        The folders that were written.
-
-    Raises:
-        UserError: for bad input.
+    Returns the folders that were written. Raises ``UserError`` for bad input.
     """
     given = [_spelt(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     parser = build_parser()

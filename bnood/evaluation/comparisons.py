@@ -26,17 +26,11 @@ PLACEBO_SHARE = 0.3
 
 
 class Pair(NamedTuple):
-    """An ID side and an OOD side that are compared.
+    """An ID side and an OOD side that are compared, by the names of their sets, and how the table names this."""
 
-    Attributes:
-        id_name, ood_name: of the sets that are scored; ``id_name`` is "" where there is no ID set.
-        id_split, ood_split: names of their adaptation splits.
-        dataset, companion, comparison: of the rows in the table.
-    """
-
-    id_name: str
+    id_name: str  # "" where there is no ID set
     ood_name: str
-    id_split: str
+    id_split: str  # of the adaptation splits
     ood_split: str
     dataset: str
     companion: str = ""
@@ -45,25 +39,15 @@ class Pair(NamedTuple):
 
 @dataclass
 class Sets:
-    """The images of an evaluation.
+    """The images of an evaluation, by the names of their sets and splits."""
 
-    Attributes:
-        id_name: name of the ID set, "" if there is none.
-        scored: sets that are scored, by name; the ID set first.
-        roles: ``id`` or ``ood``, by name; "" for the placebo's parts, which have no rows of their own.
-        adaptation: images that statistics are estimated on, by name; ``id`` in random order.
-        pairs: what is compared.
-        fitting: training images that detectors are fitted on.
-        held_out: ID images that were not trained on and are not scored.
-    """
-
-    id_name: str
-    scored: dict[str, Images] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)
-    adaptation: dict[str, Images] = field(default_factory=dict)
-    pairs: list[Pair] = field(default_factory=list)
-    fitting: Images | None = None
-    held_out: Images | None = None
+    id_name: str  # "" if there is no ID set
+    scored: dict[str, Images] = field(default_factory=dict)  # the ID set first
+    roles: dict[str, str] = field(default_factory=dict)  # id or ood; "" for the placebo's parts, which have no rows
+    adaptation: dict[str, Images] = field(default_factory=dict)  # what statistics are estimated on; id in random order
+    pairs: list[Pair] = field(default_factory=list)  # what is compared
+    fitting: Images | None = None  # training images that detectors are fitted on
+    held_out: Images | None = None  # ID images that were not trained on and are not scored
 
     def splits(self, options: EvaluationOptions) -> Splits:
         """What the conditions can estimate statistics on."""
@@ -186,13 +170,9 @@ def _check_size(images: Images) -> None:
 
 
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
-    """Which training images detectors are fitted on, sorted: so many of each class, ``count`` in all (0: all).
+    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all).
 
-    Args:
-        labels: int64 ``[N]`` or None.
-        order: a permutation of the N images, whose first ``calibration`` statistics are estimated on. They come last.
-        calibration: see ``order``.
-        count: how many images.
+    ``order`` is a permutation of the images; statistics are estimated on its first ``calibration``, which come last.
     """
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):

@@ -20,19 +20,14 @@ DETECTION_METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_ou
 
 
 def auroc(id_scores: Values, ood_scores: Values) -> float:
-    """P(ID score > OOD score) + P(equal) / 2, for scores ``[N]`` and ``[M]``. Raises as ``detection_metrics`` does.
-
-    >>> auroc([0.9, 0.5], [0.5, 0.1])
-    0.875
-    """
+    """P(ID score > OOD score) + P(equal) / 2, for scores ``[N]`` and ``[M]``. Raises as ``detection_metrics`` does."""
     return float(detection_metrics(id_scores, ood_scores)["auroc"][0])
 
 
 def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> float:
     """Share of OOD accepted (>=) at the highest threshold that accepts at least ``tpr`` of ID (ID positive).
 
-    The convention of the MSP, energy and ReAct papers. Raises ``UserError`` for a ``tpr`` outside (0, 1], and as
-    ``detection_metrics`` does.
+    The convention of the MSP, energy and ReAct papers. Raises ``UserError`` for a ``tpr`` outside (0, 1].
 
     >>> fpr_at_tpr([0.9, 0.8, 0.7, 0.2], [0.75, 0.7, 0.1, 0.0], tpr=0.75)
     0.5
@@ -43,21 +38,14 @@ def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> floa
 
 
 def fpr95_ood_positive(id_scores: Values, ood_scores: Values) -> float:
-    """Share of ID rejected (<=) at the lowest threshold that rejects at least 95 % of OOD (OOD positive).
-
-    The convention of OpenOOD v1.5 and pytorch-ood. Raises as ``detection_metrics`` does.
-
-    >>> fpr95_ood_positive([0.9, 0.8, 0.7, 0.2], [0.75, 0.7, 0.1, 0.0])
-    0.5
-    """
+    """Share of ID rejected (<=) at the lowest threshold that rejects at least 95 % of OOD: OpenOOD's, pytorch-ood's."""
     return float(detection_metrics(id_scores, ood_scores)["fpr95_ood_positive"][0])
 
 
 def aupr_in(id_scores: Values, ood_scores: Values) -> float:
     """Average precision with ID positive: the sum of precision times the steps in recall, as scikit-learn's.
 
-    Not the trapezoid under the same curve (OpenOOD, pytorch-ood). Depends on the share of ID images: state N and M
-    beside it. Raises as ``detection_metrics`` does.
+    Not the trapezoid under the same curve (OpenOOD, pytorch-ood). Depends on the share of ID images.
 
     >>> aupr_in([3.0, 1.0], [2.0])  # precision 1 at recall 1/2, then 2/3 at recall 1
     0.8333333333333333
@@ -66,11 +54,7 @@ def aupr_in(id_scores: Values, ood_scores: Values) -> float:
 
 
 def aupr_out(id_scores: Values, ood_scores: Values) -> float:
-    """Average precision with OOD positive (low scores first); otherwise as ``aupr_in``.
-
-    >>> aupr_out([3.0, 1.0], [2.0])
-    0.5
-    """
+    """Average precision with OOD positive (low scores first); otherwise as ``aupr_in``."""
     return float(detection_metrics(id_scores, ood_scores)["aupr_out"][0])
 
 
@@ -98,10 +82,7 @@ def detection_metrics(
 def detection_metrics_of_sets(
     id_scores: Values, id_counts: np.ndarray, ood: Sequence[tuple[Values, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """``detection_metrics`` of several OOD sets against the same ID images; what the ID side needs is done once.
-
-    ``ood`` holds scores ``[M]`` and counts ``[R, M]`` of each set. Raises as ``detection_metrics`` does.
-    """
+    """``detection_metrics`` of several OOD sets, scores ``[M]`` and counts ``[R, M]``, against the same ID images."""
     values = _detection(id_scores, id_counts, ood, tpr=0.95)
     return [dict(zip(DETECTION_METRICS, each, strict=True)) for each in values]
 

@@ -39,16 +39,14 @@ class RecalibrationCheck:
             ``"cannot tell"``; the rule stands in :func:`advise`.
         reason: one line.
         notes: one line for everything else that a reader should know.
-        figures: one row per set and quantity: under running and under the traffic's statistics, the difference with its
-            bootstrap interval where images are paired, and, if OOD images were given, the figure under statistics of
-            traffic with a stated OOD fraction. Accuracy, flips and AUROC are fractions 0..1.
-        layers: per layer, how far the traffic's statistics are from the running ones (``mean_shift`` in running
-            standard deviations, ``log_std_ratio``; root mean squares over channels), and the same for the second half
-            of the ID images (``id_``).
+        figures: per set and quantity, under running and under the traffic's statistics; the difference with its
+            bootstrap interval where images are paired; with OOD images, also under statistics of traffic that holds
+            some. Accuracy, flips and AUROC are fractions.
+        layers: per layer, how far the traffic's statistics, and those of half of the ID images (``id_``), are from the
+            running ones (:meth:`~bnood.statistics.BatchNormStatistics.distance`).
         stability: how far apart the estimates of two disjoint parts of n images are, mean over layers, as a fraction
             of the traffic's distance from the running statistics. Below 0.5, n images are enough to see the shift.
-        statistics: the traffic's statistics; ``bake(model, check.statistics)`` makes them permanent. None for a network
-            without BatchNorm.
+        statistics: the traffic's; ``bake(model, check.statistics)`` makes them permanent. None without BatchNorm.
     """
 
     advice: str

@@ -50,17 +50,14 @@ def evaluate_run(
     say: Callable[[str], object] | None = None,
     folder: Path | None = None,
 ) -> Path:
-    """Evaluate a run and write ``<run>/ood/``, or another folder; returns what was written.
+    """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
     Args:
         run: the trained run.
-        sets: which images are scored.
-        options: how.
-        wandb: what is logged to Weights & Biases.
+        sets, options, wandb: which images are scored, how, and what is logged to Weights & Biases.
         command: what to type to get this evaluation again, for the report.
         progress: is called with the name of each step that begins.
         say: is called with lines that the user should read, such as how to upload an offline W&B run.
-        folder: is written in place of ``<run>/ood``.
 
     Raises:
         UserError: for bad input; what lay in the folder before is still there then.

@@ -73,12 +73,8 @@ class Scored:
 class Tables:
     """Collects what was scored; ``scores``, ``units`` and ``results`` are the tables of it.
 
-    Args:
-        sets: everything that is scored, by name, for sizes and labels.
-        roles: ``id``, ``ood`` or "" (no rows of its own), by name.
-        resamples: bootstrap resamples, at least 1,000 for intervals worth printing.
-        seed: of the bootstrap.
-        head: of the network, which classes are grouped by for the class-mix control.
+    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own) of each; classes are
+    grouped by the network's ``head`` for the class-mix control.
     """
 
     def __init__(
@@ -112,11 +108,7 @@ class Tables:
         self._compared[where] += pairs
 
     def scores(self) -> pd.DataFrame:
-        """One row per image, condition and shuffle; NaN where a detector does not apply.
-
-        So have ID images that are compared with no OOD set (``companion`` "" where others have one), but for the
-        scores of their logits alone.
-        """
+        """One row per image, condition and shuffle; NaN where a detector does not apply, or nothing is compared."""
         parts = []
         for where, shuffles in self._alone.items():
             for shuffle, each in enumerate(shuffles):
@@ -135,10 +127,8 @@ class Tables:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The table of metrics, and the same rows with their replicates.
 
-        Args:
-            names: the columns run, network, norm and seed.
-            fitted_under: the detectors whose detection is measured, and under what each was fitted.
-            order: names of the statistics, in the order of the rows.
+        ``names`` holds the columns run, network, norm and seed, ``fitted_under`` the detectors whose detection is
+        measured and under what each was fitted, ``order`` the statistics in the order of the rows.
         """
         rows: list[dict[str, Any]] = []
 

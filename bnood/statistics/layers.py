@@ -42,9 +42,7 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, _BatchNorm]:
     """The BatchNorm layers of a model by the names of the bare model (:func:`unwrapped`), in the order of its modules.
 
-    Args:
-        model: bare, wrapped or compiled.
-        modules: what :func:`named_modules` gives, where it is known already.
+    ``modules`` is what :func:`named_modules` gives, where it is known already.
 
     Raises:
         UserError: if there are none; if one is lazy and has not seen its first batch; if one is quantized, scripted,

@@ -52,12 +52,10 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
         - Entering while another thread or a paused generator holds the model is refused: give each a copy of it.
         - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too. A copy,
           ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"`` as flags.
-        - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside, or the
-          gradients are those of other statistics.
-        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics, scale and shift; gradients
-          reach the originals. Layers that are written out by hand are refused if their type cannot hold the statistics.
-        - Under ``"batch"``, a subclass with its own forward does what it does in train mode, and SyncBatchNorm shares
-          the batch among processes.
+        - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside.
+        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics, scale and shift; others are
+          refused if their type cannot hold the statistics.
+        - Under ``"batch"``, a subclass with its own forward and SyncBatchNorm do what they do in train mode.
 
     Args:
         model: the network; compiled or wrapped ones too.
@@ -89,14 +87,12 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     """Let every BatchNorm layer normalise with what ``decide`` makes of its current input's statistics.
 
     Before a layer runs, ``decide(name, statistics)`` gets those of its input (float64, on the model's device) and
-    returns what the layer shall normalise with; None keeps what it has, its running statistics at first. The layers
-    before it have been decided upon by then, so a set that passes as *one* batch is normalised by the fixed point of
-    sequential estimation. ``layers`` names those that are asked for, by default all; the others use their running
+    returns what the layer shall normalise with; None keeps its running statistics. The layers before it have been
+    decided upon by then. ``layers`` names those that are asked for, by default all; the others use their running
     statistics. Everything else is as in :func:`use_statistics`, without gradients.
 
     Raises:
-        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns what is not finite, a
-            negative variance or another number of channels.
+        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns no statistics of the layer.
     """
     asked = batchnorm_layers(model)
     if layers is not None:
@@ -119,8 +115,7 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
 def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
     """Write statistics into the model for good: they replace the values of its running means and variances.
 
-    Nothing else changes. After it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, in half
-    precision up to the rounding of the buffers. Keep ``read_statistics(model)`` to go back.
+    Nothing else changes. Keep ``read_statistics(model)`` to go back.
 
     Raises:
         UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
@@ -206,7 +201,6 @@ def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
 
 def _refuse_single_values(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
     x = _input(layer, args, kwargs)
     if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
         raise UserError(
