@@ -106,12 +106,6 @@ def test_a_mixture_has_its_fraction_as_far_as_the_images_go(fraction: str, expec
     assert (parts.get("id", 0), parts["target:far"]) == expected
 
 
-def test_augmented_and_clean_statistics_of_the_same_images_are_different_estimates() -> None:
-    clean, augmented = (estimates(f"recalibrated:{kind}")[0] for kind in ("id", "augmented"))
-    assert clean.parts == augmented.parts == (("id", 200),)
-    assert clean != augmented
-
-
 def test_layer_forms_choose_layers_in_order_of_execution() -> None:
     assert in_form("first:2", LAYERS) == ["a", "b"]
     assert in_form("last:3", LAYERS) == ["b", "c", "d"]

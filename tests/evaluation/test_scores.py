@@ -35,18 +35,6 @@ def test_energy_lies_between_the_max_logit_and_its_bound_at_any_temperature(logi
     np.testing.assert_allclose(score, t * scipy.special.logsumexp(logits / t, axis=1), rtol=1e-10, atol=1e-9)
 
 
-@settings(deadline=None)
-@given(finite_logits, st.floats(-100, 100))
-def test_a_constant_added_to_the_logits_moves_energy_by_it_and_leaves_msp(logits: np.ndarray, shift: float) -> None:
-    np.testing.assert_allclose(msp(logits + shift), msp(logits), rtol=1e-10)
-    np.testing.assert_allclose(energy(logits + shift), energy(logits) + shift, atol=1e-9)
-
-
-def test_energy_is_minus_the_free_energy_so_that_confident_images_score_higher() -> None:
-    unsure, sure = energy(np.array([[1.0, 1.0, 1.0], [9.0, 1.0, 1.0]]))
-    assert sure > unsure == pytest.approx(1 + np.log(3))
-
-
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_tensors_give_float64_tensors_computed_in_float64(name: str, dtype: torch.dtype) -> None:
