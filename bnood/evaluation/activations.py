@@ -21,24 +21,15 @@ MANY_CLASSES = 100
 
 @dataclass(frozen=True)
 class UnitReference:
-    """The in-distribution reference of one network.
+    """The in-distribution reference of one network."""
 
-    Attributes:
-        p99: float64 ``[D]``, each unit's 99th percentile over the reference images.
-        spread: float64 ``[R]``, standard deviation over units (ddof 1) of the per-unit means, per resample.
-        maximum: float64 ``[R]``, largest per-unit mean, per resample.
-    """
-
-    p99: np.ndarray
-    spread: np.ndarray
-    maximum: np.ndarray
+    p99: np.ndarray  # float64 [D], each unit's 99th percentile over the reference images
+    spread: np.ndarray  # float64 [R], standard deviation over units (ddof 1) of the per-unit means, per resample
+    maximum: np.ndarray  # float64 [R], largest per-unit mean, per resample
 
     @classmethod
     def of_means(cls, p99: np.ndarray, means: np.ndarray) -> "UnitReference":
-        """From the reference images' ``unit_p99`` and their features' means ``[R, D]`` in each resample.
-
-        Raises ``UserError`` where the per-unit means do not differ, as in a network whose units are all dead.
-        """
+        """From ``p99`` and the means ``[R, D]`` of the reference images' features; UserError where all are equal."""
         spread = means.std(axis=1, ddof=1)
         if not (spread > 0).all():
             raise UserError(
@@ -46,11 +37,6 @@ class UnitReference:
                 "activations cannot be compared with it: has the training diverged?"
             )
         return cls(p99, spread, means.max(axis=1))
-
-
-def unit_p99(features: np.ndarray) -> np.ndarray:
-    """Each unit's 99th percentile over images, features ``[N, D]`` -> float64 ``[D]``."""
-    return np.percentile(features, 99, axis=0).astype(np.float64)
 
 
 def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
@@ -80,26 +66,19 @@ class ClassMix:
     ID images in that mix. Weighing images of n_k per class by a mix of shares m_k leaves Kish's effective number of
     images, 1 / sum_k(m_k^2 / n_k). Below 50, classes are grouped by k-means of the head's weights (cosine); so they are
     where there are more than 100, from the start.
-
-    Attributes:
-        group: int ``[K]``, the class or group of classes that each class belongs to.
-        means: float32 ``[R, G, D]`` (for its size), mean features of each group's images, per resample; 0 without any.
-        sizes: float64 ``[R, G]``, images of each group.
-        maximum: float64 ``[R]``, largest mean over all images.
-        coarser: the same with classes grouped; None where they are, or cannot be.
     """
 
-    group: np.ndarray
-    means: np.ndarray
-    sizes: np.ndarray
-    maximum: np.ndarray
-    coarser: "ClassMix | None" = None
+    group: np.ndarray  # int [K], the class or group of classes that each class belongs to
+    means: np.ndarray  # float32 [R, G, D] for its size, mean features of each group's images; 0 where it has none
+    sizes: np.ndarray  # float64 [R, G], images of each group
+    maximum: np.ndarray  # float64 [R], largest mean over all images
+    coarser: "ClassMix | None" = None  # the same with classes grouped; None where they are, or cannot be
 
     @classmethod
     def of(
         cls, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
     ) -> "ClassMix":
-        """From reference features ``[N, D]``, predicted classes ``[N]`` in 0..K-1 and resample counts ``[R, N]``."""
+        """From the reference's features ``[N, D]``, predicted classes ``[N]`` and resample counts ``[R, N]``."""
         coarser = None
         if head is not None and classes > CLASS_GROUPS:
             coarser = cls._grouped(features, prediction, grouped_classes(head.weight.numpy(), CLASS_GROUPS), counts)
@@ -127,14 +106,9 @@ class ClassMix:
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.
 
-        Args:
-            prediction: int ``[n]``, the set's predicted classes.
-            counts: ``[R, n]``, its resample counts.
-
-        Returns:
-            float64 ``[R]``: ``class_mix_effective_n``, and ``class_mix_max_ratio`` unless the first is below 50.
-            Classes that no reference image was sorted into are left out; where no other is left, the mix is the
-            reference's own, and the ratio 1.
+        From predicted classes ``[n]`` and resample counts ``[R, n]``; float64 ``[R]`` each: ``class_mix_effective_n``,
+        and ``class_mix_max_ratio`` unless the first is below 50. Classes that no reference image was sorted into are
+        left out; where no other is left, the mix is the reference's own, and the ratio 1.
         """
         present = self.sizes > 0
         mix = weighted_means(self.group[prediction][:, None] == np.arange(self.means.shape[1]), counts) * present

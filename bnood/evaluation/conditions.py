@@ -26,19 +26,12 @@ _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 @dataclass(frozen=True)
 class Estimate:
-    """Fixed statistics, by what they are estimated on; equal estimates are the same statistics.
+    """Fixed statistics, by what they are estimated on; equal estimates are the same statistics."""
 
-    Attributes:
-        parts: name of an adaptation split and number of its images, for each split; none: the running statistics.
-        augmented: whether the images pass through the training augmentation.
-        form: ``first:K``, ``last:K``, ``only:K``, ``mean`` or ``variance``; "" for all of all layers.
-        share: lambda of the path from the running statistics.
-    """
-
-    parts: tuple[tuple[str, int], ...] = ()
-    augmented: bool = False
-    form: str = ""
-    share: float = 1.0
+    parts: tuple[tuple[str, int], ...] = ()  # adaptation splits and numbers of their images; none: running statistics
+    augmented: bool = False  # whether the images pass through the training augmentation
+    form: str = ""  # first:K, last:K, only:K, mean or variance; "" for all of all layers
+    share: float = 1.0  # lambda of the path from the running statistics
 
     @property
     def images(self) -> int:
@@ -66,19 +59,12 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches.
+    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches."""
 
-    Attributes:
-        name: canonical.
-        batch_size: images in a batch that is normalised together; 0 where the statistics are fixed.
-        ood_fraction: of each batch, or of the images behind the statistics; None where sides are not mixed.
-        logits_only: whether only scores of the logits and figures of the units are wanted, and no other detector.
-    """
-
-    name: str
-    batch_size: int = 0
-    ood_fraction: float | None = None
-    logits_only: bool = False
+    name: str  # canonical
+    batch_size: int = 0  # images in a batch that is normalised together; 0 where the statistics are fixed
+    ood_fraction: float | None = None  # of each batch, or of the images behind the statistics; None: sides not mixed
+    logits_only: bool = False  # only scores of the logits and figures of the units, and no other detector
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
@@ -221,11 +207,7 @@ KINDS: tuple[Any, ...] = (Running, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:
-    """The conditions that names of the grammar ask for, each once, ``running`` first.
-
-    Raises:
-        UserError: for no names, or one that is none of the grammar's, with the form that would be right.
-    """
+    """The conditions that names ask for, each once, ``running`` first; ``UserError`` with the right form for others."""
     if isinstance(names, str) or not names:
         raise UserError(f"statistics are {names!r}; expected a list of names, such as running, batch, recalibrated")
     expanded = ["running", *(name for given in names for name in FAMILIES.get(given, (given,)))]
@@ -262,8 +244,7 @@ def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> 
 def in_form(form: str, layers: list[str]) -> list[str]:
     """The layers, of those that run in order of execution, that take target statistics in a layer form.
 
-    Raises:
-        UserError: for a position (from 0) or a number beyond the layers that there are.
+    Raises ``UserError`` for a position (from 0) or a number beyond the layers that there are.
     """
     kind, _, number = form.partition(":")
     k, most = int(number or 0), len(layers) - (kind == "only")

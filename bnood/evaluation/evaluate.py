@@ -33,23 +33,14 @@ RECORD = "evaluation.json"
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        table: one row per metric (:data:`bnood.evaluation.tables.COLUMNS`), fractions between 0 and 1.
-        scores: one row per image and condition.
-        units: one row per penultimate unit, set and condition.
-        replicates: the rows of ``table`` with all their bootstrap replicates.
-        layers: distance of each set's target statistics from the running ones, layer by layer.
-        record: options, cost, notes, versions: how the tables came about.
-    """
-
-    table: pd.DataFrame
-    scores: pd.DataFrame
-    units: pd.DataFrame
-    replicates: pd.DataFrame
-    layers: pd.DataFrame
-    record: dict[str, Any] = field(default_factory=dict)
+    table: pd.DataFrame  # one row per metric (bnood.evaluation.tables.COLUMNS), fractions between 0 and 1
+    scores: pd.DataFrame  # one row per image and condition
+    units: pd.DataFrame  # one row per penultimate unit, set and condition
+    replicates: pd.DataFrame  # the rows of the table with all their bootstrap replicates
+    layers: pd.DataFrame  # distance of each set's target statistics from the running ones, layer by layer
+    record: dict[str, Any] = field(default_factory=dict)  # options, cost, notes, versions
 
     @property
     def notes(self) -> list[str]:
@@ -71,14 +62,8 @@ class Evaluation:
     ) -> Path:
         """Write tables, record, figures and report into a folder, as a whole or not at all; docs/files.md lists them.
 
-        Args:
-            folder: takes the place of one that exists.
-            title: of the report; default: the network's name.
-            commands: what to type to get this evaluation again.
-            config: of the training run, for the report.
-
-        Raises:
-            UserError: if the folder cannot be written; what was there before is still there then.
+        For the report: its ``title``, the ``commands`` that give this evaluation again, the training's ``config``.
+        Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
         from bnood.report.run import write_run_report  # brings matplotlib
 

@@ -25,21 +25,15 @@ Fitted = dict[str, Detector]
 class Fitting:
     """Fits the detectors that were asked for, as often as there are conditions.
 
-    Attributes:
-        usable: the detectors that can be used, unfitted.
-        images: what each of them is fitted on, if on anything.
-        record: what was fitted, for the evaluation's record.
-
-    Raises:
-        UserError: for an unknown detector, and for one that needs images, labels or a linear head that there are not.
-            Of the default detectors these are left out with a note instead.
+    Raises ``UserError`` for a detector that needs images, labels or a linear head that there are not; of the default
+    detectors these are left out with a note instead.
     """
 
     def __init__(self, network: Network, sets: Sets, options: EvaluationOptions, notes: Notes) -> None:
         self.network, self.sets, self.options, self.notes = network, sets, options, notes
-        self.images: dict[str, Images] = {}
-        self.usable: Fitted = {}
-        self.record: dict[str, dict[str, float]] = {}
+        self.images: dict[str, Images] = {}  # what each detector is fitted on, if on anything
+        self.usable: Fitted = {}  # the detectors that can be used, unfitted
+        self.record: dict[str, dict[str, float]] = {}  # what was fitted
         for name in options.detectors:
             detector = make_detector(name)
             try:

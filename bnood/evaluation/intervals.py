@@ -33,19 +33,13 @@ class Interval(NamedTuple):
 class Replicates:
     """One quantity, measured with every seed.
 
-    Attributes:
-        seeds: S seeds, ascending.
-        values: float64 ``[S]``, the quantity on all images.
-        draws: float64 ``[S, R]``, the quantity in each bootstrap resample of the images, paired over seeds.
-        dropped: seeds that one side of a comparison had and another had not.
-
     Raises :class:`Unusable` for fewer than two resamples, and values that are not finite.
     """
 
-    seeds: tuple[int, ...]
-    values: np.ndarray
-    draws: np.ndarray
-    dropped: frozenset[int] = frozenset()
+    seeds: tuple[int, ...]  # S seeds, ascending
+    values: np.ndarray  # float64 [S], the quantity on all images
+    draws: np.ndarray  # float64 [S, R], in each bootstrap resample of the images, paired over seeds
+    dropped: frozenset[int] = frozenset()  # seeds that one side of a comparison had and another had not
 
     def __post_init__(self) -> None:
         if self.draws.shape[1] < 2:

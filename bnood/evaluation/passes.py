@@ -37,23 +37,15 @@ BYTES_TOGETHER = 1 << 28
 
 @dataclass
 class Passes:
-    """Runs a network on images; everything is float32 on the CPU afterwards, and the model as it was.
-
-    Attributes:
-        adaptation: images that statistics are estimated on, by the name of their split.
-        scored: images that went through the network to be scored or fitted on, in all passes.
-        estimated_on: images that went through it to estimate statistics, in all passes.
-        notes: one line for everything a reader should know.
-        estimates: the statistics that were estimated.
-    """
+    """Runs a network on images; everything is float32 on the CPU afterwards, and the model as it was."""
 
     network: Network
-    adaptation: Mapping[str, Images]
+    adaptation: Mapping[str, Images]  # what statistics are estimated on, by the name of the split
     options: EvaluationOptions
     augment: Augment | None = None
     notes: Notes = field(default_factory=dict)
-    scored: int = 0
-    estimated_on: int = 0
+    scored: int = 0  # images that went through the network to be scored or fitted on, in all passes
+    estimated_on: int = 0  # images that went through it to estimate statistics, in all passes
     estimates: dict[Estimate, BatchNormStatistics] = field(default_factory=dict)
 
     def fixed(self, estimate: Estimate) -> Context:
@@ -73,11 +65,8 @@ class Passes:
     ) -> list[Outputs]:
         """Outputs of all batches under each context; every batch is read once.
 
-        Args:
-            sets: the images.
-            batches: int64 ``[n, 2]`` each: position in ``sets``, index in that set.
-            contexts: entered for each batch, or once if there is one.
-            channel_means: also collect the channel means.
+        A batch is int64 ``[n, 2]``: position in ``sets``, index in that set. A context is entered for each batch, or
+        once if it is the only one.
         """
         found: list[list[Outputs]] = [[] for _ in contexts]
         alone = len(contexts) == 1
@@ -103,11 +92,7 @@ class Passes:
         return max(1, BYTES_TOGETHER // (4 * width * len(images)))
 
     def statistics(self, estimate: Estimate) -> BatchNormStatistics:
-        """The statistics behind an estimate with parts; estimated once.
-
-        Raises:
-            UserError: as ``estimate_statistics`` does, and for augmentation or images that are not known.
-        """
+        """The statistics behind an estimate with parts; estimated once."""
         if estimate not in self.estimates:
             if estimate.share != 1:
                 target, running = self.statistics(Estimate(estimate.parts)), read_statistics(self.network.model)
@@ -153,7 +138,7 @@ class Passes:
     def _in_form(self, estimate: Estimate) -> BatchNormStatistics:
         """Target statistics in some layers, each measured as its input arrives under this very condition.
 
-        All images pass as one batch, so that a layer is decided upon behind layers that are normalised as they will be.
+        All images pass as one batch: a layer is decided upon behind layers that are normalised as they will be.
         """
         sets, pairs = self._images(estimate)
         network, model = self.network, self.network.model

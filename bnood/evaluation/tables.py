@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from bnood.data.image_set import Images
-from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_p99, unit_table
+from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_table
 from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
@@ -51,29 +51,21 @@ class Where(NamedTuple):
 
 @dataclass
 class Scored:
-    """What is kept of a set under a condition once its outputs are summed up.
-
-    Attributes:
-        name: of the set.
-        index: int64 ``[n]``, which images of the set were scored.
-        prediction: int64 ``[n]``, predicted classes.
-        scores: float64 ``[n]`` by detector.
-        figures: of the set alone by detector and metric, each ``[1 + R]``: the value, its replicates.
-        units: one value per penultimate unit ``[D]`` by column; empty without a reference.
-    """
+    """What is kept of a set under a condition once its outputs are summed up."""
 
     name: str
-    index: np.ndarray
-    prediction: np.ndarray
-    scores: dict[str, np.ndarray]
+    index: np.ndarray  # int64 [n], which images of the set were scored
+    prediction: np.ndarray  # int64 [n], predicted classes
+    scores: dict[str, np.ndarray]  # float64 [n], by detector
+    # Of the set alone, by detector and metric, each [1 + R]: the value, its replicates.
     figures: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    units: dict[str, np.ndarray] = field(default_factory=dict)
+    units: dict[str, np.ndarray] = field(default_factory=dict)  # [D] by column; empty without a reference
 
 
 class Tables:
     """Collects what was scored; ``scores``, ``units`` and ``results`` are the tables of it.
 
-    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own) of each; classes are
+    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are
     grouped by the network's ``head`` for the class-mix control.
     """
 
@@ -88,11 +80,7 @@ class Tables:
         self._compared: dict[Where, list[tuple[Scored, Scored]]] = defaultdict(list)
 
     def summed_up(self, name: str, index: np.ndarray, outputs: Outputs) -> Scored:
-        """Logit scores and figures of images; the first ID set to come, under running, is the units' reference.
-
-        Raises:
-            UserError: for logits that are NaN or infinite.
-        """
+        """Logit scores and figures of images; the first ID set to come, under running, is the units' reference."""
         scores = {score: of(outputs.logits).numpy() for score, of in SCORES.items()}
         scored = Scored(name, index, outputs.logits.argmax(dim=1).numpy(), scores)
         if self._roles[name]:
@@ -178,7 +166,9 @@ class Tables:
             columns |= {("", "accuracy"): right, ("", "nll"): cross_entropies(outputs.logits, label)}
             gaps = [calibration_gaps(msp, right)]
         is_reference = self._reference is None and role == "id" and features.shape[1] > 1
-        p99 = unit_p99(features) if is_reference else None if self._reference is None else self._reference.p99
+        p99 = None if self._reference is None else self._reference.p99
+        if is_reference:
+            p99 = np.percentile(features, 99, axis=0).astype(np.float64)
         of_units = [] if p99 is None else [features, share_above(features, p99)]
         means = weighted_means(np.column_stack([*of_units, *columns.values(), *gaps]), counts)
         width = 0 if p99 is None else features.shape[1]

@@ -6,19 +6,7 @@ from bnood.statistics.use import Decide, Mode, bake, decide_statistics, read_sta
 from bnood.statistics.values import BatchNormStatistics, LayerStatistics
 
 __all__ = [
-    "BatchNormStatistics",
-    "Call",
-    "Decide",
-    "LayerStatistics",
-    "Method",
-    "Mode",
-    "bake",
-    "batchnorm_layers",
-    "decide_statistics",
-    "estimate_statistics",
-    "executed_layers",
-    "has_batchnorm",
-    "read_statistics",
-    "unwrapped",
+    "BatchNormStatistics", "Call", "Decide", "LayerStatistics", "Method", "Mode", "bake", "batchnorm_layers",
+    "decide_statistics", "estimate_statistics", "executed_layers", "has_batchnorm", "read_statistics", "unwrapped",
     "use_statistics",
-]
+]  # fmt: skip

@@ -83,8 +83,8 @@ def estimate_statistics(
         passes, moved, current = passes + 1, _movement(current, found), found
     converged = moved <= tolerance
     if not converged:
-        still = f"the sequential statistics still moved by more than {tolerance} after {passes} passes"
-        warnings.warn(f"{still}; they are used anyway", stacklevel=2)
+        still = f"the sequential statistics still moved by more than {tolerance} after {passes} passes; used anyway"
+        warnings.warn(still, stacklevel=2)
     return BatchNormStatistics(current, passes=passes, converged=converged)
 
 
@@ -114,10 +114,8 @@ def _measure(
     number, seen = 0, False
 
     def single_value(name: str, where: str) -> UserError:
-        return UserError(
-            f"layer {name!r} received a single value per channel{where}, which has no variance: give two images or "
-            "more per batch, or leave out the last one"
-        )
+        hint = "give two images or more per batch, or leave out the last one"
+        return UserError(f"layer {name!r} received a single value per channel{where}, which has no variance: {hint}")
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
@@ -154,10 +152,8 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         kind = f"{'is' if x is batch else 'begins with'} a {type(x).__name__}"
         raise UserError(f"batch {number} {kind}, not a tensor: convert it, or give call= to hand it to the model")
     if x.ndim < 2:
-        raise UserError(
-            f"batch {number} has the shape {list(x.shape)}, not [N, ...]: give a list of batches, each a tensor of "
-            "images or a tuple that begins with one"
-        )
+        hint = "give a list of batches, each a tensor of images or a tuple that begins with one"
+        raise UserError(f"batch {number} has the shape {list(x.shape)}, not [N, ...]: {hint}")
     if not len(x):
         return False
     tensors = chain(bare.parameters(), bare.buffers())

@@ -25,9 +25,7 @@ HALF = (torch.float16, torch.bfloat16)
 def read_statistics(model: nn.Module) -> BatchNormStatistics:
     """The running statistics of all BatchNorm layers, copied; within :func:`use_statistics` too the model's own.
 
-    Raises:
-        UserError: if the model has no BatchNorm layer, one that was built with ``track_running_stats=False``, or one
-            whose running statistics are not finite.
+    Raises ``UserError`` if the model has no BatchNorm layer, or one whose running statistics are missing or not finite.
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
@@ -90,9 +88,7 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     returns what the layer shall normalise with; None keeps its running statistics. The layers before it have been
     decided upon by then. ``layers`` names those that are asked for, by default all; the others use their running
     statistics. Everything else is as in :func:`use_statistics`, without gradients.
-
-    Raises:
-        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns no statistics of the layer.
+    Raises ``UserError`` as there, for unknown ``layers``, and if ``decide`` returns no statistics of the layer.
     """
     asked = batchnorm_layers(model)
     if layers is not None:
@@ -117,9 +113,8 @@ def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
 
     Nothing else changes. Keep ``read_statistics(model)`` to go back.
 
-    Raises:
-        UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
-            cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
+    Raises ``UserError`` if the statistics do not fit the model, a layer keeps no running statistics or has a type that
+    cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
     """
     layers = batchnorm_layers(model)
     if any(innermost(layer) for layer in layers.values()):
@@ -170,8 +165,8 @@ def put(name: str, layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tenso
     kind, own = reference.dtype, own_buffers(layer)
     code = getattr(layer.forward, "__code__", None)
     if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
-        # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
-        # statistics if scale and shift are float32 too; in a forward written out by hand they would spread.
+        # Half-precision buffers round and overflow. Torch's kernel takes float32 statistics if scale and shift are
+        # float32 too; in a forward written out by hand they would spread.
         kind = torch.float32
         with torch.enable_grad():
             half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
@@ -221,9 +216,8 @@ def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatist
         _check_channels(name, layers[name], values)
     for name, layer in layers.items():
         if name not in given and not tracks(layer):
-            raise UserError(
-                f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
-            )
+            hint = "use 'batch' or estimated ones"
+            raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False): {hint}")
 
 
 def _check_channels(name: str, layer: _BatchNorm, given: LayerStatistics) -> None:

@@ -14,17 +14,11 @@ from bnood.errors import UserError
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Statistics of one BatchNorm layer's input.
+    """Statistics of one BatchNorm layer's input."""
 
-    Attributes:
-        mean: float64 ``[C]``.
-        var: float64 ``[C]``, biased if estimated; running statistics are averages of unbiased ones.
-        count: elements per channel that were measured; for running statistics the training batches seen.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: int
+    mean: Tensor  # float64 [C]
+    var: Tensor  # float64 [C], biased if estimated; running statistics are averages of unbiased ones
+    count: int  # elements per channel that were measured; for running statistics the training batches seen
 
     def check(self, name: str) -> None:
         """Raise ``UserError``, naming the layer, unless a layer can normalise with these."""
@@ -45,12 +39,8 @@ class LayerStatistics:
 class BatchNormStatistics(Mapping[str, LayerStatistics]):
     """Statistics of BatchNorm layers of a model: layer name -> mean, var, count. Copied to the CPU as float64.
 
-    Attributes:
-        passes: forward passes over the data that estimating took; 0 if nothing was estimated.
-        converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
-
-    Raises:
-        UserError: if a value is NaN or infinite, a variance or count is negative, or a shape is not ``[C]``.
+    ``passes`` over the data estimated them, and a ``sequential`` estimate ``converged`` unless it ran out of passes.
+    Raises ``UserError`` for values that are not finite, a negative variance or count, or a shape other than ``[C]``.
     """
 
     def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:

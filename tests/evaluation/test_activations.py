@@ -12,7 +12,6 @@ from bnood.evaluation.activations import (
     layer_distances,
     share_above,
     unit_figures,
-    unit_p99,
     unit_table,
 )
 from bnood.evaluation.bootstrap import resample_counts, weighted_means
@@ -27,7 +26,7 @@ OTHER_COUNTS = np.concatenate([np.ones((1, 50), np.uint8), resample_counts(50, 2
 
 
 def reference_of(features: np.ndarray) -> UnitReference:
-    return UnitReference.of_means(unit_p99(features), weighted_means(features, COUNTS))
+    return UnitReference.of_means(np.percentile(features, 99, axis=0), weighted_means(features, COUNTS))
 
 
 def figures_of(features: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -59,23 +59,13 @@ LIBRARY: dict[str, dict[str, Any]] = {
 
 
 class FromPytorchOOD(Detector):
-    """The detector that :data:`LIBRARY` describes under this name.
+    """The detector that :data:`LIBRARY` describes under this name. Raises ``UserError`` if the library is missing."""
 
-    Attributes:
-        library_class: the class in ``pytorch_ood.detector``.
-        head_as: whether the class takes the last layer as a module or as its tensors w and b.
-        makes_cube: whether scoring makes a tensor ``[N, K, D]``: then fewer images at a time.
-        settings: arguments of the class for a number of classes and of features.
-
-    Raises:
-        UserError: if the library is missing.
-    """
-
-    library_class: str
     fitted_on = "train"
-    head_as: Literal["layer", "tensors"]
-    makes_cube = False
-    settings: Callable[[int, int], dict[str, Any]] | None = None
+    library_class: str  # in pytorch_ood.detector
+    head_as: Literal["layer", "tensors"]  # whether it takes the last layer as a module or as its tensors w and b
+    makes_cube = False  # whether scoring makes a tensor [N, K, D]: then fewer images at a time
+    settings: Callable[[int, int], dict[str, Any]] | None = None  # its arguments for K classes and D features
 
     def __init__(self, name: str) -> None:
         self.name = name
