@@ -74,13 +74,11 @@ def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``.
 
-    Raises ``UserError`` for a level outside (0, 1), fewer than two values, or NaN among them.
+    Raises ``UserError`` for fewer than two values, or NaN among them.
 
     >>> interval(np.arange(101.0), level=0.5)
     (25.0, 75.0)
     """
-    if not 0 < level < 1:
-        raise UserError(f"the level of an interval has to lie between 0 and 1 (0.95, say), not {level}")
     values, missing = np.asarray(values, dtype=np.float64), int(np.isnan(values).sum())
     if values.ndim != 1 or len(values) < 2 or missing:
         shape = list(values.shape)

@@ -183,7 +183,5 @@ def seeds_interval(
 
 def _quantiles(seeds: int, resamples: int, level: float) -> tuple[float, float]:
     """Student's t for the seeds' part (0 for one seed, which has none) and for the images'."""
-    if not 0 < level < 1:
-        raise UserError(f"the level of an interval has to lie between 0 and 1 (0.95, say), not {level}")
     both = scipy.special.stdtrit(np.array([max(seeds - 1, 1), resamples - 1]), (1 + level) / 2)
     return (float(both[0]) if seeds > 1 else 0.0), float(both[1])

@@ -66,9 +66,9 @@ def detection_metrics(
 ) -> dict[str, np.ndarray]:
     """All of ``DETECTION_METRICS`` for scores ``[N]`` and ``[M]``: each ``[R]`` float64, one value per resample.
 
-    ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample; without
-    them R is 1 and every image counts once. Equal scores are handled exactly; infinite scores are allowed.
-    Raises ``UserError`` for an empty set, NaN among the scores, counts of the wrong shape or for one set only.
+    ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample, at least
+    one of each set; without them R is 1 and every image counts once. Equal scores are handled exactly; infinite ones are
+    allowed. Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
 
     >>> {name: values.tolist() for name, values in detection_metrics([2.0, 1.0], [1.0]).items()}["auroc"]
     [0.75]
@@ -94,25 +94,14 @@ def _detection(
     ids = _scores(id_scores, "ID scores")
     id_order = np.argsort(ids)
     ids = ids[id_order]
-    checked_id = (
-        np.ones((1, len(ids)), np.uint8) if id_counts is None else _checked_counts(id_counts, len(ids), "ID images")
-    )
+    id_counts = np.ones((1, len(ids)), np.uint8) if id_counts is None else id_counts
     below, sides = _ties(ids, "left"), []
     for ood_scores, ood_counts in ood:
         oods = _scores(ood_scores, "OOD scores")
-        if id_counts is None and ood_counts is None:
-            ood_counts = np.ones((1, len(oods)), np.uint8)
-        if ood_counts is None or (id_counts is None and len(ood_counts) > 1):
-            raise UserError("resampled detection metrics need counts of both the ID and the OOD images")
-        counts = _checked_counts(ood_counts, len(oods), "OOD images")
-        if len(counts) != len(checked_id):
-            raise UserError(
-                f"counts of {len(checked_id)} ID resamples cannot be paired with {len(counts)} OOD resamples"
-            )
-        sides.append((_Places.of(ids, oods), counts))
-    values = np.empty((len(sides), len(DETECTION_METRICS), len(checked_id)))
-    for rows in row_chunks(len(checked_id), len(ids)):
-        id_side = _IdSide.of(checked_id[rows], id_order, below, tpr)
+        sides.append((_Places.of(ids, oods), np.ones((1, len(oods)), np.uint8) if ood_counts is None else ood_counts))
+    values = np.empty((len(sides), len(DETECTION_METRICS), len(id_counts)))
+    for rows in row_chunks(len(id_counts), len(ids)):
+        id_side = _IdSide.of(id_counts[rows], id_order, below, tpr)
         for position, (places, counts) in enumerate(sides):
             values[position][:, rows] = _detection_chunk(id_side, places, counts[rows], tpr)
     return values
@@ -233,18 +222,6 @@ def calibration_gaps(confidence: np.ndarray, correct: np.ndarray, bins: int = 15
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, "right") - 1
     gaps[np.arange(len(confidence)), bin_of_image] = correct - confidence
     return gaps
-
-
-def _checked_counts(counts: np.ndarray, n: int, what: str) -> np.ndarray:
-    """``counts`` if they are integers >= 0 of shape ``[R, n]``, R >= 1, no row all zero; ``UserError`` otherwise."""
-    counts = np.asarray(counts)
-    if counts.ndim != 2 or counts.shape[1] != n or len(counts) == 0:
-        raise UserError(f"counts of {n} {what} have to be of shape [resamples, {n}], not {list(counts.shape)}")
-    if counts.dtype.kind not in "iu" or (counts.dtype.kind == "i" and counts.min() < 0):
-        raise UserError(f"counts of {what} have to be integers >= 0; these are of type {counts.dtype}, or below 0")
-    if not counts.any(axis=1).all():
-        raise UserError(f"counts of {what} are all zero in resample {int(np.argmin(counts.any(axis=1)))}")
-    return counts
 
 
 def _scores(values: Values, what: str) -> np.ndarray:

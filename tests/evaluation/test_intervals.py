@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bnood.errors import UserError
 from bnood.evaluation.bootstrap import interval
 from bnood.evaluation.intervals import (
     Ratio,
@@ -90,12 +89,6 @@ def test_one_seed_has_the_interval_over_images() -> None:
     one = replicates([3.0], image_noise=1.0)
     found = one.interval(0.9)
     assert (found.effect, found.low, found.high) == (3.0, *interval(one.draws[0], 0.9))
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 95])
-def test_a_level_outside_0_and_1_is_refused(level: float) -> None:
-    with pytest.raises(UserError, match=r"0\.95, say"):
-        replicates([1.0, 2.0], 1.0).interval(level)
 
 
 def test_differences_are_paired_by_seed_and_resample_and_use_common_seeds() -> None:

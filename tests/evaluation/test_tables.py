@@ -151,19 +151,6 @@ def test_activations_are_relative_to_the_id_set_under_running_statistics(made: R
         assert values["class_mix_effective_n"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
 
 
-def test_the_class_mix_control_is_the_largest_unit_mean_of_weighted_id_images() -> None:
-    made = make({**small_sets(), "id_set": small_set("known", 400, 1)}, statistics=("running",))
-    rows = made.found.table[made.found.table["dataset"] == "far"].set_index("metric")
-    assert rows.loc["class_mix_effective_n", "value"] > 50
-    reference, of_id = made.cells[0].features.numpy().astype(np.float64), made.cells[0].logits.argmax(1).numpy()
-    (cell,) = cells_of(made, "running", "", "far", "ood")
-    sorted_into = cell.logits.argmax(1).numpy()
-    mix = [(np.mean(sorted_into == label), reference[of_id == label].mean(axis=0)) for label in set(of_id)]
-    expected = sum(share * means for share, means in mix) / sum(share for share, _ in mix)
-    ratio = expected.max() / reference.mean(axis=0).max()
-    assert rows.loc["class_mix_max_ratio", "value"] == pytest.approx(ratio, rel=1e-5)
-
-
 @pytest.mark.parametrize("statistics", ["running", "batch:16", "batch:16@0.25"])
 def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, statistics: str) -> None:
     """A set is resampled by its name and the seed, the same for all conditions and shuffles."""
