@@ -77,8 +77,7 @@ def arranged(
 ) -> Sets:
     """Split the sets and say what is compared.
 
-    Raises:
-        UserError: for sets of fewer than two images, two sets of one name, shifted sets without labels, or no OOD set.
+    Raises ``UserError`` for sets of fewer than two images or of one name, shifted sets without labels, or no OOD set.
     """
     seed = options.seed
     if not ood_sets:

@@ -59,16 +59,13 @@ def aupr_out(id_scores: Values, ood_scores: Values) -> float:
 
 
 def detection_metrics(
-    id_scores: Values,
-    ood_scores: Values,
-    id_counts: np.ndarray | None = None,
-    ood_counts: np.ndarray | None = None,
+    id_scores: Values, ood_scores: Values, id_counts: np.ndarray | None = None, ood_counts: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """All of ``DETECTION_METRICS`` for scores ``[N]`` and ``[M]``: each ``[R]`` float64, one value per resample.
 
     ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample, at least
-    one of each set; without them R is 1 and every image counts once. Equal scores are handled exactly; infinite ones are
-    allowed. Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
+    one of each set; without them R is 1 and every image counts once. Equal and infinite scores are handled exactly.
+    Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
 
     >>> {name: values.tolist() for name, values in detection_metrics([2.0, 1.0], [1.0]).items()}["auroc"]
     [0.75]

@@ -46,12 +46,9 @@ DETAILS = (3, 2, 1, 0)
 def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> Table:
     """One row per OOD set, condition and detector: detection, and the accuracy, confidence and activations beside it.
 
-    Args:
-        table: the metrics of one or several runs (:data:`bnood.evaluation.tables.COLUMNS`), also as read from
-            ``table.csv``.
-        title: printed above.
-        width: columns of the terminal. The most detailed table that fits is returned: with 95 % intervals of all
-            detection figures, of AUROC and its change, of AUROC alone, or of none. None: full detail.
+    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``. Of a terminal with ``width``
+    columns, the most detailed table that fits is returned: with 95 % intervals of all detection figures, of AUROC and
+    its change, of AUROC alone, or of none.
     """
     texts = ["companion", "comparison", "detector"]
     table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN

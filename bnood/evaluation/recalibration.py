@@ -91,10 +91,7 @@ def check_recalibration(
         ood_fraction: above 0 and below 1.
         stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
         seed: of the halves and the bootstrap.
-        resamples: behind each interval.
-        forward_batch: images per pass that are scored.
-        estimation_batch: images per pass that statistics are estimated on.
-        workers: processes that decode images.
+        resamples, forward_batch, estimation_batch, workers: see :class:`EvaluationOptions`.
 
     Raises:
         UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.

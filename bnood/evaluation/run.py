@@ -17,7 +17,7 @@ from bnood.data.sources import images as load
 from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name, in_proportion
-from bnood.evaluation.evaluate import RECORD, evaluate
+from bnood.evaluation.evaluate import evaluate
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.passes import Augment
 from bnood.training.run_folder import CHECKPOINT, Run
@@ -103,18 +103,6 @@ def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[st
     return json.loads(json.dumps({**plain, "checkpoint": checkpoint}, default=str))
 
 
-def is_evaluated(folder: Path, sets: SetOptions, options: EvaluationOptions) -> bool:
-    """Whether ``ood/`` holds the evaluation of the present checkpoint with these options."""
-    record = folder / FOLDER / RECORD
-    if not record.is_file() or not (folder / CHECKPOINT).is_file():
-        return False
-    try:
-        found = json.loads(record.read_text())
-    except ValueError:
-        return False  # damaged: it is made again
-    return isinstance(found, dict) and found.get(ASKED) == asked(folder, sets, options)
-
-
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
     """Refuse to score images as test images that a network, named ``trained``, was trained on by this section data."""
     if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
@@ -129,10 +117,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
     With ``id_split`` test, the images held out of training are there to be fitted on. With ``val`` they are scored, but
     for ``held_out_images`` of them, or a fifth if there are fewer than twice as many.
-
-    Raises:
-        UserError: for sets that are missing or unreadable, empty, of another size, or unlabelled where labels are
-            needed.
+    Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
 

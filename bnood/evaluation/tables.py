@@ -1,8 +1,7 @@
 """From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit.
 
-Every value has a 95 % interval from one bootstrap over images. Each set has one matrix of resample counts, which
-serves all conditions, shuffles and detectors, so that conditions are compared on the same resampled images; a metric of
-several shuffles is the mean over them within each resample.
+Every value has a 95 % interval from one bootstrap over images: one matrix of resample counts per set serves all
+conditions, shuffles and detectors. A metric of several shuffles is the mean over them within each resample.
 """
 
 from collections import defaultdict

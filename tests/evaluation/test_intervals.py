@@ -7,14 +7,7 @@ import pytest
 import scipy.stats
 
 from bnood.evaluation.bootstrap import interval
-from bnood.evaluation.intervals import (
-    Ratio,
-    Replicates,
-    Unusable,
-    linear,
-    mean_of,
-    seeds_interval,
-)
+from bnood.evaluation.intervals import Ratio, Replicates, Unusable, linear, mean_of, seeds_interval
 
 STUDIES, RESAMPLES = 3000, 100
 
@@ -39,8 +32,7 @@ def simulated(seeds: int, seed_sd: float, image_sd: float, both_sd: float = 0.0)
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(
-    ("seed_sd", "image_sd", "both_sd"),
-    [(1, 0, 0), (1, 0.3, 0), (1, 1, 0), (0.3, 1, 0), (0, 1, 0), (1, 0.5, 0.5)],
+    ("seed_sd", "image_sd", "both_sd"), [(1, 0, 0), (1, 0.3, 0), (1, 1, 0), (0.3, 1, 0), (0, 1, 0), (1, 0.5, 0.5)]
 )
 def test_the_interval_covers_the_truth_as_often_as_it_says(
     seeds: int, seed_sd: float, image_sd: float, both_sd: float
@@ -123,11 +115,7 @@ def test_the_ratios_interval_is_fiellers_closed_form() -> None:
     n, d = above.values.mean(), below.values.mean()
     # Fieller 1954: the roots of (n - rho d)^2 = t^2 (var_n - 2 rho cov + rho^2 var_d).
     roots = np.roots(
-        [
-            d**2 - t**2 * covariance[1, 1],
-            -2 * (n * d - t**2 * covariance[0, 1]),
-            n**2 - t**2 * covariance[0, 0],
-        ]
+        [d**2 - t**2 * covariance[1, 1], -2 * (n * d - t**2 * covariance[0, 1]), n**2 - t**2 * covariance[0, 0]]
     )
     found = Ratio(above, below).interval()
     assert found.effect == pytest.approx(n / d)

@@ -243,11 +243,7 @@ def test_sets_that_fill_no_batch_are_noted_and_left_out() -> None:
     found = run(sets=sets, statistics=("batch:16", "batch:16@0.25"), shuffles=1)
     assert [
         (cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics
-    ] == [
-        ("known", "batch:16"),
-        ("known", "batch:16@0.25"),
-        ("far", "batch:16@0.25"),
-    ]
+    ] == [("known", "batch:16"), ("known", "batch:16@0.25"), ("far", "batch:16@0.25")]
     starts = [note.split(":")[0] for note in found.found.notes]
     assert starts == ["far", "near", "near"]
     assert all("16" in note for note in found.found.notes)

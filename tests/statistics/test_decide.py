@@ -11,11 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unchanged import untouched
 
 from bnood.errors import UserError
-from bnood.statistics import (
-    LayerStatistics,
-    decide_statistics,
-    use_statistics,
-)
+from bnood.statistics import LayerStatistics, decide_statistics, use_statistics
 
 NAMES = ["1", "4", "7", "10"]
 

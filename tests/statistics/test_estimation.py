@@ -44,10 +44,7 @@ def test_the_cut_into_batches_does_not_matter(method: str, size: int) -> None:
     ("batches", "update_bn_is_wrong"),
     [
         (sorted_classes((50, 2)), lambda averaged, var: (averaged.running_var < 2).all() and (var > 100).all()),
-        (
-            [torch.randn(99, 2), torch.randn(3, 2) + 50],
-            lambda averaged, var: (averaged.running_mean > 20).all(),
-        ),
+        ([torch.randn(99, 2), torch.randn(3, 2) + 50], lambda averaged, var: (averaged.running_mean > 20).all()),
     ],
     ids=["sorted", "ragged"],
 )

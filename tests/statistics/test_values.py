@@ -10,13 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bnood.errors import UserError
-from bnood.statistics import (
-    BatchNormStatistics,
-    LayerStatistics,
-    batchnorm_layers,
-    read_statistics,
-    use_statistics,
-)
+from bnood.statistics import BatchNormStatistics, LayerStatistics, batchnorm_layers, read_statistics, use_statistics
 
 
 def layer(mean: list[float], var: list[float], count: int = 1) -> LayerStatistics:

@@ -84,9 +84,7 @@ class Detector(ABC):
     def score(self, features: Tensor, logits: Tensor) -> np.ndarray:
         """Scores ``[N]`` float64 of images with features ``[N, D]`` and logits ``[N, K]``, higher = more ID.
 
-        Raises:
-            UserError: if ``fit`` was not called before.
-            NotApplicable: if the detector gives NaN.
+        Raises ``UserError`` if ``fit`` was not called before, :class:`NotApplicable` if the detector gives NaN.
         """
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
