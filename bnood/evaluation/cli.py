@@ -116,7 +116,7 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
     for run in runs:
         inside = config.runs.resolve() in run.folder.resolve().parents
         folder = config.out or (None if inside else config.runs / f"{run.name}-eval")
-        asked = {"wandb": tracking, "command": command, "say": lines.append, "folder": folder}
+        asked: dict[str, Any] = {"wandb": tracking, "command": command, "say": lines.append, "folder": folder}
         with _progress(console, run.name) as tell:
             written.append(evaluate_run(run, sets, options, progress=tell, **asked))
     id_set = runs[0].config["data"]["in_distribution"]
