@@ -45,12 +45,7 @@ def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
 
 
 def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """The figures of the units, each ``[R]``, from the means of features ``[R, D]`` and ``share_above`` ``[R]``.
-
-    - ``unit_mean_spread_ratio``: spread over units of the per-unit mean, relative to the reference's.
-    - ``unit_mean_max_ratio``: the largest per-unit mean, relative to the reference's.
-    - ``share_above_id_p99``: share of (image, unit) pairs above the unit's 99th percentile in the reference.
-    """
+    """The figures of the units (docs/method.md), from means of features ``[R, D]`` and of ``share_above`` ``[R]``."""
     return {
         "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / reference.spread,
         "unit_mean_max_ratio": means.max(axis=1) / reference.maximum,

@@ -1,8 +1,4 @@
-"""The detectors of an evaluation: which of them can be used, what they are fitted on, and their scores.
-
-Fitting images are never scored. Under ``fitted_under = condition`` they pass under the statistics of the ID side, in
-batches as the condition has them; the scored OOD images never take part.
-"""
+"""The detectors of an evaluation: which of them can be used, what they are fitted on, and their scores."""
 
 from collections.abc import Callable, Mapping
 

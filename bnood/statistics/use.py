@@ -61,9 +61,8 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             variance) or given ones; layers that these leave out use their running statistics.
 
     Raises:
-        UserError: if the model has no BatchNorm layer; if the statistics do not fit its layers or channels; if
-            ``"running"`` is asked of a layer that keeps none; if another context holds the model. Under ``"batch"``,
-            also where a forward pass gives a layer a single value per channel.
+        UserError: if the statistics do not fit the model's layers or channels, ``"running"`` is asked of a layer that
+            keeps none, or another context holds the model; under ``"batch"`` for a single value per channel.
     """
     modules = dict(named_modules(model))
     layers = batchnorm_layers(model, modules)

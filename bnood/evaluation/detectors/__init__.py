@@ -26,11 +26,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 
 
 def make_detector(name: str) -> Detector:
-    """An unfitted detector with its default settings.
-
-    Raises:
-        UserError: for an unknown name, or where the library that the detector comes from is not installed.
-    """
+    """An unfitted detector; UserError for an unknown name, or where the library that it comes from is missing."""
     if name not in DETECTORS:
         close = difflib.get_close_matches(name, DETECTORS)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(DETECTORS)}"

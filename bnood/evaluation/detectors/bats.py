@@ -41,9 +41,7 @@ class BATS(Detector):
     def context(self, network: Any) -> Iterator[None]:
         """Within it, the chosen BatchNorm layers of ``network.model`` clip what they give.
 
-        Raises:
-            NotApplicable: if the model has no BatchNorm layer.
-            UserError: in the pass, for a layer that does not normalise by torch's ``batch_norm``.
+        Raises ``NotApplicable`` if there are none, ``UserError`` for one that does not call torch's ``batch_norm``.
         """
         model: nn.Module = network.model
         if not has_batchnorm(model):
