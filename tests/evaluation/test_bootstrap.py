@@ -1,6 +1,5 @@
 """Resamples, means under them and percentile intervals: against SciPy, by distribution and by simulated coverage."""
 
-import doctest
 import hashlib
 import math
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import bnood.evaluation.bootstrap
 from bnood.errors import UserError
 from bnood.evaluation.bootstrap import interval, resample_counts, set_counts, weighted_means
 from bnood.evaluation.metrics import detection_metrics
@@ -90,8 +88,3 @@ def test_an_interval_is_read_off_the_sorted_values() -> None:
 def test_what_has_no_interval_is_refused(values: list[float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         interval(np.array(values))
-
-
-def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(bnood.evaluation.bootstrap)
-    assert result.attempted >= 4 and result.failed == 0

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, pytorch-ood, torchmetrics, brute force and cases worked out by hand."""
 
 import doctest
+import importlib
 import warnings
 
 import numpy as np
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pytorch_ood.metrics import OODMetrics
 
-import bnood.evaluation.metrics
 from bnood.errors import UserError
 from bnood.evaluation.bootstrap import resample_counts, weighted_means
 from bnood.evaluation.metrics import (
@@ -251,6 +251,7 @@ def test_what_has_no_metric_is_refused(call, message: str) -> None:  # type: ign
         call()
 
 
-def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(bnood.evaluation.metrics)
-    assert result.attempted >= 4 and result.failed == 0
+@pytest.mark.parametrize("module", ["bootstrap", "metrics", "scores"])
+def test_examples_in_the_docstrings(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"bnood.evaluation.{module}"))
+    assert result.attempted >= 3 and result.failed == 0

@@ -1,7 +1,5 @@
 """Scores against SciPy and PyTorch, by property, and for what a user can get wrong."""
 
-import doctest
-
 import numpy as np
 import pytest
 import scipy.special
@@ -10,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-import bnood.evaluation.scores
 from bnood.errors import UserError
 from bnood.evaluation.scores import SCORES, energy, max_logit, msp
 
@@ -98,8 +95,3 @@ def test_what_is_no_table_of_logits_is_refused(logits: object, message: str) -> 
 def test_a_temperature_has_to_be_positive_and_finite(temperature: float) -> None:
     with pytest.raises(UserError, match="temperature"):
         energy(torch.zeros(2, 2), temperature)
-
-
-def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(bnood.evaluation.scores)
-    assert result.attempted >= 3 and result.failed == 0

@@ -66,20 +66,17 @@ def test_scores_are_the_librarys_with_the_sign_turned(name: str) -> None:
     np.testing.assert_allclose(found, -direct, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("width", "d"), [(2048, 1000), (800, 512), (100, 50)])
-def test_vim_keeps_the_papers_number_of_dimensions(width: int, d: int) -> None:
-    head = Head(torch.randn(2, width), torch.zeros(2))
-    features = torch.randn(8, width)
-    detector = make_detector("vim").fit(features, features @ head.weight.T, None, head)
-    assert detector._library.d == d  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(("classes", "p"), [(100, 0.9), (101, 0.7)])
-def test_dice_masks_the_papers_fraction(classes: int, p: float) -> None:
-    head = Head(torch.randn(classes, 4), torch.zeros(classes))
-    features = torch.rand(8, 4)
-    detector = make_detector("dice").fit(features, features @ head.weight.T, None, head)
-    assert detector._library.p == p  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("name", "classes", "width", "setting", "value"),
+    [
+        *[("vim", 2, 2048, "d", 1000), ("vim", 2, 800, "d", 512), ("vim", 2, 100, "d", 50)],
+        *[("dice", 100, 4, "p", 0.9), ("dice", 101, 4, "p", 0.7)],
+    ],
+)
+def test_settings_are_the_papers(name: str, classes: int, width: int, setting: str, value: float) -> None:
+    head, features = Head(torch.randn(classes, width), torch.zeros(classes)), torch.rand(8, width)
+    detector = make_detector(name).fit(features, features @ head.weight.T, None, head)
+    assert getattr(detector._library, setting) == value  # type: ignore[attr-defined]
 
 
 def test_dice_scores_many_images_of_many_classes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
