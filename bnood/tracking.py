@@ -2,7 +2,6 @@
 
 Every function takes None for a run that is not tracked and does nothing then. Nothing here asks a question on the
 terminal, and what wandb raises after the start becomes one line on standard error: it must never cost a result.
-wandb is imported inside the functions, because its import takes about a second.
 """
 
 import hashlib
@@ -29,14 +28,8 @@ if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of
     from wandb import Run
 
 INIT_SECONDS, FINISH_SECONDS = 20, 120
-LONGEST_TAG = 64
 MOST_NUMBERS = 23  # with report and table, a summary of 25 keys
 STEP = "trainer/global_step"  # the name that Lightning's WandbLogger gives to the step
-TRAINING_SUMMARIES = {
-    "train/loss": "min,last", "train/accuracy": "max,last", "validation/loss": "min,last",
-    "validation/accuracy": "max,last", "validation/nll": "min,last", "validation/ece": "min,last",
-    "learning_rate": None, "epoch": None,
-}  # fmt: skip
 
 
 @dataclass
@@ -62,19 +55,12 @@ class TrackingOptions:
 
 
 def start_run(
-    options: TrackingOptions,
-    *,
-    name: str,
-    job_type: str,
-    tags: Sequence[str],
-    config: Mapping[str, Any],
-    folder: Path,
+    options: TrackingOptions, *, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
 ) -> "Run | None":
     """Start a run of its own, also if another one is still open in this process.
 
     Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
-    says why and how to upload it later. Tags are cut to 64 characters. wandb writes to ``folder/wandb``, and the
-    folder's name is the default group.
+    says why and how to upload it later. wandb writes to ``folder/wandb``; the folder's name is the default group.
 
     Returns:
         The run; None if tracking is off, if another process of this training tracks it, or if wandb does not work.
@@ -95,10 +81,20 @@ def start_run(
         raise UserError(f"{files}: cannot be written ({error.strerror}); --no-wandb does without") from error
     # wandb's reports about itself would make the process wait for up to 30 s at its end if the server hangs.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    import wandb  # takes about a second
 
-    settings = _checked_settings(options, name, job_type, tags, folder.resolve())
-    run, obstacle = None, ""
+    root, run, obstacle = folder.resolve(), None, ""
+    settings: dict[str, Any] = {
+        "project": options.project, "entity": options.entity, "run_group": options.group or root.name,
+        "run_tags": (*options.tags, *(tag[:64] for tag in tags)), "run_name": name, "run_job_type": job_type,
+        "root_dir": str(root), "reinit": "create_new",  # wandb's default would hand out the run that is still open
+        "init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True,
+        "console": "off", "silent": True, "save_code": False,
+    }  # fmt: skip
+    try:
+        wandb.Settings(**settings)
+    except (wandb.Error, ValueError) as error:
+        raise UserError(f"wandb: {_one_line(error)}") from error
     with _one_line_warning(f"the run {name} at all"):
         mode = options.mode if options.mode != "auto" else mode or wandb.setup().settings.mode
         if mode == "disabled":
@@ -110,156 +106,6 @@ def start_run(
     if run is not None and obstacle:
         print(f"wandb: logging offline ({obstacle}); to upload the finished run: {_sync_command(run)}", file=sys.stderr)
     return run
-
-
-def lightning_logger(run: "Run | None") -> "WandbLogger | None":
-    """Lightning's logger on this run, with the step and summary of each metric, which it sets only on runs of its own.
-
-    If wandb fails, the training goes on without it.
-    """
-    if run is None:
-        return None
-    from lightning.pytorch.loggers import WandbLogger
-
-    class SurvivingLogger(WandbLogger):
-        broken = False
-
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            if not self.broken:
-                self.broken = True
-                with _one_line_warning("any further metrics"):
-                    super().log_metrics(metrics, step)
-                    self.broken = False
-
-    with _one_line_warning("metric definitions"):
-        run.define_metric(STEP)
-        for metric, summary in {"*": None, **TRAINING_SUMMARIES}.items():
-            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
-    return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
-
-
-def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
-    """Log a checkpoint as an artifact whose alias is its digest, and the training's cost into the run's summary.
-
-    One copy of the checkpoint is kept in the run's folder until it is uploaded. ``summary`` is the content of
-    ``summary.json``, which is shown with the artifact.
-    """
-    if run is None:
-        return
-    import wandb
-
-    with _one_line_warning(f"the checkpoint {checkpoint}"), _copies_in_run_folder(run):
-        cost = ("seconds", "images_per_second", "parameters")
-        run.summary.update({key: summary[key] for key in cost if key in summary})
-        digest = _digest(checkpoint)
-        artifact = wandb.Artifact(artifact_name(name), type="model", metadata={**summary, "sha256": digest})
-        artifact.add_file(str(checkpoint), skip_cache=True)
-        run.log_artifact(artifact, aliases=["latest", f"sha256-{digest[:16]}"])
-
-
-def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
-    """Record which checkpoint an evaluation read: path and digest, and online the artifact that has this digest."""
-    if run is None:
-        return
-    with _one_line_warning("which checkpoint was evaluated"):
-        digest = _digest(checkpoint)
-        record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
-        run.config.update({"checkpoint": record}, allow_val_change=True)
-        if not run.offline:
-            import wandb
-
-            found = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
-            run.use_artifact(wandb.Api().artifact(found, type="model"))
-
-
-def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
-    """Log an evaluation: numbers into the summary, the table, the report, and all tables as one artifact.
-
-    ``folder`` holds what the evaluation wrote, ``table`` the content of its ``table.csv``. The summary is about
-    ``primary_sets``, or all OOD sets if none is named.
-    """
-    if run is None:
-        return
-    import wandb
-
-    with _one_line_warning("the evaluation"), _copies_in_run_folder(run):
-        run.summary.update(summary_numbers(table, primary_sets))
-        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped in silence
-        text = table.select_dtypes(exclude="number").columns
-        content = table.assign(**{column: table[column].astype(object).fillna("") for column in text})
-        report = wandb.Html((folder / "report.html").read_text(), inject=False)
-        run.log({"table": wandb.Table(dataframe=content), "report": report})
-        artifact = wandb.Artifact(artifact_name(f"{run.name}-tables"), type="evaluation")
-        for file in sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")]):
-            artifact.add_file(str(file), skip_cache=True)
-        run.log_artifact(artifact)
-
-
-def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
-    """At most :data:`MOST_NUMBERS` figures under running and target statistics, the most general first.
-
-    ID accuracy; AUROC and FPR95 of MSP and energy, their mean over the primary sets and then for each set. Keys are
-    ``<set>/<statistics>/<detector>/<metric>``.
-    """
-    plain = table[table["companion"].fillna("") == ""]
-    accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
-    numbers = {"id_accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
-    sides = plain["statistics"].isin(("running", "recalibrated:target")) & plain["detector"].isin(("msp", "energy"))
-    found = plain[sides & (plain["comparison"] == "ood") & plain["metric"].isin(("auroc", "fpr95"))]
-    found = found[found["dataset"].isin(primary_sets)] if primary_sets else found
-    keys = ["statistics", "detector", "metric"]
-    mean = found.groupby(keys, sort=False)["value"].mean().reset_index().assign(dataset="mean")
-    for part in (mean, found[found["metric"] == "auroc"], found[found["metric"] == "fpr95"]):
-        for row in part.to_dict("records"):
-            parts = (row["dataset"], row["statistics"].removeprefix("recalibrated:"), row["detector"], row["metric"])
-            # wandb takes a dot in a key for nesting.
-            key = "/".join(re.sub(r"[^A-Za-z0-9_-]+", "_", str(each)) for each in parts)
-            numbers[key] = float(row["value"])
-    return dict(list(numbers.items())[:MOST_NUMBERS])
-
-
-def finish(run: "Run | None") -> str | None:
-    """Finish a run, as failed if an exception is under way (call this in ``finally``).
-
-    Returns one line for the user: how to upload the run if it is offline or did not upload in time, else its address.
-    """
-    if run is None:
-        return None
-    complete = False
-    with _one_line_warning("the end of the run"):
-        run.finish(exit_code=int(sys.exc_info()[0] is not None))
-        complete = True
-    return f"wandb: {run.url}" if complete and not run.offline else f"wandb: to upload this run: {_sync_command(run)}"
-
-
-def artifact_name(name: str) -> str:
-    """The artifact name of a network: letters, digits, ``_``, ``-`` and ``.``, at most 128 of them."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _checked_settings(
-    options: TrackingOptions, name: str, job_type: str, tags: Sequence[str], root: Path
-) -> dict[str, Any]:
-    """The settings of a run, but for its mode, after a test that wandb accepts them."""
-    import wandb
-
-    settings: dict[str, Any] = {
-        "project": options.project, "entity": options.entity, "run_group": options.group or root.name,
-        "run_tags": (*options.tags, *(tag[:LONGEST_TAG] for tag in tags if tag)), "run_name": name,
-        "run_job_type": job_type, "root_dir": str(root),
-        "reinit": "create_new",  # wandb's default would hand out the run that is still open
-        "init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True,
-        "console": "off", "silent": True, "save_code": False,
-    }  # fmt: skip
-    try:
-        wandb.Settings(**settings)
-    except (wandb.Error, ValueError) as error:
-        raise UserError(f"wandb: {_one_line(error)}") from error
-    return settings
 
 
 def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> "tuple[Run | None, str]":
@@ -281,6 +127,131 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
         return None, _one_line(error)
 
 
+def lightning_logger(run: "Run | None") -> "WandbLogger | None":
+    """Lightning's logger on this run; if wandb fails, the training goes on without it."""
+    if run is None:
+        return None
+    from lightning.pytorch.loggers import WandbLogger
+
+    class SurvivingLogger(WandbLogger):
+        broken = False
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            if not self.broken:
+                self.broken = True
+                with _one_line_warning("any further metrics"):
+                    super().log_metrics(metrics, step)
+                    self.broken = False
+
+    with _one_line_warning("metric definitions"):
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+    return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
+
+
+def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
+    """Log a checkpoint as an artifact named by its digest, and the training's cost; ``summary`` is summary.json's."""
+    if run is None:
+        return
+    with _one_line_warning(f"the checkpoint {checkpoint}"):
+        run.summary.update({key: summary[key] for key in ("seconds", "images_per_second", "parameters")})
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        aliases = ["latest", f"sha256-{digest[:16]}"]
+        _log_artifact(run, artifact_name(name), "model", [checkpoint], {**summary, "sha256": digest}, aliases)
+
+
+def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
+    """Record which checkpoint an evaluation read: path and digest, and online the artifact that has this digest."""
+    if run is None:
+        return
+    with _one_line_warning("which checkpoint was evaluated"):
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
+        run.config.update({"checkpoint": record}, allow_val_change=True)
+        if not run.offline:
+            import wandb
+
+            found = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
+            run.use_artifact(wandb.Api().artifact(found, type="model"))
+
+
+def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
+    """Log what an evaluation wrote to ``folder``: numbers of the primary sets, table, report, tables as an artifact."""
+    if run is None:
+        return
+    import wandb
+
+    with _one_line_warning("the evaluation"):
+        run.summary.update(summary_numbers(table, primary_sets))
+        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped in silence
+        text = table.select_dtypes(exclude="number").columns
+        content = table.assign(**{column: table[column].astype(object).fillna("") for column in text})
+        report = wandb.Html((folder / "report.html").read_text(), inject=False)
+        run.log({"table": wandb.Table(dataframe=content), "report": report})
+        files = sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")])
+        _log_artifact(run, artifact_name(f"{run.name}-tables"), "evaluation", files)
+
+
+def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
+    """At most 23 figures under running and target statistics, of the primary sets or else of all, general ones first.
+
+    ID accuracy; AUROC and FPR95 of MSP and energy, their mean over the sets and then for each set. Keys are
+    ``<set>/<statistics>/<detector>/<metric>``.
+    """
+    plain = table[table["companion"].fillna("") == ""]
+    accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
+    numbers = {"id_accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
+    sides = plain["statistics"].isin(("running", "recalibrated:target")) & plain["detector"].isin(("msp", "energy"))
+    found = plain[sides & (plain["comparison"] == "ood") & plain["metric"].isin(("auroc", "fpr95"))]
+    found = found[found["dataset"].isin(primary_sets)] if primary_sets else found
+    keys = ["statistics", "detector", "metric"]
+    mean = found.groupby(keys, sort=False)["value"].mean().reset_index().assign(dataset="mean")
+    for part in (mean, found[found["metric"] == "auroc"], found[found["metric"] == "fpr95"]):
+        for row in part.to_dict("records"):
+            parts = (row["dataset"], row["statistics"].removeprefix("recalibrated:"), row["detector"], row["metric"])
+            # wandb takes a dot in a key for nesting.
+            numbers["/".join(re.sub(r"[^A-Za-z0-9_-]+", "_", str(each)) for each in parts)] = float(row["value"])
+    return dict(list(numbers.items())[:MOST_NUMBERS])
+
+
+def finish(run: "Run | None") -> str | None:
+    """Finish a run, as failed if an exception is under way (call this in ``finally``).
+
+    Returns one line for the user: how to upload the run if it is offline or did not upload in time, else its address.
+    """
+    if run is None:
+        return None
+    with _one_line_warning("the end of the run"):
+        run.finish(exit_code=int(sys.exc_info()[0] is not None))
+        if not run.offline:
+            return f"wandb: {run.url}"
+    return f"wandb: to upload this run: {_sync_command(run)}"
+
+
+def artifact_name(name: str) -> str:
+    """The artifact name of a network: letters, digits, ``_``, ``-`` and ``.``, at most 128 of them."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
+
+
+def _log_artifact(
+    run: "Run", name: str, kind: str, files: Sequence[Path], metadata: Any = None, aliases: Any = None
+) -> None:
+    """Keep copies of the files in the run's folder until they are uploaded; wandb's default is the home directory."""
+    import wandb
+
+    own = "WANDB_DATA_DIR" not in os.environ
+    try:
+        if own:
+            os.environ["WANDB_DATA_DIR"] = str(Path(run.dir).parents[1])
+        artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+        for file in files:
+            artifact.add_file(str(file), skip_cache=True)
+        run.log_artifact(artifact, aliases=aliases)
+    finally:
+        if own:
+            del os.environ["WANDB_DATA_DIR"]
+
+
 @contextmanager
 def _one_line_warning(what: str) -> Iterator[None]:
     """Turn a failure of wandb, whose error classes are in part private, into one line."""
@@ -288,19 +259,6 @@ def _one_line_warning(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         print(f"wandb: could not log {what}: {_one_line(error)}", file=sys.stderr)
-
-
-@contextmanager
-def _copies_in_run_folder(run: "Run") -> Iterator[None]:
-    """Keep the copies of an artifact's files in the run's folder; wandb's default is the home directory."""
-    if "WANDB_DATA_DIR" in os.environ:
-        yield
-        return
-    os.environ["WANDB_DATA_DIR"] = str(Path(run.dir).parents[1])
-    try:
-        yield
-    finally:
-        del os.environ["WANDB_DATA_DIR"]
 
 
 def _sync_command(run: "Run") -> str:

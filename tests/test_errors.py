@@ -54,10 +54,6 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         assert code == 2 and line.startswith("error: not enough memory")
 
 
-def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_and_line(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
-
-
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError("a defect"), RuntimeError("a defect")])
 def test_defects_keep_their_traceback(error: Exception) -> None:
     def main() -> None:

@@ -13,10 +13,9 @@ def padded(images: Tensor, padding: int = PADDING) -> Tensor:
 
 
 def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Draws for ``count`` images: row offsets, column offsets, mirrored or not; int64 ``[3, count]`` on the CPU.
+    """Row offsets, column offsets, mirrored or not, for each image: int64 ``[3, count]`` on the CPU.
 
-    torchvision's transforms draw once per call and so would cut a whole batch alike; here every image draws for
-    itself. The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
+    The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
     """
     columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
@@ -24,16 +23,9 @@ def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -
 
 
 def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
-    """Crops of some images, each mirrored or not; everything is on one device, and nothing waits for it.
+    """Crops of the :func:`padded` ``images[index]``, each mirrored or not: uint8 ``[N, H, W, 3]``, a new tensor.
 
-    Args:
-        images: what :func:`padded` gives.
-        index: int64 ``[N]``, which images.
-        draws: int64 ``[3, N]``, from :func:`draw_crops` with the same padding.
-        padding: of the images.
-
-    Returns:
-        uint8 ``[N, H, W, 3]``, a new tensor.
+    ``draws`` come from :func:`draw_crops`. Everything is on one device, and nothing waits for it.
     """
     height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
     first_row, first_column, mirrored = draws[:, :, None]

@@ -1,15 +1,7 @@
 """Shifted in-distribution images, made on the fly: noise, blur and lower contrast at five strengths, and grey.
 
-The corruptions are those of Hendrycks & Dietterich (ICLR 2019), with the constants of CIFAR-10-C (``make_cifar_c.py``
-in the authors' repository), meant for 32 x 32 pixels. With pixels x between 0 and 1:
-
-- ``noise``: x + sigma z, with z standard normal for every pixel and channel on its own;
-- ``blur``: each channel convolved with a Gaussian of sigma pixels, cut off at 4 sigma, the border pixels repeated;
-- ``contrast``: c (x - m) + m, with m the mean of the image's channel.
-
-Results are clipped to 0 .. 1 and rounded to the nearest grey level (CIFAR-10-C cuts the fraction off instead).
-
-``grey`` has no strength: the luma of ITU-R 601 in all three channels. It is the control for an OOD set that is grey.
+The corruptions are Hendrycks & Dietterich's (ICLR 2019) with the constants of CIFAR-10-C (``make_cifar_c.py`` in the
+authors' repository), meant for 32 x 32 pixels; results are rounded (CIFAR-10-C cuts the fraction off instead).
 """
 
 import zlib
@@ -25,37 +17,34 @@ from bnood.data.splits import check_seed
 from bnood.errors import UserError
 
 CONSTANTS: dict[str, tuple[float, ...]] = {
-    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, where white is 1
-    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation of the Gaussian, in pixels
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor on the distance from the mean
+    "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # x + c z, z standard normal for every pixel and channel, white is 1
+    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # a Gaussian of c pixels, cut off at 4 c, the border pixels repeated
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # c (x - m) + m, m the mean of the image's channel
 }
-"""The constant of each corruption at each strength, from 1 to 5."""
-
-CORRUPTIONS = tuple(CONSTANTS)
-
-GREY = "grey"
+"""The constant c of each corruption at each strength, from 1 to 5."""
 
 _CHUNK = 256  # images worked on at a time, which bounds memory: 6 MB of float64 at 32 x 32 pixels
 
 
 def is_made_here(shift: str) -> bool:
     """Whether the name of a shift is ``grey`` or begins with a corruption; other shifts are sets of their own."""
-    return shift == GREY or shift.rpartition("-")[0] in CORRUPTIONS
+    return shift == "grey" or shift.rpartition("-")[0] in CONSTANTS
 
 
 def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
 
-    UserError for an unknown shift, and for a corruption of images that are not held in memory.
+    ``grey`` is the luma of ITU-R 601 in all three channels. UserError for an unknown shift, and for a corruption of
+    images that are not held in memory.
     """
-    kind, _, strength = shift.rpartition("-")
-    if shift == GREY:
+    if shift == "grey":
         if isinstance(images, ImageSet):
-            return replace(images, name=GREY, images=np.stack([_grey(Image.fromarray(one)) for one in images.images]))
-        return replace(images, name=GREY, dataset=_GreyDataset(images), checked=[])
-    if kind not in CORRUPTIONS or not strength.isdecimal():
+            return replace(images, name=shift, images=np.stack([_grey(Image.fromarray(one)) for one in images.images]))
+        return replace(images, name=shift, dataset=_GreyDataset(images), checked=[])
+    kind, _, strength = shift.rpartition("-")
+    if kind not in CONSTANTS or not strength.isdecimal():
         raise UserError(
-            f"shift {shift!r}: expected {', '.join(CORRUPTIONS)} and a strength (noise-3), grey, or a labelled set"
+            f"shift {shift!r}: expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
         )
     if not isinstance(images, ImageSet):
         raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
@@ -90,7 +79,7 @@ def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> 
     UserError for an unknown corruption, a strength other than 1 to 5, or a seed other than 0 to 2**32 - 1.
     """
     if corruption not in CONSTANTS:
-        raise UserError(f"corruption {corruption!r}: choose from {', '.join(CORRUPTIONS)}")
+        raise UserError(f"corruption {corruption!r}: choose from {', '.join(CONSTANTS)}")
     if isinstance(strength, bool) or strength not in range(1, 6):
         raise UserError(f"{corruption}: the strength is {strength!r}; expected an integer from 1 to 5")
     check_seed(seed, corruption)

@@ -1,6 +1,7 @@
 """The LightningDataModule: one uint8 array, on the device where it fits; batches are cut and augmented there."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +25,7 @@ DEVICE_SHARE = 0.25  # of an accelerator's free memory: images that need more st
 
 
 class Batches:
-    """What Lightning takes for a DataLoader: a number of batches, and how to make them for an epoch.
-
-    No workers and no per-image Python: the images are in memory, and a batch is one indexing operation.
-    """
+    """What Lightning takes for a DataLoader: a number of batches, and how to make them for an epoch."""
 
     def __init__(self, count: int, make: Callable[[], Iterator[Batch]]) -> None:
         self.count, self.make = count, make
@@ -42,18 +40,8 @@ class Batches:
 def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: int, padding: int | None) -> Tensor:
     """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
 
-    Only full batches: the last short one would have other BatchNorm statistics.
-
-    Args:
-        images: number of training images.
-        batch_size: images of a step, over all devices.
-        seed: of the run.
-        epoch: decides the order of the images.
-        first_step: the number of the epoch's first step; the augmentation of each step is seeded by its number.
-        padding: from which crops are drawn; None for no augmentation.
-
-    Returns:
-        int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices and, with augmentation, :func:`draw_crops`.
+    Only full batches: the last short one would have other BatchNorm statistics. Gives int64 ``[steps, 1 or 4,
+    batch_size]`` on the CPU: indices of images and, unless ``padding`` is None, :func:`draw_crops`.
     """
     steps = images // batch_size
     order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
@@ -86,8 +74,8 @@ class ImageDataModule(L.LightningDataModule):
     """In-distribution images for training and validation.
 
     Args:
-        in_distribution: name of the set (see :func:`bnood.data.sources.load_images`): ``shapes`` (built in),
-            ``cifar10``, ``cifar100``, ..., ``path/to/file.npz`` or ``path/to/folder``.
+        in_distribution: name of the set (see :func:`bnood.data.sources.images`): ``shapes`` (built in), ``cifar10``,
+            ``cifar100``, ..., ``path/to/file.npz`` or ``path/to/folder``.
         root: folder of the data sets; else the environment's ``BNOOD_DATA``, else ``./data``.
         ood: the out-of-distribution sets that ``eval_ood.py`` scores by default. Training never opens them.
         validation: how many training images are held out for validation, stratified by class.
@@ -100,6 +88,9 @@ class ImageDataModule(L.LightningDataModule):
         train_count: use only so many training images, drawn by ``split_seed`` (after the split); None for all.
         seed: of shuffling and augmentation; set from ``seed_everything``.
     """
+
+    train_set: ImageSet | None = None
+    validation_set: ImageSet | None = None
 
     def __init__(
         self,
@@ -117,23 +108,14 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("evaluation_batch_size", evaluation_batch_size),
-            ("image_size", image_size),
-            ("train_count", train_count),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} is {value}; expected a whole number from 1 up")
         self.in_distribution, self.root, self.ood = in_distribution, root, ood
         self.validation, self.split_seed = validation, split_seed
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.augmentation, self.download, self.image_size = augmentation, download, image_size
         self.train_count, self.seed = train_count, seed
-        self.train_set: ImageSet | None = None
-        self.validation_set: ImageSet | None = None
-        self._training_tensors: Batch | None = None
-        self._validation_tensors: Batch | None = None
+        for name in ("batch_size", "evaluation_batch_size", "image_size", "train_count"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; expected a whole number from 1 up")
 
     def setup(self, stage: str | None = None) -> None:
         """Load the training images and split the validation images off (once)."""
@@ -148,31 +130,23 @@ class ImageDataModule(L.LightningDataModule):
                     raise UserError(f"data.{key}: {error}") from error
         train_set, self.validation_set = training_split(vars(self))
         if len(train_set) < self.batch_size:
-            raise UserError(
-                f"{self.in_distribution}: {len(train_set)} training images do not fill one batch "
-                f"(data.batch_size={self.batch_size}): choose a smaller batch"
-            )
-        assert train_set.labels is not None
-        if len(classes := np.unique(train_set.labels)) < 2:
-            raise UserError(
-                f"{self.in_distribution}: all training images have the label {classes[0]}; expected two classes "
-                "or more (of photographs: one folder for each)"
-            )
+            found = f"{len(train_set)} training images do not fill one batch (data.batch_size={self.batch_size})"
+            raise UserError(f"{self.in_distribution}: {found}: choose a smaller batch")
+        if len(classes := np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
+            found = f"all training images have the label {classes[0]}"
+            raise UserError(f"{self.in_distribution}: {found}; expected two classes or more (one folder for each)")
         self.train_set = train_set
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
         assert self.train_set is not None
-        return Batches(len(self.train_set) // self.batch_size, self._training_batches)
+        images, labels = self._on_device(self.train_set, PADDINGS[self.augmentation] or 0)
+        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels))
 
-    def _training_batches(self) -> Iterator[Batch]:
-        assert self.train_set is not None and self.trainer is not None
-        trainer = self.trainer
+    def _training_batches(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
+        assert self.trainer is not None
+        trainer, padding = self.trainer, PADDINGS[self.augmentation]
         rank, share = trainer.global_rank, self.batch_size // trainer.world_size
-        padding = PADDINGS[self.augmentation]
-        if self._training_tensors is None:
-            self._training_tensors = self._on_device(self.train_set, padding or 0)
-        images, labels = self._training_tensors
         plan = epoch_plan(
             len(images), self.batch_size, self.seed, trainer.current_epoch,
             trainer.fit_loop.total_batch_idx + 1, padding,
@@ -191,9 +165,8 @@ class ImageDataModule(L.LightningDataModule):
         assert self.validation_set is not None and self.trainer is not None
         shares = np.array_split(np.arange(len(self.validation_set)), self.trainer.world_size)
         count = -(-len(shares[0]) // self.evaluation_batch_size)
-        if self._validation_tensors is None:
-            self._validation_tensors = self._on_device(self.validation_set.subset(shares[self.trainer.global_rank]))
-        images, labels = (each.tensor_split(count) for each in self._validation_tensors)
+        own = self._on_device(self.validation_set.subset(shares[self.trainer.global_rank]))
+        images, labels = (each.tensor_split(count) for each in own)
         return Batches(count, lambda: zip(images, labels, strict=True))
 
     def _on_device(self, images: ImageSet, padding: int = 0) -> Batch:

@@ -27,15 +27,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def why_no_file(path: Path) -> str | None:
-    """Why a path is no regular file, or None. It is not opened: opening a named pipe would wait."""
+def check_file(path: Path, expected: str) -> None:
+    """Refuse a path that is no regular file without opening it: opening a named pipe would wait."""
     try:
         if stat.S_ISREG(path.stat().st_mode):
-            return None
+            return
+        reason = "it is a folder, a named pipe, a device or a socket"
     except (OSError, ValueError) as error:  # ValueError: a null character
         link = f" through a link to {os.readlink(path)}" if path.is_symlink() else ""
-        return f"it cannot be read{link} ({getattr(error, 'strerror', error)})"
-    return "it is a folder, a named pipe, a device or a socket"
+        reason = f"it cannot be read{link} ({getattr(error, 'strerror', error)})"
+    raise UserError(f"{path}: {reason}; {expected}")
 
 
 def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
@@ -44,8 +45,7 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
     Pickles are never loaded. UserError for other arrays, and if H or W is not ``image_size`` (None: any).
     """
     expected = "expected an .npz archive with 'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
-    if (reason := why_no_file(path)) is not None:
-        raise UserError(f"{path}: {reason}; {expected}, or a folder of images")
+    check_file(path, f"{expected}, or a folder of images")
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here
@@ -72,8 +72,8 @@ def image_files(folder: Path) -> list[Path]:
     """All image files in and below a folder, by suffix (``SUFFIXES``, in either case), sorted by path.
 
     Hidden files and folders are left out. Links are followed, except to folders above, and each file on the disk is
-    listed once, however many links and hard links lead to it: by its own path rather than by a link. A copy under
-    another name counts as an image of its own. UserError if there are no images, or one is no regular file.
+    listed once, however many links and hard links lead to it: by its own path rather than by a link. UserError if
+    there are no images, or one is no regular file.
     """
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
@@ -84,21 +84,17 @@ def image_files(folder: Path) -> list[Path]:
             continue
         walked.add(_identity(place))
         for entry in os.scandir(place):
-            each = (linked or entry.is_symlink(), place / entry.name)
+            path, through_link = place / entry.name, linked or entry.is_symlink()
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                heapq.heappush(waiting, each)
+                heapq.heappush(waiting, (through_link, path))
             elif entry.name.lower().endswith(SUFFIXES):
-                if (reason := why_no_file(each[1])) is not None:
-                    raise UserError(f"{each[1]}: {reason}; expected an image file")
-                found.append(each)
-    files: dict[tuple[int, int], Path] = {}
-    for _, path in sorted(found):
-        files.setdefault(_identity(path), path)
-    if not files:
+                check_file(path, "expected an image file")
+                found.append((through_link, path))
+    if not found:
         raise UserError(f"{folder}: there are no images in it or below it; expected {', '.join(SUFFIXES)}")
-    return sorted(files.values())
+    return sorted({_identity(path): path for _, path in sorted(found, reverse=True)}.values())
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -120,8 +116,7 @@ def open_image(file: Path) -> Image.Image:
 
     Orientation tags of cameras are not applied, as in torchvision's readers.
     """
-    if (reason := why_no_file(file)) is not None:
-        raise UserError(f"{file}: {reason}; expected an image file")
+    check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
             if _bits(image) > 8:
@@ -160,10 +155,7 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:
-    """Shorter side to ``image_size`` (bilinear, antialiased), then the square in the centre.
-
-    This is the only filter that resizes: networks pick up the traces that different filters leave.
-    """
+    """Shorter side to ``image_size`` (bilinear, antialiased), then the square in the centre: the one way to resize."""
     from torchvision.transforms import functional  # slow to import
 
     return functional.center_crop(functional.resize(image, [image_size]), [image_size, image_size])

@@ -31,21 +31,19 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     """
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
-    if images.labels is None:
-        return images, None
-    if images.folders is None:
-        if len(images) and (largest := images.labels.max()) >= num_classes:
+    labels, folders = images.labels, images.folders
+    if labels is None or folders is None:
+        if labels is not None and len(labels) and (largest := labels.max()) >= num_classes:
             raise UserError(f"{images.name}: a label is {largest}; expected at most {num_classes - 1}, the last class")
         return images, None
     if classes is not None:
-        if missing := [name for name in images.folders if name not in classes]:
+        if missing := [name for name in folders if name not in classes]:
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")
-        order = np.array([classes.index(name) for name in images.folders])
-        return replace(images, labels=order[images.labels], folders=None), None
-    if len(images.folders) == num_classes:
+        return replace(images, labels=np.array([classes.index(name) for name in folders])[labels], folders=None), None
+    if len(folders) == num_classes:
         return replace(images, folders=None), None
     return replace(images, labels=None, folders=None), (
-        f"{images.name}: used without labels, because it has {len(images.folders)} class folder(s) and the network "
+        f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
         f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
     )
 
@@ -81,4 +79,4 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
         return None
     if (transform := getattr(dataset, "target_transform", None)) is not None:
         values = np.array([transform(value) for value in values.tolist()])
-    return values if values.dtype.kind in "iu" and values.shape == (len(dataset),) else None
+    return values if values.dtype.kind in "iu" else None

@@ -38,15 +38,15 @@ def read_batches(
     Raises:
         UserError: if sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
     """
-    used = sorted({int(number) for batch in batches for number in np.unique(batch[:, 0])})
-    if transform is None and all(isinstance(sets[number], ImageSet) for number in used):
-        arrays = {number: cast(ImageSet, sets[number]).images for number in used}
-        for number in used:
-            _same_size(sets[number].name, arrays[used[0]].shape[1:], arrays[number].shape[1:])
-        yield from (_indexed(arrays, batch) for batch in batches)
+    used = {int(number): sets[number] for number in np.unique(np.concatenate(batches)[:, 0])} if len(batches) else {}
+    size: Sequence[int] | None = None
+    if transform is None and all(isinstance(images, ImageSet) for images in used.values()):
+        for images in used.values():
+            size = _same_size(images.name, size, cast(ImageSet, images).images.shape[1:])
+        yield from (_indexed(cast(Sequence[ImageSet], sets), batch) for batch in batches)
         return
-    for number in used:
-        _check_repeatable(sets[number], transform)
+    for images in used.values():
+        _check_repeatable(images, transform)
     parts = [batch[start : start + _PART] for batch in batches for start in range(0, len(batch), _PART)]
     loader: DataLoader[Tensor | UserError] = DataLoader(
         parts,  # type: ignore[arg-type]  # a list has all that is needed of a dataset
@@ -56,22 +56,20 @@ def read_batches(
         generator=torch.Generator(),  # the loader would otherwise draw from the global one
     )
     decoded = iter(loader)
-    size: Sequence[int] | None = None
     for batch in batches:
-        images = [next(decoded) for _ in range(0, len(batch), _PART)]
-        for part in images:
+        found = [next(decoded) for _ in range(0, len(batch), _PART)]
+        for part in found:
             if isinstance(part, UserError):
                 raise part
-            size = part.shape[1:] if size is None else size
-            _same_size(sets[int(batch[0, 0])].name, size, part.shape[1:])
-        yield torch.cat(images)
+            size = _same_size(sets[batch[0, 0]].name, size, part.shape[1:])
+        yield torch.cat(found)
 
 
-def _indexed(arrays: dict[int, np.ndarray], batch: np.ndarray) -> Tensor:
-    images = np.empty((len(batch), *next(iter(arrays.values())).shape[1:]), np.uint8)
+def _indexed(sets: Sequence[ImageSet], batch: np.ndarray) -> Tensor:
+    images = np.empty((len(batch), *sets[batch[0, 0]].images.shape[1:]), np.uint8)
     for number in np.unique(batch[:, 0]):
         rows = batch[:, 0] == number
-        images[rows] = arrays[number][batch[rows, 1]]
+        images[rows] = sets[number].images[batch[rows, 1]]
     return torch.from_numpy(images)
 
 
@@ -132,20 +130,19 @@ def _check_repeatable(images: Images, transform: Transform | None) -> None:
         if first.is_floating_point() and not torch.isfinite(first).all():
             raise UserError(f"{images.name}: image {index} holds NaN or infinity after the transform")
         if not torch.equal(first, second):
-            raise UserError(
-                f"{images.name}: image {index} differs when it is read twice; expected a dataset and a transform "
-                "without random augmentation"
-            )
+            expected = "expected a dataset and a transform without random augmentation"
+            raise UserError(f"{images.name}: image {index} differs when it is read twice; {expected}")
     if isinstance(images, StreamedSet):
         images.checked.append(transform)
 
 
-def _same_size(name: str, first: Sequence[int], other: Sequence[int]) -> None:
-    if first != other:
+def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> Sequence[int]:
+    if first not in (None, other):
         raise UserError(
-            f"{name}: images have unequal sizes, {list(first)} and {list(other)}; expected one size, by a transform "
-            "that resizes and crops or by image_size"
+            f"{name}: images have unequal sizes, {list(first or ())} and {list(other)}; expected one size, by a "
+            "transform that resizes and crops or by image_size"
         )
+    return other
 
 
 def _described(value: Any) -> str:

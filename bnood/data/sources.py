@@ -59,18 +59,15 @@ def images(
     3. the sets of torchvision (:data:`TORCHVISION`), with its checksums;
     4. a folder of that name where the program runs; to put it first, write ``./svhn``.
 
-    Only names have splits (``train``, ``val``, ``test``, ``extra``). Photographs are decoded when they are read
-    (:class:`StreamedSet`); with an ``image_size`` in pixels they are resized now (:func:`bnood.data.files.fit`), as
-    torchvision's arrays are. Arrays of an .npz, and built-in images, are never resized.
-
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
         name: of the set; by default its name, folder, archive (``svhn`` for ``svhn/test.npz``) or class.
-        split: of a named set.
+        split: of a named set: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
             folders if every image lies in one (:mod:`bnood.data.labels`).
-        image_size: side of the square images; None for images as they are.
+        image_size: side of the square images; photographs and torchvision's arrays are resized to it now
+            (:func:`bnood.data.files.fit`). None: photographs are decoded when they are read (:class:`StreamedSet`).
         download: let torchvision download what is missing.
         count: of the images of a built-in set; None for the split's own number.
 
@@ -79,18 +76,18 @@ def images(
     """
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
+    found: Images
     if isinstance(source, str | Path):
         path = str(source) if isinstance(source, str) or is_path(str(source)) else f"./{source}"
         try:
             found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
             raise UserError(f"{path}: it cannot be read ({one_line(error)}); expected a name or a path") from error
-    elif isinstance(source, ImageSet | StreamedSet):
-        found = source
     else:
-        found = StreamedSet(type(source).__name__, source, dataset_labels(source))
-    if not isinstance(source, str | Path) and (image_size, count) != (None, None):
-        raise UserError(f"{found.name}: image_size and count are for names and paths; expected neither with a dataset")
+        ready = isinstance(source, ImageSet | StreamedSet)
+        found = source if ready else StreamedSet(type(source).__name__, source, dataset_labels(source))
+        if (image_size, count) != (None, None):
+            raise UserError(f"{found.name}: image_size and count are for names and paths; expected neither")
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
     if not (isinstance(labels, str) and labels == "auto"):
@@ -120,8 +117,8 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
+    folder, path = root / name, _expanded(name)
     if is_path(name):
-        path = _expanded(name)
         if path.is_dir():
             # The layout under the data root, <name>/images/**, is understood of a path too.
             alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
@@ -129,7 +126,6 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
     if not name:
         raise UserError(_unknown(name, root))
-    folder = root / name
     if (folder / f"{split}.npz").exists():
         return read_npz(folder / f"{split}.npz", image_size, name)
     if (folder / "images").is_dir():
@@ -138,8 +134,8 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return _from_torchvision(name, split, root, download, image_size)
     if stored := sorted(file.stem for file in folder.glob("*.npz")):
         raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
-    if Path(name).is_dir():
-        return _from_folder(Path(name), image_size)
+    if path.is_dir():
+        return _from_folder(path, image_size, path.resolve().name)
     raise UserError(_unknown(name, root))
 
 
@@ -147,11 +143,11 @@ def _expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
 
 
-def _from_folder(path: Path, image_size: int | None, name: str | None = None) -> Images:
+def _from_folder(path: Path, image_size: int | None, name: str) -> Images:
     files = image_files(path)
     parts = [file.relative_to(path).parts for file in files]
     tops = [each[0] for each in parts] if all(len(each) > 1 for each in parts) else None
-    return _photographs(name or path.resolve().name or str(path), files, tops, image_size)
+    return _photographs(name or str(path), files, tops, image_size)
 
 
 def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
@@ -165,8 +161,7 @@ def _unknown(name: str, root: Path) -> str:
     """The message for a name that is nowhere."""
     local = sorted({file.parent.name for pattern in ("*/*.npz", "*/images") for file in root.glob(pattern)})
     known = list(dict.fromkeys([*SYNTHETIC, *TORCHVISION, *local]))
-    closest = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {closest[0]!r}? " if closest else ""
+    hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name.lower(), known, n=1))
     return (
         f"{name!r} is no known set, and neither a folder here nor below the data root {root}; {hint}"
         f"expected one of {', '.join(known)}, or the path of an .npz archive or of a folder of images"
@@ -192,10 +187,10 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
         raise
     except Exception as error:  # readers and downloads raise a dozen types on files that are missing or damaged
         # With a download, too: torchvision takes a folder that exists for complete, and then downloads nothing.
+        found = f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)})"
         raise UserError(
-            f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)}); expected "
-            f"{root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below {root}: remove "
-            "damaged ones, get them with --data.download true, or say with --data.root or BNOOD_DATA where they are"
+            f"{found}; expected {root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below "
+            f"{root}: get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
         ) from error
     pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
     labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)

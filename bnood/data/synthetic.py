@@ -1,33 +1,184 @@
 """The built-in sets: images without a download.
 
-``shapes`` is the in-distribution set: ten classes of textured, coloured shapes among clutter, under noise. Everything
-but the outline is drawn alike for every class. The others are out of distribution: ``digits`` plays SVHN's part,
-``textures`` DTD's, ``unseen_shapes`` is near (the same pictures around other outlines), and ``gaussian_noise`` and
-``uniform_noise`` are pixels without a picture. The noise sets have the same bits everywhere; a drawn pixel may differ
-by a grey level between versions of NumPy and Pillow.
+``shapes`` is the in-distribution set: ten classes of textured, coloured shapes among clutter, under noise. Only
+the outline tells the class. Out of distribution are ``digits`` (SVHN's part), ``textures`` (DTD's), ``unseen_shapes``
+(near: other outlines), ``gaussian_noise`` and ``uniform_noise``. Only the noise has the same bits everywhere.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from bnood.data import drawing
-from bnood.data.drawing import CLASSES, IMAGE_SIZE, UNSEEN, Draws, Figure, rotated, wave
 from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 
 _CHUNK = 250  # images drawn at a time
 _COLUMNS = 512  # numbers that an image draws before those of its pixels
+IMAGE_SIZE = 32
+_FINE = 4  # masks are drawn so many times larger and averaged, which smooths their edges
+_AREA = 1.9  # of every outline, so that the share of coloured pixels does not tell the class
+_PIXELS = np.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
+PIXEL_X, PIXEL_Y = np.meshgrid(_PIXELS, _PIXELS)
 
+# Polygons [corners, 2] drawn one over the other, filled (True) or cut out (False); y points downwards.
+Outline = list[tuple[np.ndarray, bool]]
+
+
+class Draws:
+    """Uniform random numbers for n images, dealt out column by column: row i belongs to image i."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table, self.used = table, 0
+
+    def block(self, *shape: int) -> np.ndarray:
+        """The next numbers in [0, 1), as ``[n, *shape]``."""
+        start, self.used = self.used, self.used + int(np.prod(shape))
+        return self.table[:, start : self.used].reshape(-1, *shape)
+
+    def between(self, low: float, high: float) -> np.ndarray:
+        """One number per image, ``[n, 1, 1]``."""
+        return low + (high - low) * self.block(1, 1)
+
+
+# (labels [n], per-image numbers) -> field [n, 32, 32] in 0 to 1
+Figure = Callable[[np.ndarray, Draws], np.ndarray]
+# (labels [n], per-image numbers, per-pixel numbers [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255, same shape
 Render = Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]
-"""(labels [n], per-image numbers, per-pixel numbers [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255, same shape."""
+
+
+def rotated(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates in frames turned by ``turn`` (1 is a full turn)."""
+    c, s = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    return c * PIXEL_X + s * PIXEL_Y, c * PIXEL_Y - s * PIXEL_X
+
+
+def smooth_noise(draws: Draws, size: int) -> np.ndarray:
+    """Random values on a grid of ``size`` x ``size`` points, interpolated to a field."""
+    grid = draws.block(size, size)
+    position = (np.arange(IMAGE_SIZE) + 0.5) * ((size - 1) / IMAGE_SIZE)
+    low = position.astype(int)
+    t = position - low
+    rows = grid[:, low] * (1 - t)[:, None] + grid[:, low + 1] * t[:, None]
+    return rows[:, :, low] * (1 - t) + rows[:, :, low + 1] * t
+
+
+def _arc(x: float, y: float, radius: float, start: float = 0, stop: float = 1, flatten: float = 1) -> np.ndarray:
+    """Points on a circle, in turns: 0 is right, 0.25 is down."""
+    angle = 2 * np.pi * np.linspace(start, stop, 41)
+    return np.stack([x + radius * np.cos(angle), y + flatten * radius * np.sin(angle)], axis=1)
+
+
+def _star(corners: int, inner: float) -> np.ndarray:
+    """A star that points up, its notches at the radius ``inner``."""
+    angle = 2 * np.pi * (np.arange(2 * corners) / (2 * corners) - 0.25)
+    radius = np.tile([1, inner], corners)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _filled(*polygons: np.ndarray | Sequence[tuple[float, float]], cut: np.ndarray | None = None) -> Outline:
+    """An outline of the given polygons, scaled to the common area."""
+    outline = [(np.asarray(polygon, float), True) for polygon in polygons]
+    outline += [] if cut is None else [(cut, False)]
+    area = _mask(outline, 10 * np.eye(2), np.zeros(2)).sum() / 10**2
+    return [(polygon * np.sqrt(_AREA / area), fill) for polygon, fill in outline]
+
+
+def _mask(outline: Outline, matrix: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """An outline under a linear map to pixels, around ``centre`` (from the middle of the image): ``[32, 32]``."""
+    picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
+    pen = ImageDraw.Draw(picture)
+    for polygon, fill in outline:
+        corners = (polygon @ matrix.T + centre + IMAGE_SIZE / 2) * _FINE
+        pen.polygon(corners.ravel().tolist(), 255 if fill else 0)
+    return np.asarray(picture.reduce(_FINE)) / 255
+
+
+def outlines(kinds: Mapping[str, Outline]) -> Figure:
+    """Each image's own outline, by the label's position in ``kinds``: moved, scaled, turned and a little stretched."""
+    by_label = list(kinds.values())
+
+    def masks(labels: np.ndarray, draws: Draws) -> np.ndarray:
+        size, turn, stretch = draws.between(9, 12), draws.between(-0.5, 0.5), draws.between(0.9, 1.1)
+        along, across, centres = size * stretch, size / stretch, 7 * draws.block(2) - 3.5
+        entries = [np.cos(turn) * along, -np.sin(turn) * across, np.sin(turn) * along, np.cos(turn) * across]
+        matrices = np.concatenate(entries, axis=1).reshape(-1, 2, 2)
+        each = zip(labels, matrices, centres, strict=True)
+        return np.stack([_mask(by_label[label], matrix, centre) for label, matrix, centre in each])
+
+    return masks
+
+
+def numerals(labels: np.ndarray, draws: Draws) -> np.ndarray:
+    """A numeral in Pillow's own font, often with neighbours that the edge cuts off."""
+    fonts = [ImageFont.load_default(_FINE * points) for points in range(18, 34, 2)]
+    masks = []
+    for digit, (left, right, size, turn, x, y) in zip(labels, draws.block(6), strict=True):
+        before, after = ("0123456789      "[int(16 * neighbour)] for neighbour in (left, right))
+        picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
+        middle = (_FINE * (14 + 4 * x), _FINE * (14 + 4 * y))
+        ImageDraw.Draw(picture).text(middle, f"{before}{digit}{after}", 255, fonts[int(8 * size)], anchor="mm")
+        picture = picture.rotate(16 * turn - 8, Image.Resampling.BILINEAR)
+        masks.append(np.asarray(picture.reduce(_FINE)) / 255)
+    return np.stack(masks)
+
+
+def textures(labels: np.ndarray, draws: Draws) -> np.ndarray:
+    """Each image's texture, by the label's position in :data:`TEXTURES`."""
+    x, y = rotated(draws.between(0, 1))
+    bend, period = draws.between(0, 6), draws.between(3.5, 8)
+    x, y = (axis + bend * (smooth_noise(draws, 4) - 0.5) for axis in (x, y))
+    cloud = 0.6 * smooth_noise(draws, 6) + 0.4 * smooth_noise(draws, 12)
+    field = np.empty(x.shape)
+    for label, draw in enumerate(TEXTURES.values()):
+        at = labels == label
+        field[at] = draw(x[at] / period[at], y[at] / period[at], cloud[at])
+    return field
+
+
+def wave(turns: np.ndarray) -> np.ndarray:
+    """A sine from 0 to 1."""
+    return 0.5 + 0.5 * np.sin(2 * np.pi * turns)
+
+
+TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "stripes": lambda x, y, cloud: wave(x),
+    "checks": lambda x, y, cloud: np.where((np.floor(x) + np.floor(y)) % 2 == 0, 0.1, 0.9),
+    "dots": lambda x, y, cloud: np.clip(2.5 - 5 * np.hypot(x % 1 - 0.5, y % 1 - 0.5), 0, 1),
+    "clouds": lambda x, y, cloud: np.clip(2 * cloud - 0.5, 0, 1),
+    "wood": lambda x, y, cloud: (np.hypot(x + 2, y / 2) + 0.5 * cloud) % 1,
+    "zigzag": lambda x, y, cloud: wave(x + np.abs(y % 2 - 1)),
+}
+
+_circle = _arc(0, 0, 1)
+CLASSES: dict[str, Outline] = {
+    "circle": _filled(_circle),
+    "square": _filled([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "triangle": _filled([(0, -1), (0.87, 0.5), (-0.87, 0.5)]),
+    "star": _filled(_star(5, 0.42)),
+    "cross": _filled([(-1, -0.3), (1, -0.3), (1, 0.3), (-1, 0.3)], [(-0.3, -1), (0.3, -1), (0.3, 1), (-0.3, 1)]),
+    "ring": _filled(_circle, cut=_arc(0, 0, 0.56)),
+    "crescent": _filled(_circle, cut=_arc(0.55, 0, 0.8)),
+    "heart": _filled(_arc(-0.5, -0.35, 0.55), _arc(0.5, -0.35, 0.55), [(-1, -0.1), (0, -0.5), (1, -0.1), (0, 1)]),
+    "diamond": _filled([(0, -1.2), (0.7, 0), (0, 1.2), (-0.7, 0)]),
+    "arrow": _filled([(1, 0), (0, -0.9), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 0.9)]),
+}
+UNSEEN: dict[str, Outline] = {
+    "ellipse": _filled(_arc(0, 0, 1, flatten=0.45)),
+    "half_disc": _filled(_arc(0, 0.4, 1, 0.5, 1)),
+    "drop": _filled(_arc(0, 0.35, 0.65), [(-0.6, 0.12), (0, -1.2), (0.6, 0.12)]),
+    "four_pointed_star": _filled(_star(4, 0.4)),
+    "bow_tie": _filled([(-1, -0.8), (0, -0.15), (1, -0.8), (1, 0.8), (0, 0.15), (-1, 0.8)]),
+    "chevron": _filled([(-0.9, -0.9), (-0.1, -0.9), (0.9, 0), (-0.1, 0.9), (-0.9, 0.9), (0.1, 0)]),
+    "bolt": _filled([(0.2, -1.2), (-0.75, 0.2), (-0.05, 0.2), (-0.3, 1.2), (0.75, -0.3), (0.05, -0.3)]),
+}
 
 
 class SyntheticSet(NamedTuple):
-    """How a set is made: the key of its random stream, the number of its classes (0: no labels), its drawing."""
+    """How a set is made: the key of its random stream, the number of its classes (0: no labels), its"""
 
     key: int
     classes: int
@@ -73,7 +224,7 @@ def _shaded(colour: np.ndarray, draws: Draws) -> np.ndarray:
     near = np.clip(colour + 0.44 * (draws.block(3, 1, 1) - 0.5), 0, 1)
     x, _ = rotated(draws.between(0, 1))
     stripes = wave(x * draws.between(0.02, 0.25) + draws.between(0, 1))
-    return _mix(np.where(draws.between(0, 1) < 0.33, drawing.smooth_noise(draws, 8), stripes), colour, near)
+    return _mix(np.where(draws.between(0, 1) < 0.33, smooth_noise(draws, 8), stripes), colour, near)
 
 
 def _picture(figure: Figure, clutter: bool = False) -> Render:
@@ -85,7 +236,7 @@ def _picture(figure: Figure, clutter: bool = False) -> Render:
         inside, image = _shaded(unlike, draws), _shaded(ground, draws)
         if clutter:
             x, y, radius = draws.between(-16, 16), draws.between(-16, 16), draws.between(1, 5)
-            disc = np.clip(radius - np.hypot(drawing.PIXEL_X - x, drawing.PIXEL_Y - y), 0, 1)
+            disc = np.clip(radius - np.hypot(PIXEL_X - x, PIXEL_Y - y), 0, 1)
             image = _mix(disc * (draws.between(0, 1) < 0.5), image, draws.block(3, 1, 1))
         image = _mix(figure(labels, draws), image, inside)
         if clutter:
@@ -102,10 +253,10 @@ def _picture(figure: Figure, clutter: bool = False) -> Render:
 _GAUSSIAN_LEVELS = np.array([NormalDist(127.5, 63.75).cdf(level + 0.5) for level in range(255)])
 
 SYNTHETIC: dict[str, SyntheticSet] = {
-    "shapes": SyntheticSet(1, 10, _picture(drawing.outlines(CLASSES), clutter=True), ("train", "test")),
-    "digits": SyntheticSet(2, 10, _picture(drawing.numerals)),
-    "textures": SyntheticSet(3, len(drawing.TEXTURES), _picture(drawing.textures)),
-    "unseen_shapes": SyntheticSet(4, len(UNSEEN), _picture(drawing.outlines(UNSEEN), clutter=True)),
+    "shapes": SyntheticSet(1, 10, _picture(outlines(CLASSES), clutter=True), ("train", "test")),
+    "digits": SyntheticSet(2, 10, _picture(numerals)),
+    "textures": SyntheticSet(3, len(TEXTURES), _picture(textures)),
+    "unseen_shapes": SyntheticSet(4, len(UNSEEN), _picture(outlines(UNSEEN), clutter=True)),
     "gaussian_noise": SyntheticSet(5, 0, lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, "right")),
     "uniform_noise": SyntheticSet(6, 0, lambda _, __, pixels: np.floor(256 * pixels)),
 }

@@ -234,7 +234,8 @@ class Engine:
 
         estimator = self.options.estimator
         ours = where(estimates[0], pair.id_name, "id", pair.dataset if condition.paired(self.splits) else "")
-        theirs = where(estimates[1], pair.dataset, "ood", pair.companion, pair.comparison)
+        kind = "control" if pair.companion else pair.comparison
+        theirs = where(estimates[1], pair.dataset, "ood", pair.companion, kind)
         if pair.comparison == "ood":
             if known:
                 self.tables.add(ours, known)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bnood.errors import UserError
-from bnood.networks.hidden_layer import Activation
 from bnood.networks.norm import Norm
+from bnood.networks.plain import Activation
 
 
 @dataclass

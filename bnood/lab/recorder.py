@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnood.networks.hidden_layer import HiddenLayer
+from bnood.networks.plain import HiddenLayer
 from bnood.statistics import has_batchnorm, use_statistics
 
 

@@ -21,8 +21,7 @@ from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 from bnood.lab.options import LabNetwork, LabOptions
 from bnood.lab.recorder import measure
-from bnood.networks.mlp import MLP
-from bnood.networks.plain_convnet import PlainConvNet
+from bnood.networks.plain import MLP, PlainConvNet
 from bnood.training.atomic import write_beside
 
 

@@ -4,13 +4,14 @@ from typing import Literal
 
 from torch import nn
 
-from bnood.networks.hidden_layer import Activation, NormPosition
-from bnood.networks.mlp import MLP
+from bnood.errors import UserError
 from bnood.networks.norm import Norm
-from bnood.networks.plain_convnet import PlainConvNet
+from bnood.networks.plain import MLP, Activation, NormPosition, PlainConvNet
 from bnood.networks.residual import ResNet, WideResNet
 
 Architecture = Literal["resnet", "wide_resnet", "mlp", "plain"]
+
+LARGEST = 100_000  # layers, channels, classes: beyond, building alone takes minutes and then fails
 
 
 def build_model(
@@ -24,33 +25,23 @@ def build_model(
     norm_position: NormPosition = "before",
     image_size: int = 32,
 ) -> nn.Module:
-    """The network by name.
-
-    Args:
-        architecture: ``resnet``, ``wide_resnet``, ``mlp`` or ``plain`` (a ConvNet without shortcuts).
-        depth: the network's own count of layers; for ``mlp`` and ``plain`` its hidden layers.
-        width: channels of the first stage (ResNet), widening factor (WideResNet), units (MLP) or channels (plain).
-        norm: see :mod:`bnood.networks.norm`.
-        groups: groups of ``gn``; has to divide the channels or units.
-        num_classes: K, the number of logits.
-        activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``, for ``mlp`` and ``plain``; decides their initialisation
-            too. Residual networks have ReLU.
-        norm_position: ``before`` or ``after`` the activation, for ``mlp`` and ``plain``.
-        image_size: side of the square images, which ``mlp`` alone has to know.
+    """The network by name; the arguments are :class:`bnood.training.classifier.Classifier`'s.
 
     Raises:
-        ValueError: for what the network cannot be built with.
+        UserError: for what the network cannot be built with.
     """
-    if architecture == "mlp":
-        return MLP(depth, width, norm, groups, num_classes, activation, norm_position, image_size)
-    if architecture == "plain":
-        return PlainConvNet(depth, width, norm, groups, num_classes, activation, norm_position)
+    numbers = {"depth": depth, "width": width, "groups": groups, "num_classes": num_classes, "image_size": image_size}
+    for name, value in numbers.items():
+        least = 2 if name == "num_classes" else 1
+        if not isinstance(value, int) or not least <= value <= LARGEST:
+            raise UserError(f"model.{name} is {value}; expected a whole number from {least} to {LARGEST}")
+    if architecture in ("mlp", "plain"):
+        kind = MLP if architecture == "mlp" else PlainConvNet
+        return kind(depth, width, norm, groups, num_classes, activation, norm_position, image_size)
     if architecture not in ("resnet", "wide_resnet"):
-        raise ValueError(f"unknown architecture {architecture!r}: choose resnet, wide_resnet, mlp or plain")
+        raise UserError(f"unknown architecture {architecture!r}: choose resnet, wide_resnet, mlp or plain")
     if (activation, norm_position) != ("relu", "before"):
-        raise ValueError(
-            f"{architecture} has ReLU and its norms before it, not activation {activation!r} and norm_position "
-            f"{norm_position!r}: choose the architecture mlp or plain for those"
-        )
+        given = f"not activation {activation!r} and norm_position {norm_position!r}"
+        raise UserError(f"{architecture} has ReLU and its norms before it, {given}: those are for mlp and plain")
     network = ResNet if architecture == "resnet" else WideResNet
     return network(depth, width, norm, groups, num_classes)

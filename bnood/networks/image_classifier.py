@@ -1,6 +1,7 @@
 """An image classifier as a plain module: the normalisation constants of its images, and a network."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -12,18 +13,12 @@ from bnood.networks.norm import Norm
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 
-# The settings of a training that decide which network is built; all of them are arguments of build_model.
-NETWORK_SETTINGS = (
-    "architecture", "depth", "width", "norm", "groups", "num_classes", "activation", "norm_position", "image_size",
-)  # fmt: skip
-LARGEST_SETTING = 100_000  # layers, channels, classes: beyond, building alone takes minutes and then fails
+# The settings of a training that decide which network is built.
+NETWORK_SETTINGS = tuple(signature(build_model).parameters)
 
 
 class ImageClassifier(nn.Module):
-    """uint8 images in, logits out.
-
-    The constants that normalise the images are those of the in-distribution training images. They are part of the
-    state dict, so that every other set is normalised by the same ones.
+    """uint8 images in, logits out; every set is normalised by the constants of the ID training images.
 
     Args:
         network: takes float ``[N, 3, H, W]`` and gives logits ``[N, K]``.
@@ -44,33 +39,20 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``[N, H, W, 3]`` -> logits ``[N, K]``."""
-        return self.network(self.normalise(images))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``[N, H, W, 3]`` -> what the network takes, ``[N, 3, H, W]`` by the training images' constants."""
         scaled = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        return scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format())
+        return self.network(scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format()))
 
     def torch_memory_format(self) -> torch.memory_format:
         """The layout that the network's activations have on the device where it is now."""
-        choice = self.memory_format
-        if choice == "auto":
-            choice = "contiguous" if self.norm == "gn" and self.image_mean.device.type == "cpu" else "channels_last"
-        return torch.channels_last if choice == "channels_last" else torch.contiguous_format
+        slow = self.norm == "gn" and self.image_mean.device.type == "cpu"
+        if self.memory_format == "contiguous" or (self.memory_format == "auto" and slow):
+            return torch.contiguous_format
+        return torch.channels_last
 
 
 def build_network(settings: Mapping[str, Any]) -> nn.Module:
-    """The network that a training's settings (section ``model`` of its config) describe.
-
-    Raises:
-        UserError: if there is no such network.
-    """
-    chosen = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
-    for name, least in (("depth", 1), ("width", 1), ("groups", 1), ("num_classes", 2), ("image_size", 1)):
-        value = chosen.get(name, least)
-        if not isinstance(value, int) or not least <= value <= LARGEST_SETTING:
-            raise UserError(f"model.{name} is {value}; expected a whole number from {least} to {LARGEST_SETTING}")
+    """The network that a training's settings (section ``model`` of its config) describe; UserError if there is none."""
     try:
-        return build_model(**chosen)
-    except (ValueError, TypeError) as error:
+        return build_model(**{name: settings[name] for name in NETWORK_SETTINGS if name in settings})
+    except TypeError as error:  # settings that are missing
         raise UserError(f"model: {error}") from error

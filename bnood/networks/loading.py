@@ -1,8 +1,6 @@
-"""Networks by name: torchvision's, timm's, or what a function returns.
+"""Networks by name: torchvision's, timm's, or what a function returns. The transform belongs to the weights."""
 
-The transform belongs to the weights; ``network.transform_text`` describes it in one line.
-"""
-
+import copy
 import difflib
 import hashlib
 import importlib
@@ -49,13 +47,20 @@ def load_network(
         head: see :class:`Network`.
 
     Raises:
-        UserError: for an unknown name, an optional package that is missing, weights that are missing or do not fit, or
-            a transform that cannot be changed.
+        UserError: for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
     """
     library, _, name = str(spec).partition(":")
     if not name:
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
-    changes = _checked(image_size, mean, std)
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
+    for what, values in (("mean", mean), ("std", std)):
+        if values is not None and not (len(values) == 3 and all(math.isfinite(value) for value in values)):
+            raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"std is {list(std)}: give three numbers above 0")
+    given = {"image_size": image_size, "mean": mean, "std": std}
+    changes = {key: value for key, value in given.items() if value is not None}
     file = None if weights is None else weights_file(str(weights))
     if library == "torchvision":
         network = _torchvision(name, file, changes, head)
@@ -76,9 +81,8 @@ def _torchvision(name: str, file: Path | None, changes: Changes, head: str | Non
         file = next((each for each in cached if each.is_file()), None)
         if file is None:
             raise UserError(f"torchvision:{name} needs weights (--weights FILE): {cached[0]} is not there either")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    digest, assumed = hashlib.sha256(file.read_bytes()).hexdigest()[:8], ""
     entry = next((each for each in choices if file.name == Path(each.url).name or digest in each.url), None)
-    assumed = ""
     if entry is None:
         entry = next((each for each in choices if each.name == "IMAGENET1K_V1"), choices.DEFAULT)
         assumed = f" (assumed: name and hash of {file.name} are none of torchvision's)"
@@ -111,17 +115,18 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
     try:
-        made = getattr(importlib.import_module(module), name, None)
+        made: Any = getattr(importlib.import_module(module), name, None)
         if not isinstance(made, nn.Module | Network):
             if not callable(made):
                 raise UserError(f"module {module} has no function {name!r} that returns a network")
-            _refuse_arguments(made, f"{module}:{name}")
+            try:
+                inspect.signature(made).bind()
+            except TypeError as error:
+                raise UserError(f"{module}:{name} has to take no arguments ({error})") from None
             made = made()
     except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if f"{module}.".startswith(f"{missing}."):
-            raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
-        raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
+        lacking = f"there is no module {error.name!r} to import"
+        raise UserError(f"{module}:{name}: {lacking}; pip install {str(error.name).replace('_', '-')}?") from None
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):
@@ -136,47 +141,21 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     return made
 
 
-def _refuse_arguments(build: Callable[..., Any], where: str) -> None:
-    try:
-        inspect.signature(build).bind()
-    except TypeError as error:
-        raise UserError(f"{where} has to take no arguments ({error}): write a function that calls it") from None
-
-
-def _checked(image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Changes:
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
-    for what, values in (("mean", mean), ("std", std)):
-        if values is not None and (len(values) != 3 or not all(math.isfinite(value) for value in values)):
-            raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
-    if std is not None and min(std) <= 0:
-        raise UserError(f"std is {list(std)}: give three numbers above 0")
-    given = {"image_size": image_size, "mean": mean, "std": std}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _changed(transform: Callable[..., Any] | None, changes: Changes) -> Callable[..., Any] | None:
+def _changed(transform: Callable[..., Any] | None, changes: Changes) -> Callable[..., Any]:
     """The transform with another crop, mean or std."""
-    if not changes:
-        return transform
+    size = changes.get("image_size")
     if transform is None:
-        size = changes.get("image_size")
         steps = [] if size is None else [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
         normalise = v2.Normalize(changes.get("mean", [0.0] * 3), changes.get("std", [1.0] * 3))
-        return v2.Compose([*steps, normalise, v2.ToPureTensor()])
+        return v2.Compose([*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalise, v2.ToPureTensor()])
     if not isinstance(transform, ImageClassification):
         raise UserError("the network has a transform of its own: change image_size, mean and std there")
-    (crop,), (resize,) = transform.crop_size, transform.resize_size
-    size = changes.get("image_size", crop)
-    return ImageClassification(
-        crop_size=size,
-        resize_size=round(size * resize / crop),
-        mean=changes.get("mean", transform.mean),
-        std=changes.get("std", transform.std),
-        interpolation=transform.interpolation,
-        antialias=transform.antialias,
-    )
+    changed = copy.copy(transform)
+    changed.mean, changed.std = changes.get("mean", transform.mean), changes.get("std", transform.std)
+    if size is not None:
+        (crop,), (resize,) = transform.crop_size, transform.resize_size
+        changed.crop_size, changed.resize_size = [size], [round(size * resize / crop)]
+    return changed
 
 
 def _check_known(library: str, name: str, known: Collection[str]) -> None:

@@ -1,27 +1,33 @@
-"""Any image classifier as logits and penultimate features.
-
-The features are what enters the head, the last linear layer; a hook on the head records them::
-
-    network = Network(torchvision.models.resnet18(), transform)
-    outputs = network.outputs(images)  # .logits [N, K], .features [N, D]
-    weight, bias = network.head  # outputs.logits = outputs.features @ weight.T + bias
-"""
+"""Any image classifier as logits and penultimate features, which are what enters its head."""
 
 import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bnood.errors import UserError
-from bnood.networks.head import FoundHead, find_head, received_features
 from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
 
 PROBE_IMAGES = 8
+HEAD_TOLERANCE = 1e-5  # of the largest logit
+# Averaging before or after the head differs by this much: bfloat16 keeps 8 bits, convolutions on a GPU 10 (TF32).
+LOW_PRECISION_TOLERANCE = 2e-2
+
+
+class FoundHead(NamedTuple):
+    """The layer whose input the features are; no ``values`` where the logits are not this linear function of them."""
+
+    name: str
+    layer: nn.Module
+    values: Head | None
+    num_classes: int
+    feature_width: int  # 0 where the layer takes feature maps that cannot be averaged
 
 
 class Network:
@@ -36,13 +42,10 @@ class Network:
             ``takes_uint8`` is true, else as float ``[n, 3, H, W]`` in 0..1.
         head: the layer whose input the features are, or its name; by default the last Linear that makes the logits.
         call: ``call(model, batch)`` hands a batch to the model and returns its output; default ``model(batch)``.
-        name: for tables; default the class of the model.
-        norm: for tables; default ``bn`` for models with BatchNorm, else ``none``.
-        seed: of the training run, for tables.
+        name, norm, seed: for tables; default the class of the model, ``bn`` for models with BatchNorm, and none.
 
     Raises:
-        UserError: for a model that is no ``nn.Module``, a transform or call that cannot be called, or a head that the
-            model does not have.
+        UserError: for a model, transform or call of another kind, or a head that the model does not have.
     """
 
     def __init__(
@@ -62,8 +65,7 @@ class Network:
             if given is not None and not callable(given):
                 raise UserError(f"{what} has to be callable, not {type(given).__name__}")
         self.model = unwrapped(model)
-        self.transform = transform
-        self.transform_text = described(transform)
+        self.transform, self.transform_text = transform, described(transform)
         self.name = name or type(self.model).__name__
         self.norm = norm or ("bn" if has_batchnorm(self.model) else "none")
         self.seed = seed
@@ -88,8 +90,13 @@ class Network:
 
     @property
     def feature_width(self) -> int:
-        """D, the number of features, 0 where there are none (:class:`FoundHead`); known after a probe."""
+        """D, the number of features, 0 where there are none; known after a probe."""
         return self._probed().feature_width
+
+    def _probed(self) -> FoundHead:
+        if self._found is None:
+            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
+        return self._found
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         """Hand one batch to the model, on its device and in its type; serves ``estimate_statistics(call=)`` too."""
@@ -104,15 +111,11 @@ class Network:
         return model(batch) if self._call is None else self._call(model, batch)
 
     def probe(self, batch: Any) -> FoundHead:
-        """Find the head on the first 8 images of a batch. Done once: a second call returns what the first one found.
-
-        Raises:
-            UserError: if the output is no logits, no Linear makes them and no head was named, or that does not run.
-        """
+        """Find the head on the first 8 images of a batch, once; UserError if there is none, or no logits."""
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
             with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                self._found = find_head(self.model, lambda: self._checked_logits(few), self._head_name)
+                self._found = _find_head(self.model, lambda: self._no_probabilities(self._logits(few)), self._head_name)
         return self._found
 
     def outputs(self, batch: Any, channel_means: bool = False) -> Outputs:
@@ -123,9 +126,6 @@ class Network:
         Args:
             batch: N images, as the model or ``call`` takes them.
             channel_means: also the spatial means ``[N, C]`` of the last input of each BatchNorm layer that runs.
-
-        Raises:
-            UserError: as :meth:`probe` does, and for features of another width than the head takes.
         """
         head = self.probe(batch)
         features: Tensor | None = None
@@ -133,56 +133,43 @@ class Network:
 
         def keep_features(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal features
-            features = received_features(head.name, layer, args, kwargs)
+            features = _received_features(head.name, layer, args, kwargs)
 
-        def keep_mean(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x = args[0].float()
-                means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
-
-            return hook
+        def keep_mean(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].float()
+            means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
 
         # A compiled graph does not call hooks that were added after its compilation.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
             if head.feature_width:
                 hooks.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
             for name, layer in batchnorm_layers(self.model).items() if channel_means else ():
-                hooks.callback(layer.register_forward_pre_hook(keep_mean(name)).remove)
+                hooks.callback(layer.register_forward_pre_hook(partial(keep_mean, name)).remove)
             logits = self._logits(batch)
-        if features is None:
-            if head.feature_width:
-                raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
+        if not head.feature_width:
             features = logits.new_empty(len(logits), 0)
+        if features is None:
+            raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
         for name, rows in {head.name: features, **means}.items():
             if len(rows) != len(logits):
                 raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
         return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
-
-    def _probed(self) -> FoundHead:
-        if self._found is None:
-            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
-        return self._found
 
     def _logits(self, batch: Any) -> Tensor:
         """The logits ``[N, K]`` of a batch."""
         output = self.call(self.model, batch)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
-            raise UserError(
-                f"{self.name} gives a {type(output).__name__}, not logits [N, K]: pass call=, "
-                "a function of model and batch that returns the logits"
-            )
+            wanted = "pass call=, a function of model and batch that returns the logits"
+            raise UserError(f"{self.name} gives a {type(output).__name__}, not logits [N, K]: {wanted}")
         count = len(batch) if isinstance(batch, Tensor) else len(logits)
         if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2 or not logits.is_floating_point():
-            raise UserError(
-                f"{self.name} gives a {logits.dtype} tensor {list(logits.shape)} for {count} images, "
-                "not logits [N, K] of K >= 2 classes"
-            )
+            found = f"{logits.dtype} tensor {list(logits.shape)} for {count} images"
+            raise UserError(f"{self.name} gives a {found}, not logits [N, K] of K >= 2 classes")
         return logits
 
-    def _checked_logits(self, batch: Any) -> Tensor:
-        """The logits of a probe batch, which must not be probabilities: energy and max logit would be meaningless."""
-        logits = self._logits(batch)
+    def _no_probabilities(self, logits: Tensor) -> Tensor:
+        """Energy and max logit of probabilities would be meaningless."""
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
@@ -217,8 +204,8 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
         if name == head or module is head:
             return name
     close = difflib.get_close_matches(head, known, n=3) if isinstance(head, str) else []
-    hint = f": did you mean {' or '.join(close)}?" if close else ": see model.named_modules()"
-    raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}{hint}")
+    hint = f"did you mean {' or '.join(close)}?" if close else "see model.named_modules()"
+    raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}: {hint}")
 
 
 def _reference(model: nn.Module) -> Tensor:
@@ -229,3 +216,80 @@ def _reference(model: nn.Module) -> Tensor:
 
 def _on_cpu(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float32)
+
+
+def _received_features(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """A layer's input as features ``[N, D]``, averaged over space; None if it is no tensor ``[N, ...]``."""
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        return None
+    channels_first = x.ndim > 3 and not isinstance(layer, nn.Linear)
+    x = x if channels_first else x.movedim(-1, 1)
+    width = getattr(layer, "in_channels" if channels_first else "in_features", x.shape[1])
+    if x.shape[1] != width:
+        found = f"layer {name!r} takes {width} features but receives {x.shape[1]}"
+        raise UserError(f"{found}: are the images of another size than the network was built for?")
+    return x.flatten(2).mean(2) if x.ndim > 2 else x
+
+
+def _find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None) -> FoundHead:
+    """The head of a model in evaluation mode: a layer whose ``features @ weight.T + bias`` are the logits of a probe.
+
+    A layer's name or position is no proof: scaling, a softmax or a second classifier may follow it. ``run`` gives the
+    logits of the probe batch; ``head_name`` is the layer to take the features of, whether it makes the logits or not.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if _kind(layer) or name == head_name}
+    ran: dict[str, tuple[Tensor, bool]] = {}  # features and whether they are averages, in order of execution
+
+    def record(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ran.pop(name, None)  # a layer that runs again counts as its last run
+        features = _received_features(name, layer, args, kwargs)
+        if features is not None:
+            given: Tensor = args[0] if args else next(iter(kwargs.values()))
+            ran[name] = features, given.numel() > features.numel()
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
+        logits = run()
+    for name in reversed(ran) if head_name is None else {head_name} & ran.keys():
+        layer, (features, averaged) = layers[name], ran[name]
+        values = _linear(layer, features, logits)
+        if head_name is not None or (values is not None and isinstance(layer, nn.Linear)):
+            width = 0 if averaged and values is None else features.shape[1]
+            return FoundHead(name, layer, values, logits.shape[1], width)
+    known = [f"{name} ({_kind(layers[name])})" for name in reversed(ran) if _kind(layers[name])]
+    more = f" and {len(known) - 6} more" if len(known) > 6 else ""
+    listing = f"these run, last first: {', '.join(known[:6])}{more}" if known else "no such layer runs"
+    if head_name is not None:
+        raise UserError(f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {listing}")
+    raise UserError(
+        f"no Linear layer of {type(model).__name__} makes its output {list(logits.shape)}: "
+        f"name the layer whose input are the features (head=, on the command line --head); {listing}"
+    )
+
+
+def _kind(layer: nn.Module) -> str:
+    """A layer that could be the head, in words; else nothing."""
+    if isinstance(layer, nn.Linear):
+        return f"Linear {layer.in_features} to {layer.out_features}"
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        return f"1x1 Conv {layer.in_channels} to {layer.out_channels}"
+    return ""
+
+
+def _linear(layer: nn.Module, features: Tensor, logits: Tensor) -> Head | None:
+    """The layer's weight and bias, if they turn the features into the logits."""
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or len(features) != len(logits):
+        return None
+    weight = weight.detach().flatten(1)
+    if weight.shape != (logits.shape[1], features.shape[1]):
+        return None
+    found = nn.functional.linear(features, weight, bias)
+    low = torch.finfo(found.dtype).bits < 32 or (found.is_cuda and isinstance(layer, nn.Conv2d))
+    atol = (LOW_PRECISION_TOLERANCE if low else HEAD_TOLERANCE) * max(1.0, float(logits.abs().max()))
+    if not torch.allclose(found.float(), logits.float(), rtol=0, atol=atol):
+        return None
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    return Head(weight.to("cpu", torch.float32), bias.to("cpu", torch.float32))

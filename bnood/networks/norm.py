@@ -1,23 +1,14 @@
-"""Normalisation layers by name, so that one network serves every norm.
+"""Normalisation layers by name: zero mean and unit variance of a feature map, then a scale and shift per channel.
 
-All normalise a feature map ``[N, C, H, W]`` to zero mean and unit variance, then scale and shift each channel. They
-differ in which values share a mean (Wu & He 2018, "Group Normalization", figure 2):
-
-- ``bn`` (Ioffe & Szegedy 2015): one channel of all samples, over (N, H, W). The output for an image depends on the
-  other images of its batch. For single images, moving averages from training replace the batch's statistics: the
-  averages that this project is about.
-- ``ln`` (Ba et al. 2016): all channels of one sample, over (C, H, W), as Wu & He define it for feature maps: GroupNorm
-  with one group. ConvNeXt's LayerNorm, over C at each pixel, is another.
-- ``gn`` (Wu & He 2018): one group of channels of one sample, over (C / groups, H, W).
-- ``none``: the identity.
-
-For plain units ``[N, C]`` the pixels are missing: ``bn`` normalises over N, ``ln`` over C, ``gn`` over C / groups.
-``ln`` and ``gn`` keep no statistics, so they act the same in training and in evaluation mode.
+They differ in which values share a mean (Wu & He 2018, figure 2; docs/normalisation.md). ``ln`` and ``gn`` keep no
+statistics and act the same in training and evaluation.
 """
 
 from typing import Literal, get_args
 
 from torch import nn
+
+from bnood.errors import UserError
 
 Norm = Literal["bn", "ln", "gn", "none"]
 
@@ -25,10 +16,16 @@ Norm = Literal["bn", "ln", "gn", "none"]
 def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) -> nn.Module:
     """The layer for feature maps ``[N, channels, H, W]``, or for ``units`` ``[N, channels]``.
 
-    ``groups`` counts only for ``gn``, where it has to divide ``channels`` (``ValueError`` otherwise).
+    - ``bn``: a mean for each channel, over (N, H, W); in evaluation the moving averages from training replace it.
+    - ``ln``: a mean for each image, over (C, H, W), as Wu & He define it; ConvNeXt's, over C at each pixel, is another.
+    - ``gn``: a mean for each of the image's ``groups`` of channels, over (C / groups, H, W).
+    - ``none``: the identity.
+
+    Raises:
+        UserError: for an unknown norm, and for groups that do not divide the channels of ``gn``.
     """
     if norm not in get_args(Norm):
-        raise ValueError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")
+        raise UserError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")
     if norm == "none":
         return nn.Identity()
     if norm == "bn":
@@ -36,7 +33,6 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     if norm == "ln":
         return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
-        raise ValueError(
-            f"norm 'gn' needs a number of groups that divides {channels} channels, not {groups}: change model.groups"
-        )
+        wanted = f"a number of groups that divides {channels} channels, not {groups}"
+        raise UserError(f"norm 'gn' needs {wanted}: change model.groups")
     return nn.GroupNorm(groups, channels)

@@ -10,12 +10,7 @@ from torch import Tensor
 
 
 class Head(NamedTuple):
-    """The last linear layer of a network: ``logits = features @ weight.T + bias``; float32 on the CPU.
-
-    Attributes:
-        weight: ``[K, D]``.
-        bias: ``[K]``, zeros where the layer has none.
-    """
+    """The last linear layer: ``logits = features @ weight.T + bias``; ``[K, D]`` and ``[K]``, float32 on the CPU."""
 
     weight: Tensor
     bias: Tensor
@@ -23,17 +18,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of N images, float32 on the CPU.
+    """Outputs of N images, float32 on the CPU."""
 
-    Attributes:
-        logits: ``[N, K]``.
-        features: ``[N, D]``, what enters the last linear layer.
-        channel_means: per BatchNorm layer ``[N, C]``, the spatial means of its input; empty unless asked for.
-    """
-
-    logits: Tensor
-    features: Tensor
+    logits: Tensor  # [N, K]
+    features: Tensor  # [N, D], what enters the last linear layer
     channel_means: dict[str, Tensor] = field(default_factory=dict)
+    """The spatial means ``[N, C]`` of each BatchNorm layer's input, if they were asked for."""
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -4,9 +4,13 @@ import importlib.util
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bnood.errors import UserError
@@ -15,15 +19,10 @@ WRAPPER_PREFIX = re.compile(r"(module|_orig_mod|model)\.")
 # torchvision's DenseNet files are older than its code: denselayer1.norm.1.weight is denselayer1.norm1.weight today.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
-LISTED_KEYS = 3
 
 
 def weights_file(weights: str) -> Path:
-    """The file that ``FILE`` or ``package:file`` names; the file may lie anywhere in the installed package.
-
-    Raises:
-        UserError: if there is no such file or package, or several such files in the package.
-    """
+    """The file that ``FILE`` or ``package:file`` names, anywhere in the package; UserError unless there is just one."""
     if Path(weights).is_file():
         return Path(weights)
     package, colon, name = weights.partition(":")
@@ -41,21 +40,12 @@ def weights_file(weights: str) -> Path:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict file (``torch.save`` or safetensors), also under a key ``state_dict`` or ``model``.
-
-    Raises:
-        UserError: if the file cannot be read as tensors alone, or holds none.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            state: object = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
-        state = None
+    """The tensors of a state_dict file (``torch.save``, safetensors), also under ``state_dict`` or ``model``; UserError
+    if it cannot be read as tensors alone, or holds none."""
+    state: object = None
+    load = load_file if file.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
+    with suppress(pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
+        state = load(file)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -66,33 +56,25 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module:
-    """``build()`` with weights from a file; ``build(num_classes=K)`` where these have another number of classes.
-
-    Raises:
-        UserError: as :func:`load_weights` does.
-    """
-    model = build()
+    """``build()`` with weights from a file; ``build(num_classes=K)`` where these have another number of classes."""
+    model, state = build(), read_weights(file)
     own = model.state_dict()
     last = next(reversed(own))  # the bias of the head
-    state = _renamed(read_weights(file), own)
-    given = state.get(last)
+    given = renamed(state, own).get(last)
     if given is not None and given.ndim == 1 and len(given) != len(own[last]):
         model = build(num_classes=len(given))
-    _load(model, state, file)
+    load_weights(model, file, state)
     return model
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Load a file's tensors into a model; prefixes that wrappers add to names are seen through.
+def load_weights(model: nn.Module, file: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Load a file's tensors (``state`` where they are read already) into a model.
 
     Raises:
         UserError: if the file cannot be read, or the names or shapes do not fit; it lists the first three of each kind.
     """
-    _load(model, _renamed(read_weights(file), model.state_dict()), file)
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     own = model.state_dict()
+    state = renamed(read_weights(file) if state is None else state, own)
     unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
     fitting = {key: value for key, value in state.items() if key not in unlike}
     # The model's own loading renames old keys; what it says is missing or left over is not wanted under either name.
@@ -102,23 +84,23 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
         "left over": left_over,
         "of another shape": [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike],
     }
-    wrong = []
-    for kind, keys in kinds.items():
-        if keys:
-            more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-            wrong.append(f"{kind} {', '.join(keys[:LISTED_KEYS])}{more}")
+    wrong = [
+        f"{kind} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for kind, keys in kinds.items()
+        if keys
+    ]
     if wrong:
         raise UserError(f"{file}: the weights do not fit {type(model).__name__}: {'; '.join(wrong)}")
 
 
-def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the model's own names, as far as they differ by wrappers or age only."""
-    renamed = {}
+    found = {}
     for key, value in state.items():
         while key not in own and WRAPPER_PREFIX.match(key):
             key = WRAPPER_PREFIX.sub("", key, count=1)
         if key not in own:
             key = OLD_DENSENET.sub(r"\1\2.", key)
         if key != "n_averaged":  # AveragedModel's counter
-            renamed[key] = value
-    return renamed
+            found[key] = value
+    return found

@@ -4,6 +4,7 @@ What is being written lies beside its final place under a hidden name with the h
 Where a process was killed, the next one that writes to the same place removes what is left.
 """
 
+import fcntl
 import os
 import platform
 import re
@@ -13,11 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bnood.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two trainings of one name are not told apart there
-    fcntl = None  # type: ignore[assignment]
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "host"
 
@@ -30,7 +26,7 @@ def write_beside(target: Path, write: Callable[[Path], object]) -> None:
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(target, "partial")
+        _remove(_remains(target, "partial"))
         write(partial)
         partial.replace(target)
     except OSError as error:
@@ -44,8 +40,8 @@ def write_beside(target: Path, write: Callable[[Path], object]) -> None:
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; on success it takes ``final``'s place, on any error it is removed.
 
-    What was in ``final`` before stays untouched until everything new is written, and is removed afterwards: files of
-    two evaluations never stand in one folder, whatever fails in between. Both steps are renames, which need no space.
+    What was in ``final`` before stays untouched until everything new is written, and is removed afterwards. Both steps
+    are renames, which need no space.
 
     Raises:
         UserError: if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside,
@@ -53,16 +49,27 @@ def staged_folder(final: Path) -> Iterator[Path]:
     """
     beside, old = _beside(final, "partial"), _beside(final, "old")
     try:
-        _check_replaceable(final)
+        # Renames would replace a file, and a folder that its owner has closed to writing.
+        if final.exists() and not final.is_dir():
+            raise FileExistsError(0, "File exists")
+        if final.exists() and not os.access(final, os.W_OK | os.X_OK):
+            raise PermissionError(0, "Permission denied")
         final.parent.mkdir(parents=True, exist_ok=True)
         if not final.exists():
             for left in _remains(final, "old")[:1]:  # its process was killed between the two renames
                 left.replace(final)
-        _remove_remains(final, "partial")
-        _remove_remains(final, "old")
+        _remove([*_remains(final, "partial"), *_remains(final, "old")])
         beside.mkdir()
         yield beside
-        _swap(beside, final, old)
+        if final.exists():
+            final.replace(old)
+        try:
+            beside.replace(final)
+        except BaseException:
+            with suppress(OSError):
+                old.replace(final)
+            raise
+        shutil.rmtree(old, ignore_errors=True)  # the new folder stands: that a part of the old one stays is no failure
     except UserError as error:
         raise UserError(str(error).replace(str(beside), str(final))) from error
     except OSError as error:
@@ -83,19 +90,15 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
-    if descriptor is None:
-        yield
-        return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: {what}; wait for it, stop it, or choose another --name") from None
-        except OSError:
-            pass  # a file system without locks
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{folder}: {what}; wait for it, stop it, or choose another --name") from None
         yield
     finally:
         os.close(descriptor)
@@ -113,8 +116,8 @@ def _remains(target: Path, kind: str) -> list[Path]:
     return [path for path, match in matches if match and not _is_another(int(match[1]))]
 
 
-def _remove_remains(target: Path, kind: str) -> None:
-    for path in _remains(target, kind):
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -130,25 +133,3 @@ def _is_another(process: int) -> bool:
     except OSError:
         return True  # it is another user's
     return process != os.getpid()
-
-
-def _check_replaceable(final: Path) -> None:
-    """Renames would replace a file, and a folder that its owner has closed to writing."""
-    if final.exists() and not final.is_dir():
-        raise FileExistsError(0, "File exists")
-    effective = os.access in os.supports_effective_ids
-    if final.exists() and not os.access(final, os.W_OK | os.X_OK, effective_ids=effective):
-        raise PermissionError(0, "Permission denied")
-
-
-def _swap(beside: Path, final: Path, old: Path) -> None:
-    """Put ``beside`` in the place of ``final``; if that fails, ``final`` is what it was."""
-    if final.exists():
-        final.replace(old)
-    try:
-        beside.replace(final)
-    except BaseException:
-        with suppress(OSError):
-            old.replace(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)  # the new folder stands: that a part of the old one stays is no failure

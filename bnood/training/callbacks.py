@@ -19,23 +19,26 @@ from bnood.training.atomic import write_beside
 
 
 class MetricsLog(Logger):
-    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end.
-
-    Args:
-        file: where it is written. Rows that it holds already are kept up to ``done``.
-        done: the steps of the checkpoint that is resumed; later rows come again.
-    """
+    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end."""
 
     name, version = "metrics", ""
 
-    def __init__(self, file: Path, done: int = 0) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.file = file
-        self.rows: list[dict[str, Any]] = read_rows(file, done) if done else []
+        self.file, self.rows = file, list[dict[str, Any]]()
 
-    @property
-    def save_dir(self) -> str:
-        return str(self.file.parent)
+    def resume(self, done: int) -> None:
+        """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no training's log."""
+        try:
+            with self.file.open(newline="") as opened:
+                rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
+            self.rows = [row for row in rows if int(row["step"]) <= done]
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.file} is missing: the log of the epochs before belongs to a resumed training"
+            ) from None
+        except (KeyError, ValueError, csv.Error) as error:
+            raise UserError(f"{self.file} is not the log of a training: expected a table with a column step") from error
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -63,22 +66,6 @@ class MetricsLog(Logger):
         return float(values[-1]) if values else None
 
 
-def read_rows(file: Path, done: int) -> list[dict[str, Any]]:
-    """The rows of ``metrics.csv`` up to step ``done``, as they are written there.
-
-    Raises:
-        UserError: if it is missing or no log of a training.
-    """
-    try:
-        with file.open(newline="") as opened:
-            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
-        return [row for row in rows if int(row["step"]) <= done]
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: the log of the epochs before belongs to a resumed training") from None
-    except (KeyError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} is not the log of a training: expected a table with a column step") from error
-
-
 class RunFiles(TorchCheckpointIO):
     """Writes checkpoints as a whole, and the log before them: after a kill, the log is never behind a checkpoint.
 
@@ -99,10 +86,17 @@ class RunFiles(TorchCheckpointIO):
 
 
 class Stopwatch(L.Callback):
-    """Seconds spent in training steps and images seen, over all sessions of a resumed run."""
+    """Seconds of training steps and images seen, over all sessions of a resumed run; and whether training began."""
 
     def __init__(self) -> None:
-        self.seconds, self.images, self._start = 0.0, 0, 0.0
+        self.seconds, self.images, self.begun, self._start = 0.0, 0, False, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = True
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            # Lightning's own handler lets all processes of a training talk to each other, in the middle of whatever
+            # they say to each other just then.
+            signal.signal(signal.SIGTERM, terminate)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter()
@@ -119,19 +113,6 @@ class Stopwatch(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
-
-
-class Begun(L.Callback):
-    """Whether the first step has begun: before, an error while resuming is the checkpoint's fault."""
-
-    training = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.training = True
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            # Lightning's own handler lets all processes of a training talk to each other, in the middle of whatever
-            # they say to each other just then.
-            signal.signal(signal.SIGTERM, terminate)
 
 
 class ProgressBar(RichProgressBar):

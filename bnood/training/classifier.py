@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnood.data.datamodule import Batch, ImageDataModule, channel_constants
+from bnood.data.datamodule import Batch, channel_constants
 from bnood.errors import UserError
-from bnood.networks import Activation, Architecture, NormPosition
+from bnood.networks import Architecture
 from bnood.networks.image_classifier import ImageClassifier, MemoryFormat, build_network
 from bnood.networks.norm import Norm
+from bnood.networks.plain import Activation, NormPosition
 
 ECE_BINS = 15
+BELOW_1, FROM_0 = (1, "from 0 up to but not including 1"), (math.inf, "0 or above")
+RANGES = {
+    "learning_rate": (math.inf, "above 0"), "momentum": BELOW_1, "weight_decay": FROM_0, "label_smoothing": BELOW_1,
+    "warmup": BELOW_1, "final_learning_rate": FROM_0, "clip_gradient_norm": FROM_0,
+}  # fmt: skip
 
 
 class NonFiniteLoss(UserError):
@@ -24,8 +30,7 @@ class NonFiniteLoss(UserError):
 class Classifier(ImageClassifier, L.LightningModule):
     """An :class:`ImageClassifier` and how it is trained.
 
-    No step waits for the device: what is counted stays there until the epoch ends, and the loss is read at step 1 and
-    every ``log_every_n_steps``.
+    No step waits for the device: counts stay there until the epoch ends; the loss is read every ``log_every_n_steps``.
 
     Args:
         architecture: ``resnet`` (with a CIFAR stem), ``wide_resnet``, ``mlp`` or ``plain`` (no shortcuts).
@@ -78,39 +83,27 @@ class Classifier(ImageClassifier, L.LightningModule):
         image_size: int = 32,
     ) -> None:
         super().__init__(build_network(locals()), norm, memory_format)
-        for name, value, right, expected in (
-            ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "from 0 up to but not including 1"),
-            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or above"),
-            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 up to but not including 1"),
-            ("warmup", warmup, 0 <= warmup < 1, "a share of all steps, from 0 up to but not including 1"),
-            ("final_learning_rate", final_learning_rate, 0 <= final_learning_rate < math.inf, "0 or above"),
-            ("clip_gradient_norm", clip_gradient_norm, 0 <= clip_gradient_norm < math.inf, "0 (no bound) or above"),
-        ):
-            if not right:
-                raise UserError(f"model.{name} is {value}; expected {expected}")
         self.save_hyperparameters()
+        for name, (below, expected) in RANGES.items():
+            value = self.hparams[name]
+            if not 0 <= value < below or (expected == "above 0" and value == 0):
+                raise UserError(f"model.{name} is {value}; expected {expected}")
         self.shown: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
         """Take the constants of the training images, and choose the memory format."""
         if stage == "fit":
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if isinstance(data, ImageDataModule) and data.train_set is not None:
-                constants = channel_constants(data.train_set.images)
-                for constant, values in zip((self.image_mean, self.image_std), constants, strict=True):
-                    constant.copy_(values)
+            mean, std = channel_constants(self.trainer.datamodule.train_set.images)  # type: ignore[attr-defined]
+            self.image_mean.copy_(mean)
+            self.image_std.copy_(std)
         self.network.to(memory_format=self.torch_memory_format())
-        if self.hparams["compile"] == "reduce-overhead":
-            device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
-            if device != "cuda" or count > 1:
-                raise UserError(
-                    f"model.compile is reduce-overhead, which takes one CUDA device, not {count} of type {device}: "
-                    "set --model.compile true or false"
-                )
-            self.network.compile(mode="reduce-overhead")
-        elif self.hparams["compile"]:
-            self.network.compile()
+        graphs = self.hparams["compile"] == "reduce-overhead"
+        device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
+        if graphs and (device != "cuda" or count > 1):
+            found = f"one CUDA device, not {count} of type {device}"
+            raise UserError(f"model.compile is reduce-overhead, which takes {found}: set --model.compile true or false")
+        if self.hparams["compile"]:
+            self.network.compile(mode="reduce-overhead" if graphs else None)
 
     def on_train_epoch_start(self) -> None:
         self.loss_and_correct = torch.zeros(2, device=self.device)
@@ -182,13 +175,11 @@ class Classifier(ImageClassifier, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and a schedule that moves at every step."""
-        hparams = self.hparams
+        hparams, parameters = self.hparams, list(self.network.parameters())
         peak, momentum, decay = hparams["learning_rate"], hparams["momentum"], hparams["weight_decay"]
-        matrices = [p for p in self.network.parameters() if p.ndim > 1]
-        vectors = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [
-            {"params": matrices, "weight_decay": decay},
-            {"params": vectors, "weight_decay": decay if hparams["decay_norm"] else 0.0},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay * hparams["decay_norm"]},
         ]
         optimizer = torch.optim.SGD(groups, lr=peak, momentum=momentum, nesterov=momentum > 0)
         total = int(self.trainer.estimated_stepping_batches)

@@ -28,10 +28,8 @@ _PLAIN_TYPES = {
 def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Iterator[None]:
     """Parse inside; a misspelt key or value raises :class:`UserError` with one line instead of a page of usage.
 
-    Args:
-        parser: one built with ``exit_on_error=False``, so that it raises.
-        arguments: what it parses; None for the process's own. The config files among them are opened first, because
-            the parser's own messages do not say which file they are about.
+    The parser has to have ``exit_on_error=False``; no ``arguments`` are the process's own. The config files among them
+    are opened first, because the parser's own messages do not say which file they are about.
     """
     given = sys.argv[1:] if arguments is None else arguments
     configs = read_configs(given)
@@ -42,39 +40,31 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     try:
         yield
     except argparse.ArgumentError as error:
-        raise UserError(_explained(str(error), parser, configs)) from error
+        raise UserError(_explained(" ".join(str(error).split()), parser, configs)) from error
 
 
 def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
-    """The config files of a command line, by path, each as dotted keys and their values.
-
-    Raises:
-        UserError: for what :func:`bnood.training.yaml_files.read_yaml` refuses.
-    """
+    """The config files of a command line, by path, each as dotted keys and their values; UserError for bad ones."""
     paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
     paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
     return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
-def _explained(message: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
+def _explained(text: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
     """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
-    text = " ".join(message.split())
+    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
     if found := re.match(r"unrecognized arguments: (\S+)", text):
         option = found[1].partition("=")[0]
         if not option.startswith("--"):
             return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
-        return f"there is no option {option}{_nearest(option.lstrip('-'), _keys(parser), '--')} (see --help)"
+        return f"there is no option {option}{_nearest(option.lstrip('-'), known, '--')} (see --help)"
     if found := re.search(r"(?:Group '(?P<group>.*?)' does not accept option|Option) '(?P<key>.*?)'", text):
         key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
-        files = [str(path) for path, content in configs.items() if key in content]
-        where = files[0] if files else "the config"
-        return f"{where}: there is no key {key}{_nearest(key, _keys(parser))} (see --help)"
-    if found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text):
-        return _wrong_value(found["key"], found["reason"], configs)
-    return text
-
-
-def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
+        where = next((str(path) for path, content in configs.items() if key in content), "the config")
+        return f"{where}: there is no key {key}{_nearest(key, known)} (see --help)"
+    if not (found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text)):
+        return text
+    key, reason = found["key"], found["reason"]
     given = re.search(r"(?:Got|Given) value: (.*)$", reason)
     choices = [choice.strip(" '\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
     kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
@@ -86,14 +76,8 @@ def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> 
     value = given[1].strip()
     if {"list", "tuple"} & {*expected}:
         expected = [f"a list such as [{value}]"]
-    files = [str(path) for path, content in configs.items() if key in content and str(content[key]) == value]
-    where = f"{files[0]}: " if files else ""
+    where = next((f"{path}: " for path, content in configs.items() if str(content.get(key)) == value), "")
     return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
-
-
-def _keys(parser: argparse.ArgumentParser) -> list[str]:
-    options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-    return [option for option in dict.fromkeys(options) if len(option) > 1]
 
 
 def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:

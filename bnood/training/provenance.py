@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that this code lies in, ``-dirty`` if it has changes; None outside git."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
         if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode:
             return None  # installed into some other project's checkout

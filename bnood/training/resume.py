@@ -8,7 +8,7 @@ import torch
 from bnood.data.datamodule import ImageDataModule, channel_constants
 from bnood.errors import UserError
 from bnood.training.classifier import Classifier
-from bnood.training.run_folder import check_same_network, read_checkpoint
+from bnood.training.run_folder import check_same_network
 from bnood.training.yaml_files import dotted
 
 # All of the sections model and data decides what is trained, but for these; of the section trainer only those do.
@@ -29,48 +29,30 @@ def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in dotted(config)
-        if not isinstance(value, dict) and key not in _FREE
-        if key in chosen or key.startswith(("model.", "data."))
+        if key in chosen or (key.startswith(("model.", "data.")) and key not in _FREE)
     }
 
 
 def check_resumable(
-    checkpoint: Path, settings: dict[str, Any], model: Classifier, data: ImageDataModule, finished: bool
+    file: Path, content: dict[str, Any], settings: dict[str, Any], model: Classifier, data: ImageDataModule
 ) -> None:
-    """Raise :class:`UserError` unless a training can go on from a checkpoint.
-
-    Args:
-        checkpoint: of the training so far.
-        settings: of the training that is to go on (:func:`settings_that_decide`).
-        model: as it will be trained.
-        data: with its training images loaded.
-        finished: whether the run's summary is written.
-    """
-    content = read_checkpoint(checkpoint)
-    check_same_network(checkpoint, content["hyper_parameters"], dict(model.hparams))
+    """Raise :class:`UserError` unless a training with these settings can go on from the checkpoint in a file."""
+    check_same_network(file, content["hyper_parameters"], dict(model.hparams))
     before = content.get("settings")
     if "optimizer_states" not in content or not isinstance(before, dict):
-        raise UserError(f"{checkpoint} holds a network, but no optimizer state: expected a last.ckpt of this version")
+        raise UserError(f"{file} holds a network, but no optimizer state: expected a last.ckpt of this version")
     if not _is_whole(content, model):
-        raise UserError(
-            f"{checkpoint} is damaged: expected weights, momentum and schedule of this network after "
-            f"{content.get('global_step')} steps; go back to another copy, or train anew"
-        )
+        raise UserError(f"{file} is damaged: expected weights, momentum and schedule of this network; train anew")
     for key, value in settings.items():
         if key in before and before[key] != value:
             raise UserError(
-                f"{key} is {value}, but {checkpoint} was trained with {before[key]}: resume with --{key} "
-                f"{before[key]}, or train anew under another --name"
+                f"{key} is {value}, but {file} was trained with {before[key]}: resume with --{key} {before[key]}, "
+                "or train anew under another --name"
             )
     assert data.train_set is not None
     for name, constant in zip(("image_mean", "image_std"), channel_constants(data.train_set.images), strict=True):
         if not torch.allclose(content["state_dict"][name], constant, rtol=1e-5):
-            raise UserError(
-                f"data.in_distribution: {data.in_distribution} has other images than {checkpoint} was trained on"
-            )
-    done, limit = content["epoch"] + 1, settings["trainer.max_epochs"]
-    if finished and limit is not None and 0 < limit <= done:
-        raise UserError(f"{checkpoint} has finished all {done} epoch(s) of --trainer.max_epochs: nothing is left to do")
+            raise UserError(f"data.in_distribution: {data.in_distribution} has other images than {file} was trained on")
 
 
 def _is_whole(content: dict[str, Any], model: Classifier) -> bool:

@@ -4,62 +4,35 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnood.errors import UserError
 from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
+from bnood.networks.network import Network
 from bnood.training.yaml_files import read_yaml
-
-if TYPE_CHECKING:
-    from bnood.networks.network import Network
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One trained network and how it came about.
+    """One trained network and how it came about."""
 
-    Attributes:
-        folder: ``runs/<name>``.
-        config: the content of ``config.yaml``.
-        summary: ``summary.json``; empty if training was interrupted.
-        classifier: the network at its last checkpoint, float32, in evaluation mode, on the CPU.
-    """
+    folder: Path  # runs/<name>
+    config: dict[str, Any]  # config.yaml
+    summary: dict[str, Any]  # summary.json; empty if training was interrupted
+    classifier: ImageClassifier  # at its last checkpoint, float32, in evaluation mode, on the CPU
 
-    folder: Path
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    classifier: ImageClassifier
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def seed(self) -> int:
-        return int(self.config["seed_everything"])
-
-    @property
-    def norm(self) -> str:
-        return self.classifier.norm
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
-
-    @cached_property
-    def network(self) -> "Network":
-        """The classifier as logits and features."""
-        from bnood.networks.network import Network
-
-        return Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
+    def __post_init__(self) -> None:
+        self.name, self.checkpoint = self.folder.name, self.folder / CHECKPOINT
+        self.seed, self.norm = int(self.config["seed_everything"]), self.classifier.norm
+        self.network = Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
 
 
 def newest_run(runs: Path) -> Path:
@@ -71,12 +44,7 @@ def newest_run(runs: Path) -> Path:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run back.
-
-    Raises:
-        UserError: if the folder, its config or its checkpoint is missing or unreadable, or if the checkpoint
-            is of another network than the config says.
-    """
+    """Read a run back; UserError if a file is missing or unreadable, or the network another than the config says."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     config_file, checkpoint = folder / "config.yaml", folder / CHECKPOINT
@@ -96,11 +64,9 @@ def load_run(folder: Path) -> Run:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``; empty where there is none."""
-    file = folder / "summary.json"
-    try:
+    file, summary = folder / "summary.json", None
+    with suppress(ValueError, RecursionError):
         summary = json.loads(file.read_text()) if file.exists() else {}
-    except (ValueError, RecursionError):
-        summary = None
     if not isinstance(summary, dict):
         raise UserError(f"{file} is not readable as JSON; expected a mapping: remove it, or train again")
     return summary
@@ -119,10 +85,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
-    weights = content["state_dict"]
+    weights, settings = content["state_dict"], content["hyper_parameters"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{checkpoint} is damaged: expected a mapping of names to tensors as its state_dict")
-    if not isinstance(content["hyper_parameters"], dict):
+    if not isinstance(settings, dict):
         raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
     return content
 
@@ -135,9 +101,8 @@ def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mappi
         if key == "image_size" or (key == "groups" and wanted.get("norm") != "gn"):
             continue
         if key in wanted and found.get(key) != wanted[key]:
-            raise UserError(
-                f"{checkpoint} holds a network with {key} {found.get(key)!r}, but the config says {wanted[key]!r}"
-            )
+            holds = f"{checkpoint} holds a network with {key} {found.get(key)!r}"
+            raise UserError(f"{holds}, but the config says {wanted[key]!r}")
 
 
 def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> ImageClassifier:
@@ -150,12 +115,10 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
         # Weights are drawn first and then replaced; that must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             network = build_network(settings)
-    except UserError as error:
-        raise UserError(f"{checkpoint} holds settings of another version of bnood: {error}") from error
-    classifier = ImageClassifier(network, settings.get("norm", "bn"), settings.get("memory_format", "auto"))
-    try:
+        classifier = ImageClassifier(network, settings.get("norm", "bn"), settings.get("memory_format", "auto"))
         classifier.load_state_dict(content["state_dict"])  # copies: weights stored as float16 become float32
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint} does not fit the network that its own settings describe") from error
+    except (UserError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "the weights do not fit the settings"
+        raise UserError(f"{checkpoint} does not fit the network that its own settings describe: {reason}") from error
     classifier.network.to(memory_format=classifier.torch_memory_format())
     return classifier.eval()

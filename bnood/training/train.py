@@ -23,8 +23,8 @@ from bnood import tracking
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process
 from bnood.training.atomic import locked, write_beside
-from bnood.training.callbacks import Begun, MetricsLog, ProgressBar, RunFiles, Stopwatch
-from bnood.training.checks import check_config, check_data, take_one_device
+from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
+from bnood.training.checks import check_config, check_data
 from bnood.training.classifier import Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
@@ -39,7 +39,6 @@ class TrainingCLI(LightningCLI):
     config_text: str
     log: MetricsLog
     watch: Stopwatch
-    begun: Begun
 
     def __init__(self, *args: Any, more_callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> None:
         self.more_callbacks = more_callbacks
@@ -60,44 +59,34 @@ class TrainingCLI(LightningCLI):
         """Parse, with one line for what is wrong, and before anything is written."""
         with one_line_parsing(parser, args):
             super().parse_arguments(parser, args)
-        check_config(self.config)
-        if args is not None:
-            take_one_device(self.config.trainer)
+        check_config(self.config, own_command_line=args is None)
 
     def before_instantiate_classes(self) -> None:
         """Name the run, and refuse to write over another one."""
-        config = self.config
-        if config.name is None:
-            config.name = default_name(config)
-        if config.name in ("", ".", "..") or Path(config.name).name != config.name:
-            raise UserError(
-                f"name is {config.name!r}: it names a folder in {config.runs}, so it can't be or have a path"
-            )
-        self.run_folder = Path(config.runs) / config.name
+        config, name = self.config, self.config.name
+        if name is None:  # cifar10-resnet18x16-bn-s0
+            model, images = config.model, Path(config.data.in_distribution).stem
+            name = f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise UserError(f"name is {name!r}: it names a folder in {config.runs}, so it can't be or have a path")
+        config.name, self.run_folder = name, Path(config.runs) / name
+        self.resumed = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         self.check_free()
 
     def check_free(self) -> None:
         """Raise :class:`UserError` if the run's folder holds a network that this training does not resume."""
-        if self.config.ckpt_path is not None:
-            read_checkpoint(Path(self.config.ckpt_path))
-        trained = self.run_folder / CHECKPOINT
-        if trained.exists() and not self._resumes_in_place():
-            raise UserError(
-                f"{self.run_folder} already holds a trained network: choose another --name, "
-                f"or resume with --ckpt_path {trained}"
-            )
+        own = self.run_folder / CHECKPOINT
+        self.in_place = self.config.ckpt_path is not None and own.exists() and own.samefile(self.config.ckpt_path)
+        if own.exists() and not self.in_place:
+            choice = f"choose another --name, or resume with --ckpt_path {own}"
+            raise UserError(f"{self.run_folder} already holds a trained network: {choice}")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that will write its log and its checkpoints into the run's folder.
-
-        The images are loaded first, so that what is wrong with them shows before there is a folder.
-        """
-        self.datamodule.setup("fit")
-        resumed, in_place = self.config.ckpt_path, self._resumes_in_place()
-        done = int(read_checkpoint(Path(resumed)).get("global_step", 0)) if in_place else 0
-        self.log, self.watch, self.begun = MetricsLog(self.run_folder / "metrics.csv", done), Stopwatch(), Begun()
+        """A trainer that will write its log and its checkpoints into the run's folder."""
+        self.datamodule.setup("fit")  # what is wrong with the images shows before there is a folder
+        self.log, self.watch = MetricsLog(self.run_folder / "metrics.csv"), Stopwatch()
         files, given = RunFiles(self.log), self.config_init.trainer
-        callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch, self.begun]
+        callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch]
         if given.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         try:
@@ -109,17 +98,23 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         check_data(self.datamodule, self.model, trainer.world_size)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        config.pop("ckpt_path", None)
+        checkpoint = config.pop("ckpt_path", None)
         self.config_text = yaml.safe_dump(config, sort_keys=False)
         files.settings = settings_that_decide(config) | {"trainer.devices": trainer.world_size}
-        if resumed is not None:
-            finished = in_place and (self.run_folder / "summary.json").exists()
-            check_resumable(Path(resumed), files.settings, self.model, self.datamodule, finished)
+        if self.resumed is not None:
+            check_resumable(Path(checkpoint), self.resumed, files.settings, self.model, self.datamodule)
+            done, limit = self.resumed["epoch"] + 1, config["trainer"]["max_epochs"]
+            if (
+                self.in_place
+                and (self.run_folder / "summary.json").exists()
+                and limit is not None
+                and 0 < limit <= done
+            ):
+                raise UserError(f"{checkpoint} has finished all {done} epoch(s) of --trainer.max_epochs")
+            if self.in_place:
+                self.log.resume(self.resumed["global_step"])
+            self.resumed = None  # as large as the network
         return trainer
-
-    def _resumes_in_place(self) -> bool:
-        own, resumed = self.run_folder / CHECKPOINT, self.config.ckpt_path
-        return resumed is not None and own.exists() and own.samefile(resumed)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         """``last.ckpt``, written over after every epoch, behind everything else that is kept of the epoch.
@@ -151,12 +146,6 @@ class ParsingCLI(TrainingCLI):
         pass
 
 
-def default_name(config: Any) -> str:
-    """``cifar10-resnet18x16-bn-s0``: set, network, norm and seed of a training config."""
-    model, images = config.model, Path(config.data.in_distribution).stem
-    return f"{images}-{model.architecture}{model.depth}x{model.width}-{model.norm}-s{config.seed_everything}"
-
-
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
     """Train as ``scripts/train.py`` does.
 
@@ -174,7 +163,18 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     Raises:
         UserError: for bad input, and :class:`bnood.training.classifier.NonFiniteLoss` when training diverges.
     """
-    _quiet()
+    for advice in (  # Lightning's, that does not apply
+        ".*is smaller than the logging interval.*",
+        ".*LightningCLI's args parameter is intended to run from within.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed from .*",
+        ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
+    ):
+        warnings.filterwarnings("ignore", message=advice)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")
     try:
         cli = command_line(arguments, more_callbacks=callbacks)
         if is_first_process():
@@ -211,57 +211,59 @@ def command_line(
 
 
 def _train(cli: TrainingCLI) -> None:
-    """What the first process does: it fits and writes the run's files."""
+    """What the first process does: it fits and writes the run's files.
+
+    All of the summary comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint
+    can be completed by resuming it; None is what was not measured (validation can be turned off).
+    """
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:
             raise UserError("trainer: its limits (max_steps, max_time, limit_train_batches) leave no step to train")
-        summary = summarise(cli)
+        summary = {
+            "accuracy": cli.log.last("validation/accuracy"),
+            "nll": cli.log.last("validation/nll"),
+            "ece": cli.log.last("validation/ece"),
+            "train_accuracy": cli.log.last("train/accuracy"),
+            "epochs": cli.trainer.current_epoch,
+            "seconds": cli.watch.seconds,
+            "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
+            "parameters": sum(p.numel() for p in cli.model.network.parameters()),
+            "versions": versions(),
+            "commit": commit(),
+            "machine": machine(),
+        }
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
         accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"
-        print(
-            f"{cli.run_folder}: validation accuracy {accuracy}, {summary['seconds']:.0f} s of training "
-            f"at {summary['images_per_second']:.0f} images/s"
-        )
+        speed = f"{summary['seconds']:.0f} s of training at {summary['images_per_second']:.0f} images/s"
+        print(f"{cli.run_folder}: validation accuracy {accuracy}, {speed}")
         tracking.log_checkpoint(tracked, cli.run_folder / CHECKPOINT, cli.config.name, summary)
 
 
 @contextmanager
 def _opened(cli: TrainingCLI) -> Iterator[Any]:
     """The run's folder, locked, with its config, and its W&B run; a new folder goes again if nothing was trained."""
-    folder, new = cli.run_folder, not cli.run_folder.exists()
+    folder, config, new = cli.run_folder, cli.config, not cli.run_folder.exists()
+    options = tracking.TrackingOptions(**config.wandb.as_dict())
+    options.enabled = options.enabled and not config.no_wandb
     with locked(folder, "another training writes to it"):
         try:
             cli.check_free()
             write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
-            tracked = _start_tracking(cli)
+            tags = [f"norm:{config.model.norm}", f"seed:{config.seed_everything}", f"set:{config.data.in_distribution}"]
+            tracked = tracking.start_run(
+                options, name=config.name, job_type="training", tags=tags, config=yaml.safe_load(cli.config_text),
+                folder=folder,
+            )  # fmt: skip
             try:
+                cli.trainer.loggers = [*cli.trainer.loggers, *_listed(tracking.lightning_logger(tracked))]
                 yield tracked
             finally:
-                line = tracking.finish(tracked)
-                if line:
+                if line := tracking.finish(tracked):
                     print(line)
         finally:
             if new and not (folder / CHECKPOINT).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_tracking(cli: TrainingCLI) -> Any:
-    config = cli.config
-    options = tracking.TrackingOptions(**config.wandb.as_dict())
-    options.enabled = options.enabled and not config.no_wandb
-    tracked = tracking.start_run(
-        options,
-        name=config.name,
-        job_type="training",
-        tags=[f"norm:{config.model.norm}", f"seed:{config.seed_everything}", f"set:{config.data.in_distribution}"],
-        config=yaml.safe_load(cli.config_text),
-        folder=cli.run_folder,
-    )
-    logger = tracking.lightning_logger(tracked)
-    if logger is not None:
-        cli.trainer.loggers = [*cli.trainer.loggers, logger]
-    return tracked
 
 
 def _fit(cli: TrainingCLI) -> None:
@@ -278,12 +280,10 @@ def _fit(cli: TrainingCLI) -> None:
             print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        if checkpoint is None or cli.begun.training or isinstance(error, UserError | MisconfigurationException):
+        if checkpoint is None or cli.watch.begun or isinstance(error, UserError | MisconfigurationException):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{checkpoint} can't be resumed, its content is damaged: {type(error).__name__}: {reason}"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {reason}") from error
     finally:
         if launcher is not None and cli.trainer.state.status == "interrupted":
             # The other processes write nothing. Lightning's watch over them would kill this one while it cleans up.
@@ -291,45 +291,8 @@ def _fit(cli: TrainingCLI) -> None:
             getattr(launcher, "procs", []).clear()
 
 
-def summarise(cli: TrainingCLI) -> dict[str, Any]:
-    """The contents of ``summary.json``; None for what was not measured (validation can be turned off).
-
-    All of it comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint can be
-    completed by resuming it.
-    """
-    return {
-        "accuracy": cli.log.last("validation/accuracy"),
-        "nll": cli.log.last("validation/nll"),
-        "ece": cli.log.last("validation/ece"),
-        "train_accuracy": cli.log.last("train/accuracy"),
-        "epochs": cli.trainer.current_epoch,
-        "seconds": cli.watch.seconds,
-        "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
-        "parameters": sum(p.numel() for p in cli.model.network.parameters()),
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-    }
-
-
 def _listed(given: Any) -> list[Any]:
     """What a config gives as nothing, one or several."""
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _quiet() -> None:
-    """Leave out Lightning's advice that does not apply."""
-    for advice in (
-        ".*is smaller than the logging interval.*",
-        ".*LightningCLI's args parameter is intended to run from within.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The dirpath has changed from .*",
-        ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
-    ):
-        warnings.filterwarnings("ignore", message=advice)
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
-        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
-    torch.set_float32_matmul_precision("high")

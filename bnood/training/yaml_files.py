@@ -10,11 +10,7 @@ from bnood.errors import UserError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: if the file is missing, not readable as YAML, no mapping, or holds what :func:`check_yaml` refuses.
-    """
+    """The mapping in a YAML file; UserError if there is none, or it holds what :func:`check_yaml` refuses."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
     try:
@@ -32,42 +28,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_yaml(text: str, where: str) -> None:
-    """Refuse what YAML allows and nobody means: a key given twice, a key without value, references, deep nesting.
-
-    Raises:
-        UserError: naming ``where``, line and key.
-        yaml.YAMLError: if the text is no YAML.
-    """
+    """Refuse what YAML allows and nobody means: a key given twice or without value, references, deep nesting."""
     try:
         content = yaml.compose(text, Loader=yaml.SafeLoader)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"line {event.start_mark.line + 1}: references (*{event.anchor}) are not taken")
-        _check_node(content, "")
+                line = event.start_mark.line + 1
+                raise UserError(f"{where}: line {line}: references (*{event.anchor}) are not taken")
+        _check_node(content, where, "")
     except RecursionError as error:
         raise UserError(f"{where}: brackets are nested too deeply") from error
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
-def _check_node(node: yaml.Node | None, prefix: str) -> None:
+def _check_node(node: yaml.Node | None, where: str, prefix: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _check_node(entry, prefix)
+            _check_node(entry, where, prefix)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
     for key, value in node.value:
-        line = key.start_mark.line + 1
+        line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
         if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"line {line}: a key has to be text")
-        name = f"{prefix}{key.value}"
+            raise UserError(f"{where}: line {line}: a key has to be text")
         if key.value in seen:
-            raise UserError(f"line {line}: the key {name} is given a second time, first in line {seen[key.value]}")
+            first = seen[key.value]
+            raise UserError(f"{where}: line {line}: the key {name} is given a second time, first in line {first}")
         seen[key.value] = line
         if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
-            raise UserError(f"line {line}: the key {name} has no value: write one, write null, or leave the key out")
-        _check_node(value, f"{name}.")
+            raise UserError(
+                f"{where}: line {line}: the key {name} has no value: write one, write null, or leave it out"
+            )
+        _check_node(value, where, f"{name}.")
 
 
 def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bnood.data import corruptions
-from bnood.data.corruptions import CONSTANTS, CORRUPTIONS, corrupt, shifted
+from bnood.data.corruptions import CONSTANTS, corrupt, shifted
 from bnood.data.image_set import ImageSet, StreamedSet
 from bnood.errors import UserError
 
@@ -23,44 +23,23 @@ def grey_set(level: int, n: int = 40) -> ImageSet:
     return ImageSet("grey", np.full((n, 32, 32, 3), level, np.uint8))
 
 
-def test_the_constants_are_those_of_cifar_10_c() -> None:
-    assert CONSTANTS == {
-        "noise": (0.04, 0.06, 0.08, 0.09, 0.1),
-        "blur": (0.4, 0.6, 0.7, 0.8, 1),
-        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
-    }
-
-
-@pytest.mark.parametrize("strength", range(1, 6))
+@pytest.mark.parametrize("strength", [1, 5])
 def test_noise_has_the_mean_and_the_deviation_that_it_should_have(strength: int) -> None:
     # On grey, nothing is clipped. Rounding to whole levels adds a variance of 1/12.
     changed = corrupt(grey_set(128), "noise", strength, seed=1).images - 128.0
     expected = np.sqrt((255 * CONSTANTS["noise"][strength - 1]) ** 2 + 1 / 12)
     assert abs(changed.mean()) < 5 * expected / np.sqrt(changed.size)
     assert changed.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * changed.size))
-    # Pixels, channels and images each have their own draw.
-    centred = changed - changed.mean()
-    for axis in range(4):
-        ahead, behind = np.moveaxis(centred, axis, 0)[1:], np.moveaxis(centred, axis, 0)[:-1]
-        assert abs((ahead * behind).mean()) / expected**2 < 5 / np.sqrt(ahead.size)
-
-
-def test_noise_is_clipped_not_wrapped_around() -> None:
-    white, black = (corrupt(grey_set(level), "noise", 5).images for level in (255, 0))
-    # A little more than half is clipped: less than half a level is rounded there too.
-    assert white.min() > 100 and (white == 255).mean() == pytest.approx(0.508, abs=0.01)
-    assert black.max() < 155 and (black == 0).mean() == pytest.approx(0.508, abs=0.01)
-
-
-def test_noise_of_all_strengths_scales_one_draw() -> None:
-    weak, strong = (corrupt(grey_set(128, 4), "noise", strength, seed=1).images - 128.0 for strength in (1, 5))
-    # Both are rounded to half a level; with so few draws, none is clipped.
-    assert np.abs(strong / 0.10 - weak / 0.04).max() <= 0.5 / 0.10 + 0.5 / 0.04 + 1e-9
+    white = corrupt(grey_set(255), "noise", strength).images
+    assert white.min() > 50 and (white == 255).mean() > 0.5  # clipped, not wrapped around
 
 
 def test_noise_follows_from_the_seed_and_the_position_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_set(7)
-    whole = corrupt(images, "noise", 4, seed=5).images
+    before, changed = images.images.copy(), corrupt(images, "noise", 4, seed=5)
+    whole = changed.images
+    assert changed.name == "noise-4" and (images.images == before).all()
+    np.testing.assert_array_equal(changed.labels, images.labels)
     assert (corrupt(images, "noise", 4, seed=6).images != whole).any()
     monkeypatch.setattr(corruptions, "_CHUNK", 2)
     np.testing.assert_array_equal(corrupt(images, "noise", 4, seed=5).images, whole)
@@ -95,17 +74,6 @@ def test_contrast_by_hand() -> None:
     assert changed[0, ..., 1].tolist() == [[7, 7], [7, 7]]
     assert changed[0, ..., 2].tolist() == [[108, 108], [147, 147]]
     assert (changed[1] == 200).all()
-
-
-@pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_a_corruption_keeps_labels_and_leaves_the_set_as_it_is(corruption: str) -> None:
-    images = random_set()
-    before = images.images.copy()
-    changed = corrupt(images, corruption, 2)
-    assert changed.name == f"{corruption}-2"
-    np.testing.assert_array_equal(changed.labels, images.labels)
-    np.testing.assert_array_equal(images.images, before)
-    assert corrupt(ImageSet("unlabelled", before), corruption, 2).labels is None
 
 
 @pytest.mark.parametrize(

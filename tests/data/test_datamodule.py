@@ -146,17 +146,6 @@ def test_split_holds_out_stratified_images_and_train_count_takes_some_of_the_oth
     assert rows(training_split(SETTINGS | {"split_seed": 1})[1].images) != rows(validation.images)
 
 
-def test_training_batches_are_full_and_each_image_keeps_its_label() -> None:
-    data = attached(batch_size=50, augmentation="none")
-    assert data.train_set is not None and data.train_set.labels is not None
-    label_of = dict(zip(rows(data.train_set.images), data.train_set.labels, strict=True))
-    batches = list(data.train_dataloader())
-    assert [len(images) for images, _ in batches] == [50] * (TRAIN // 50)  # 256 images: the last 6 are left out
-    seen = [row for images, _ in batches for row in rows(images)]
-    assert len(set(seen)) == len(seen)
-    assert [label_of[row] for row in seen] == [int(label) for _, labels in batches for label in labels]
-
-
 def test_bad_input_is_named(tmp_path: Path) -> None:
     blank = np.zeros((200, SIZE, SIZE, 3), np.uint8)
     unlabelled = write_set(tmp_path / "unlabelled.npz", blank)

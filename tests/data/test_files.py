@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import pixels, refused, resized_by_torchvision, save
+from pictures import pixels, refused, save
 from PIL import Image
 
-from bnood.data.files import decode, image_files, open_image
-from bnood.data.reading import read_batches
+from bnood.data.files import image_files, open_image
 from bnood.data.sources import images, load_images
 
 
@@ -63,8 +62,7 @@ def test_damaged_archive_is_named(tmp_path: Path) -> None:
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
         assert f"{file}: it is cut short or not an .npz archive; expected" in refused(file)
-    middle = len(whole) // 2
-    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    file.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     assert f"{file}: the archive can't be read (BadZipFile: Bad CRC" in refused(file)
 
 
@@ -92,7 +90,7 @@ def test_paths_that_are_no_archive_and_no_folder_say_what_they_are(tmp_path: Pat
 
 
 def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: Path) -> None:
-    folder = tree(tmp_path / "photos.v1", "a/10.png", "a/9.PNG", "b/deep/c/0.bmp", "b/x.png", "c/0.tif")
+    folder = tree(tmp_path / "photos.v1", "a/10.png", "a/9.PNG", "b/images/c/0.bmp", "b/x.png", "c/0.tif")
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / "a" / "._10.png").write_text("what a Mac leaves beside an image")
     loaded = load_images(str(folder), "train")
@@ -100,14 +98,8 @@ def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: P
     np.testing.assert_array_equal(loaded.images, [pixels(32, 32, 3, seed=seed) for seed in range(5)])
     streamed = images(folder).labels
     assert streamed is not None and streamed.tolist() == loaded.labels.tolist() == [0, 0, 1, 1, 2]
-
-
-def test_class_is_the_top_folder_in_the_layout_of_tiny_imagenet(tmp_path: Path) -> None:
-    tree(tmp_path, "n01/images/0.png", "n02/images/0.png", "n02/images/1.png")
-    labels = images(tmp_path).labels
-    assert labels is not None and labels.tolist() == [0, 1, 1]
-    save(tmp_path / "0.png", GOOD[0])  # one image outside the classes
-    assert images(tmp_path).labels is None
+    save(folder / "0.png", GOOD[0])  # one image outside the classes
+    assert images(folder).labels is None
 
 
 LINKS = {
@@ -127,17 +119,10 @@ def test_linked_files_are_listed_once_by_their_own_path(
 ) -> None:
     tree(tmp_path / "in" / "set", *files)
     tree(tmp_path, "outside.png")
+    os.link(tmp_path / "in" / "set" / files[0], tmp_path / "in" / "set" / "z.png")
     for link, target in links.items():
         (tmp_path / "in" / "set" / link).symlink_to(target)
     assert image_files(tmp_path / "in" / "set") == [tmp_path / "in" / "set" / file for file in files]
-
-
-def test_hard_links_and_folders_linked_from_elsewhere_are_listed_once(tmp_path: Path) -> None:
-    tree(tmp_path, "real/0.png", "real/1.png", "set/a/x.png")
-    os.link(tmp_path / "set" / "a" / "x.png", tmp_path / "set" / "a" / "y.png")
-    for link in "bc":
-        (tmp_path / "set" / link).symlink_to("../real")
-    assert image_files(tmp_path / "set") == [tmp_path / "set" / file for file in ("a/x.png", "b/0.png", "b/1.png")]
 
 
 def test_what_is_no_file_but_has_an_images_name_is_refused_without_opening_it(tmp_path: Path) -> None:
@@ -166,13 +151,6 @@ def test_folder_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch) -> Non
 
 
 # --- folders: what is in a file ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(50, 71), (71, 50), (32, 32), (20, 9)])
-def test_resize_is_torchvisions(tmp_path: Path, shape: tuple[int, int]) -> None:
-    image = Image.fromarray(pixels(*shape, 3))
-    file = save(tmp_path / "image.png", image)
-    np.testing.assert_array_equal(decode([file], 32)[0], resized_by_torchvision(image))
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
@@ -224,8 +202,6 @@ DEEP: dict[str, tuple[str, int, Callable[[Path], object]]] = {
     "TIFF grey": ("x.tif", 16, lambda file: save(file, np.zeros((8, 8), np.uint16))),
     "TIFF float": ("x.tif", 32, lambda file: save(file, np.zeros((8, 8), np.float32))),
     "PPM": ("x.ppm", 16, lambda file: file.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))),
-    "plain PPM": ("x.ppm", 12, lambda file: file.write_bytes(b"P3 1 1 4095\n1 2 3\n")),
-    "PGM": ("x.pgm", 16, lambda file: file.write_bytes(b"P5 8 8 65535\n" + bytes(8 * 8 * 2))),
 }
 
 
@@ -234,13 +210,6 @@ def test_files_of_more_than_8_bits_are_refused_whatever_their_mode(tmp_path: Pat
     save(tmp_path / "good.png", GOOD[0])
     write(tmp_path / name)
     assert f"{tmp_path / name}: the image has {bits} bits per channel; expected 8" in refused(tmp_path)
-
-
-def test_8_bit_colour_of_every_format_is_read(tmp_path: Path) -> None:
-    for suffix in ("bmp", "gif", "jpg", "png", "ppm", "tif", "webp"):
-        save(tmp_path / f"x.{suffix}", GOOD[0])
-    (batch,) = read_batches([images(tmp_path)], [np.array([[0, index] for index in range(7)])], None)
-    assert batch.shape == (7, 32, 32, 3) and (batch[[0, 3, 4, 5]].numpy() == GOOD[0]).all()  # without loss
 
 
 def test_images_of_extreme_sizes_are_refused_with_the_limit(tmp_path: Path, monkeypatch) -> None:
@@ -252,7 +221,7 @@ def test_images_of_extreme_sizes_are_refused_with_the_limit(tmp_path: Path, monk
     assert "exceeds limit of 1800 pixels" in message and "within Pillow's limit of pixels" in message
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_damaged_image_is_named(tmp_path: Path, suffix: str) -> None:
     file = save(tmp_path / f"b.{suffix}", pixels(64, 64, 3))
     for content in (b"", b"no image", file.read_bytes()[: file.stat().st_size // 2]):

@@ -122,9 +122,3 @@ def test_unusable_items_and_transforms_are_named(images: Images, transform: Any,
 def test_an_error_in_a_worker_arrives_as_one_line() -> None:
     images = streamed(lambda index: {}[index] if index == 35 else picture(index))
     assert refused(images, workers=2) == "mine: item 35 cannot be read or transformed (KeyError: 35)"
-
-
-def test_arrays_of_unequal_sizes_are_refused() -> None:
-    sets = [array_set(1), ImageSet("small", np.zeros((2, 4, 4, 3), np.uint8))]
-    with pytest.raises(UserError, match=r"small: images have unequal sizes, \[9, 11, 3\] and \[4, 4, 3\]"):
-        list(read_batches(sets, [batch((0, 0)), batch((1, 1))], None))

@@ -7,10 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from bnood.lab.recorder import hidden_layers, measure
-from bnood.networks.hidden_layer import Activation
-from bnood.networks.mlp import MLP
 from bnood.networks.norm import Norm
-from bnood.networks.plain_convnet import PlainConvNet
+from bnood.networks.plain import MLP, Activation, PlainConvNet
 
 
 def batch(n: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

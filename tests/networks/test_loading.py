@@ -5,19 +5,18 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torchvision.models
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from bnood.errors import UserError
-from bnood.networks import weights as weights_module
 from bnood.networks.loading import load_network
 from bnood.networks.weights import load_weights, read_weights, weights_file
 
@@ -69,17 +68,10 @@ def test_torchvision_takes_the_classes_of_the_weights_and_says_which_transform_i
     assert network.num_classes == 5
     assert "ResNet18_Weights.IMAGENET1K_V1 (assumed: name and hash of own.pth are none" in network.transform_text
     assert "crop_size=[224] resize_size=[256] mean=[0.485, 0.456, 0.406]" in network.transform_text
-    image = Image.fromarray(np.full((40, 60, 3), 255, np.uint8))
-    assert network.transform is not None
-    out = pickle.loads(pickle.dumps(network.transform))(image)
-    torch.testing.assert_close(
-        out[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    )
+    pickle.dumps(network.transform)
 
 
-def test_the_transform_is_chosen_by_the_files_name_or_hash(
-    small_resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_transform_is_chosen_by_the_files_name_or_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # ResNet-50 has two sets of weights, with different resizing.
     state = torchvision.models.resnet50(num_classes=5).state_dict()
     named, hashed = tmp_path / "resnet50-11ad3fa6.pth", tmp_path / "renamed.pth"
@@ -87,13 +79,7 @@ def test_the_transform_is_chosen_by_the_files_name_or_hash(
     text = load_network("torchvision:resnet50", named).transform_text
     assert text.startswith("ResNet50_Weights.IMAGENET1K_V2: ") and "resize_size=[232]" in text
     named.rename(hashed)
-    digest = "11ad3fa6" + "0" * 56
-
-    class Sha:
-        def hexdigest(self) -> str:
-            return digest
-
-    monkeypatch.setattr(hashlib, "sha256", lambda content: Sha())
+    monkeypatch.setattr(hashlib, "sha256", lambda content: SimpleNamespace(hexdigest=lambda: "11ad3fa6" + "0" * 56))
     assert load_network("torchvision:resnet50", hashed).transform_text.startswith("ResNet50_Weights.IMAGENET1K_V2: ")
 
 
@@ -133,12 +119,6 @@ def test_weights_load_through_prefixes_and_nesting(written: Callable[..., dict[s
     load_weights(model, tmp_path / "w.pt")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, source.state_dict()[key], rtol=1e-3, atol=1e-3)
-
-
-def test_old_densenet_names_are_renamed() -> None:
-    own: dict[str, Tensor] = {"features.denseblock1.denselayer1.norm1.weight": torch.ones(1)}
-    old = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)}
-    assert list(weights_module._renamed(old, own)) == list(own)
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
@@ -184,10 +164,7 @@ def test_callables_and_weights_inside_packages(module: Path) -> None:
         ({"spec": "mynet:missing"}, "module mynet has no function 'missing'"),
         ({"spec": "mynet:needs_something"}, r"has to take no arguments \(missing a required argument: 'width'\)"),
         ({"spec": "mynet:gives_nothing"}, "returns NoneType, not a torch.nn.Module or a bnood.Network"),
-        (
-            {"spec": "mynet:needs_a_package"},
-            "mynet needs the package 'a_missing_package': pip install a-missing-package",
-        ),
+        ({"spec": "mynet:needs_a_package"}, "no module 'a_missing_package' to import; pip install a-missing-package"),
         ({"spec": "mynet:network", "head": "1"}, "returns a Network: name its head there"),
         ({"spec": "mynet:network", "image_size": 3}, "has a transform of its own"),
         ({"spec": "mynet:build", "weights": "nothing.pth"}, "there is no weights file 'nothing.pth'"),

@@ -24,7 +24,7 @@ def test_configs_are_read_with_dotted_keys(tmp_path: Path) -> None:
     [
         ("model: {depth: 3}\nmodel: {depth: 4}", "line 2: the key model is given a second time, first in line 1"),
         ("model:\n  depth: 3\n  depth: 3", "line 3: the key model.depth is given a second time"),
-        ("model:", "line 1: the key model has no value: write one, write null, or leave the key out"),
+        ("model:", "line 1: the key model has no value: write one, write null, or leave it out"),
         ("grids: [{depth: 1}, {depth: }]", "the key grids.depth has no value"),
         ("a: " + "[" * 3000 + "]" * 3000, "brackets are nested too deeply"),
         ("a: &a [1]\nb: [*a, *a]", r"line 2: references .\*a. are not taken"),

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_runs import SIZE, checkpoint, copy_of_run, trained, weights
+from tiny_runs import checkpoint, copy_of_run, trained, weights
 
 from bnood.errors import UserError
-from bnood.networks import build_model
 from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint
 
 
@@ -30,13 +28,6 @@ def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[key], saved[key]) for key in saved)
     assert not any(module.training for module in run.classifier.modules())
-    # The same function by another way: the weights put into a network that is built from the config by hand.
-    by_hand = build_model("resnet", 20, 8, "bn", num_classes=10).eval()
-    by_hand.load_state_dict({key[8:]: value for key, value in saved.items() if key.startswith("network.")})
-    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8))
-    normalised = (images.float() - saved["image_mean"]) / saved["image_std"]
-    with torch.no_grad():
-        assert torch.allclose(run.classifier(images), by_hand(normalised.permute(0, 3, 1, 2)), atol=1e-5)
     interrupted = copy_of_run(tmp_path / "run")
     (interrupted / "summary.json").unlink()
     assert load_run(interrupted).summary == {}
@@ -119,7 +110,6 @@ SPOILT: list[tuple[str, Callable[[Path], object], str]] = [
     (SUMMARY, text("[1]"), "summary.json is not readable as JSON; expected a mapping"),
     (LAST, Path.unlink, "last.ckpt is missing: the run has not finished its first epoch"),
     (LAST, cut(0), "last.ckpt is not a readable checkpoint .truncated"),
-    (LAST, cut(5_000), "last.ckpt is not a readable checkpoint .truncated"),
     (LAST, cut(-1), "last.ckpt is not a readable checkpoint .truncated"),
     (LAST, text("no checkpoint"), "last.ckpt is not a readable checkpoint"),
     (LAST, lambda path: path.write_bytes(pickle.dumps(Pickled())), "last.ckpt is not a readable checkpoint"),
