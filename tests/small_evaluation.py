@@ -169,8 +169,8 @@ def recorded(network: Network, sets: dict[str, Any], **settings: Any) -> Recorde
                 ran.cells.append(Cell(where, shuffle, each.index, found.logits, found.features))
 
     class RecordedPasses(Passes):
-        def __post_init__(self) -> None:
-            super().__post_init__()
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
             ran.passes = self
 
         def statistics(self, estimate: Estimate) -> BatchNormStatistics:

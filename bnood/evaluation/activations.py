@@ -1,9 +1,7 @@
 """What the penultimate units do: the figures behind ReAct's picture (Sun, Guo & Li 2021).
 
-An activation is abnormal only in relation to what is normal for the same network: raw magnitudes cannot be compared
-across norms, nor across runs. The reference is the network's in-distribution images under its own running statistics
-(for networks without BatchNorm: as it is), so that one reference serves every condition and a figure moves only
-because the activations do.
+Raw magnitudes cannot be compared across norms or runs. The reference is the network's in-distribution images under its
+own running statistics, so that one reference serves every condition and a figure moves only because activations do.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +14,6 @@ from bnood.evaluation.bootstrap import weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics
 
-UNIT_FIGURES = ("unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99")
 LEAST_EFFECTIVE = 50
 CLASS_GROUPS = 20
 MANY_CLASSES = 100
@@ -24,25 +21,15 @@ MANY_CLASSES = 100
 
 @dataclass(frozen=True)
 class UnitReference:
-    """The in-distribution reference of one network.
+    """The in-distribution reference of one network."""
 
-    Attributes:
-        p99: float64 ``[D]``, each unit's 99th percentile over the reference images.
-        spread: float64 ``[R]``, standard deviation over units (ddof 1) of the per-unit means, per resample.
-        maximum: float64 ``[R]``, largest per-unit mean, per resample.
-    """
-
-    p99: np.ndarray
-    spread: np.ndarray
-    maximum: np.ndarray
+    p99: np.ndarray  # float64 [D], each unit's 99th percentile over the reference images
+    spread: np.ndarray  # float64 [R], standard deviation over units (ddof 1) of the per-unit means, per resample
+    maximum: np.ndarray  # float64 [R], largest per-unit mean, per resample
 
     @classmethod
     def of_means(cls, p99: np.ndarray, means: np.ndarray) -> "UnitReference":
-        """From the reference images' ``unit_p99`` and their features' means ``[R, D]`` in each resample.
-
-        Raises ``UserError`` where the per-unit means do not differ, as in a network whose units are all dead: nothing
-        can be measured relative to them.
-        """
+        """From ``p99`` and the means ``[R, D]`` of the reference images' features; UserError where all are equal."""
         spread = means.std(axis=1, ddof=1)
         if not (spread > 0).all():
             raise UserError(
@@ -52,29 +39,13 @@ class UnitReference:
         return cls(p99, spread, means.max(axis=1))
 
 
-def unit_p99(features: np.ndarray) -> np.ndarray:
-    """Each unit's 99th percentile over images, features ``[N, D]`` -> float64 ``[D]``."""
-    return np.percentile(features, 99, axis=0).astype(np.float64)
-
-
 def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
     """The share of each image's units, features ``[N, D]``, that are above ``p99`` ``[D]``: float64 ``[N]``."""
     return (features > p99).mean(axis=1, dtype=np.float64)
 
 
 def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """The three figures of :data:`UNIT_FIGURES`, each ``[R]``, from means over the images of each resample.
-
-    - ``unit_mean_spread_ratio``: spread over units of the per-unit mean, relative to the reference's.
-    - ``unit_mean_max_ratio``: the largest per-unit mean, relative to the reference's.
-    - ``share_above_id_p99``: share of (image, unit) pairs above the unit's 99th percentile in the reference, which is
-      0.01 for the reference itself.
-
-    Args:
-        means: of the features ``[R, D]``.
-        shares: of ``share_above`` ``[R]``.
-        reference: of the same network.
-    """
+    """The figures of the units (docs/method.md), from means of features ``[R, D]`` and of ``share_above`` ``[R]``."""
     return {
         "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / reference.spread,
         "unit_mean_max_ratio": means.max(axis=1) / reference.maximum,
@@ -86,34 +57,23 @@ def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference
 class ClassMix:
     """The reference images by predicted class: what a set's mix of classes alone does to the units.
 
-    A penultimate unit serves some classes more than others, so that in-distribution images of one class alone have a
-    largest unit mean several times that of all classes together, without anything being abnormal. An OOD set that the
-    network sorts into few classes is to be compared with in-distribution images in that mix of classes.
-
-    Weighing images of n_k per class by a mix of shares m_k leaves Kish's effective number of images,
-    1 / sum_k(m_k^2 / n_k). Below 50, classes are grouped by k-means of the head's weights (cosine); so they are where
-    there are more than 100, from the start.
-
-    Attributes:
-        group: int ``[K]``, the class or group of classes that each class belongs to.
-        means: float32 ``[R, G, D]``, mean features of the images of each group, per resample; 0 where one has none.
-            Kept in single precision for its size.
-        sizes: float64 ``[R, G]``, images of each group.
-        maximum: float64 ``[R]``, largest mean over all images.
-        coarser: the same with classes grouped; None where they are, or cannot be.
+    A unit serves some classes more than others, so an OOD set that the network sorts into few classes is compared with
+    ID images in that mix. Weighing images of n_k per class by a mix of shares m_k leaves Kish's effective number of
+    images, 1 / sum_k(m_k^2 / n_k). Below 50, classes are grouped by k-means of the head's weights (cosine); so they are
+    where there are more than 100, from the start.
     """
 
-    group: np.ndarray
-    means: np.ndarray
-    sizes: np.ndarray
-    maximum: np.ndarray
-    coarser: "ClassMix | None" = None
+    group: np.ndarray  # int [K], the class or group of classes that each class belongs to
+    means: np.ndarray  # float32 [R, G, D] for its size, mean features of each group's images; 0 where it has none
+    sizes: np.ndarray  # float64 [R, G], images of each group
+    maximum: np.ndarray  # float64 [R], largest mean over all images
+    coarser: "ClassMix | None" = None  # the same with classes grouped; None where they are, or cannot be
 
     @classmethod
     def of(
         cls, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
     ) -> "ClassMix":
-        """From reference features ``[N, D]``, predicted classes ``[N]`` in 0..K-1 and resample counts ``[R, N]``."""
+        """From the reference's features ``[N, D]``, predicted classes ``[N]`` and resample counts ``[R, N]``."""
         coarser = None
         if head is not None and classes > CLASS_GROUPS:
             coarser = cls._grouped(features, prediction, grouped_classes(head.weight.numpy(), CLASS_GROUPS), counts)
@@ -141,32 +101,22 @@ class ClassMix:
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.
 
-        Args:
-            prediction: int ``[n]``, the set's predicted classes.
-            counts: ``[R, n]``, its resample counts.
-
-        Returns:
-            float64 ``[R]``: ``class_mix_effective_n``, and ``class_mix_max_ratio`` unless the first is below 50.
-            Classes that no reference image was sorted into are left out; where no other is left, the mix is the
-            reference's own, and the ratio 1.
+        From predicted classes ``[n]`` and resample counts ``[R, n]``; float64 ``[R]`` each: ``class_mix_effective_n``,
+        and ``class_mix_max_ratio`` unless the first is below 50. Classes that no reference image was sorted into are
+        left out; where no other is left, the mix is the reference's own, and the ratio 1.
         """
         present = self.sizes > 0
         mix = weighted_means(self.group[prediction][:, None] == np.arange(self.means.shape[1]), counts) * present
         total = mix.sum(axis=1)
-        mix /= np.where(total > 0, total, 1)[:, None]
+        known = total > 0
+        mix /= np.where(known, total, 1)[:, None]
         squares = (mix**2 / np.where(present, self.sizes, 1)).sum(axis=1)
-        effective = np.where(total > 0, 1 / np.where(total > 0, squares, 1), self.sizes.sum(axis=1))
+        effective = np.where(known, 1 / np.where(known, squares, 1), self.sizes.sum(axis=1))
         if effective[0] < LEAST_EFFECTIVE:
-            return (
-                {"class_mix_effective_n": effective}
-                if self.coarser is None
-                else self.coarser.control(prediction, counts)
-            )
+            return self.coarser.control(prediction, counts) if self.coarser else {"class_mix_effective_n": effective}
         largest = np.matmul(mix[:, None, :], self.means)[:, 0].max(axis=1)
-        return {
-            "class_mix_effective_n": effective,
-            "class_mix_max_ratio": np.where(total > 0, largest / self.maximum, 1.0),
-        }
+        ratio = np.where(known, largest / self.maximum, 1.0)
+        return {"class_mix_effective_n": effective, "class_mix_max_ratio": ratio}
 
 
 def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -200,28 +150,15 @@ def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, e
     """How far a set's target statistics are from the running ones, per BatchNorm layer, as means over its channels.
 
     With m and v mean and variance (plus ``eps``, as the layer adds it, which keeps constant channels finite), r for
-    running and o for the target:
-
-    - ``mean_shift``: |m_o - m_r| / sqrt(v_r), the mean of the layer's normalised values, which it takes for 0.
-    - ``log_var_ratio``: ln(v_o / v_r), with its sign: above 0 where the set varies more than the layer expects.
-    - ``symmetric_kl``: KL(r || o) + KL(o || r) of the two Gaussians (Jeffreys' divergence), in nats:
-      (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2.
-
-    Returns:
-        Columns layer, position (from 0, in the order of ``target``), mean_shift, log_var_ratio, symmetric_kl.
+    running and o for the target: ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r);
+    ``symmetric_kl``, Jeffreys' divergence of the two Gaussians in nats,
+    (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2. ``position`` counts the target's layers from 0.
     """
     rows = []
     for position, layer in enumerate(target):
         expected, found = running[layer], target[layer]
         var_r, var_o, shift = expected.var + eps, found.var + eps, found.mean - expected.mean
         divergence = (var_o / var_r + var_r / var_o - 2 + shift.square() * (1 / var_o + 1 / var_r)) / 2
-        rows.append(
-            {
-                "layer": layer,
-                "position": position,
-                "mean_shift": float((shift.abs() / var_r.sqrt()).mean()),
-                "log_var_ratio": float((var_o / var_r).log().mean()),
-                "symmetric_kl": float(divergence.mean()),
-            }
-        )
+        figures = shift.abs() / var_r.sqrt(), (var_o / var_r).log(), divergence
+        rows.append((layer, position, *(float(figure.mean()) for figure in figures)))
     return pd.DataFrame(rows, columns=["layer", "position", "mean_shift", "log_var_ratio", "symmetric_kl"])

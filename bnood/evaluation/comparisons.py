@@ -3,42 +3,34 @@
 Every OOD set and every shifted ID set is halved into an *adaptation split*, which statistics are estimated on, and a
 scoring split. The ID set is scored as it is, and its adaptation split are training images; without these it is halved
 too. No image is scored under statistics that were estimated on it, except under ``batch``, where that is the point.
-
-**Placebo.** For each OOD set the ID images are divided into A0 and A1, each of the size of the OOD adaptation split (at
-most 30 % of the ID images), and the rest, B1 and B2. The placebo is the AUROC of B1 under statistics of A0 against B2
-under statistics of A1, averaged with B1 and B2 swapped: what a condition does where there is nothing to detect.
 """
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from bnood.data.corruptions import shifted
 from bnood.data.image_set import Images
 from bnood.data.splits import halves
 from bnood.errors import UserError
-from bnood.evaluation.conditions import REFERENCE, Condition, Recalibrated, Running, Splits
+from bnood.evaluation.conditions import REFERENCE, Condition, Splits
 from bnood.evaluation.options import EvaluationOptions
 
 SHIFTED_UNDER = ("running", "recalibrated:id", "recalibrated:target")
+ONE_FOR_ALL = ("running", "recalibrated:id", "recalibrated:augmented")  # both sides are normalised alike: no placebo
 PLACEBO_SHARE = 0.3
 
 
 class Pair(NamedTuple):
-    """An ID side and an OOD side that are compared.
+    """An ID side and an OOD side that are compared, by the names of their sets, and how the table names this."""
 
-    Attributes:
-        id_name, ood_name: of the sets that are scored; ``id_name`` is "" where there is no ID set.
-        id_split, ood_split: names of their adaptation splits.
-        dataset, companion, comparison: of the rows in the table.
-    """
-
-    id_name: str
+    id_name: str  # "" where there is no ID set
     ood_name: str
-    id_split: str
+    id_split: str  # of the adaptation splits
     ood_split: str
     dataset: str
     companion: str = ""
@@ -47,25 +39,15 @@ class Pair(NamedTuple):
 
 @dataclass
 class Sets:
-    """The images of an evaluation.
+    """The images of an evaluation, by the names of their sets and splits."""
 
-    Attributes:
-        id_name: name of the ID set, "" if there is none.
-        scored: sets that are scored, by name; the ID set first.
-        roles: ``id`` or ``ood``, by name; "" for the placebo's parts, which have no rows of their own.
-        adaptation: images that statistics are estimated on, by name; ``id`` in random order.
-        pairs: what is compared.
-        fitting: training images that detectors are fitted on.
-        held_out: ID images that were not trained on and are not scored.
-    """
-
-    id_name: str
-    scored: dict[str, Images] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)
-    adaptation: dict[str, Images] = field(default_factory=dict)
-    pairs: list[Pair] = field(default_factory=list)
-    fitting: Images | None = None
-    held_out: Images | None = None
+    id_name: str  # "" if there is no ID set
+    scored: dict[str, Images] = field(default_factory=dict)  # the ID set first
+    roles: dict[str, str] = field(default_factory=dict)  # id or ood; "" for the placebo's parts, which have no rows
+    adaptation: dict[str, Images] = field(default_factory=dict)  # what statistics are estimated on; id in random order
+    pairs: list[Pair] = field(default_factory=list)  # what is compared
+    fitting: Images | None = None  # training images that detectors are fitted on
+    held_out: Images | None = None  # ID images that were not trained on and are not scored
 
     def splits(self, options: EvaluationOptions) -> Splits:
         """What the conditions can estimate statistics on."""
@@ -74,17 +56,15 @@ class Sets:
 
     def pairs_of(self, condition: Condition) -> list[Pair]:
         """What is compared under a condition: shifts under three of them, the placebo where the sides can differ."""
-        one_sided = isinstance(condition, Running) or (
-            isinstance(condition, Recalibrated) and condition.source in ("id", "augmented")
-        )
-        wanted = {"placebo": not one_sided, "ood": True}
-        shifted = condition.name in SHIFTED_UNDER
-        return [pair for pair in self.pairs if wanted[pair.comparison] and (shifted or not pair.companion)]
+        placebo, shifts = condition.name not in ONE_FOR_ALL, condition.name in SHIFTED_UNDER
+        return [p for p in self.pairs if (placebo or p.comparison != "placebo") and (shifts or not p.companion)]
 
-    def _score(self, images: Images, role: str, adaptation: Images | None = None, split: str = "") -> None:
-        self.scored[images.name], self.roles[images.name] = images, role
-        if adaptation is not None:
-            self.adaptation[split] = adaptation
+    def halve(self, name: str, images: Images, role: str, seed: int, split: str) -> None:
+        """Score one half of a set, adapt to the other."""
+        _check_size(images)
+        first, second = halves(len(images), seed, name=name)
+        named = images.renamed(name)
+        self.scored[name], self.roles[name], self.adaptation[split] = named.subset(second), role, named.subset(first)
 
 
 def arranged(
@@ -97,13 +77,19 @@ def arranged(
 ) -> Sets:
     """Split the sets and say what is compared.
 
-    Raises:
-        UserError: for sets of fewer than two images, two sets of one name, shifted sets without labels, or no OOD set.
+    Raises ``UserError`` for sets of fewer than two images or of one name, shifted sets without labels, or no OOD set.
     """
     seed = options.seed
     if not ood_sets:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     sets = Sets("" if id_set is None else id_set.name)
+    if id_set is not None and train_set is not None:
+        _check_size(id_set)
+        sets.scored[id_set.name], sets.roles[id_set.name] = id_set, "id"
+    elif id_set is not None:
+        sets.halve(id_set.name, id_set, "id", seed, REFERENCE)
+        own = sets.adaptation[REFERENCE]
+        sets.adaptation[REFERENCE] = own.subset(np.random.RandomState(seed).permutation(len(own)))
     if train_set is not None:
         order = np.random.RandomState(seed).permutation(len(train_set))
         calibration = order[: options.calibration_images]
@@ -111,27 +97,20 @@ def arranged(
         sets.fitting = train_set.subset(fitting_images(train_set.labels, order, len(calibration), options.fit_images))
     if held_out is not None and options.held_out_images and len(held_out):
         sets.held_out = held_out.subset(in_proportion(held_out.labels, len(held_out), options.held_out_images, seed))
-    if id_set is not None:
-        _check_size(id_set)
-        if train_set is None:
-            first, second = halves(len(id_set), seed, name=id_set.name)
-            first = first[np.random.RandomState(seed).permutation(len(first))]
-            sets._score(id_set.subset(second), "id", id_set.subset(first), REFERENCE)
-        else:
-            sets._score(id_set, "id")
     for name, images in ood_sets.items():
         if name in sets.scored:
             raise _named_twice(name)
-        _halve(sets, name, images, "ood", seed)
+        sets.halve(name, images, "ood", seed, f"target:{name}")
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
-    for name, images in {**_made(id_set, shifted_sets, options), **shifted_sets}.items():
+    made = {name: name for name in options.shifts if name not in shifted_sets}
+    if made and id_set is None:
+        raise UserError(f"shift {next(iter(made))!r}: there are no ID images that it could be made of")
+    for name, images in {**{name: shifted(id_set, name, seed) for name in made}, **shifted_sets}.items():  # type: ignore[arg-type]
         if images.labels is None:
-            raise UserError(
-                f"{name}: the images have no labels; expected labels, for accuracy is what statistics may win"
-            )
+            raise UserError(f"{name}: the images have no labels; expected labels, since accuracy is what can be won")
         if name in sets.scored:
             raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
-        _halve(sets, name, images, "id", seed)
+        sets.halve(name, images, "id", seed, f"target:{name}")
         for ood in ood_sets:
             sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
     if options.placebo:
@@ -140,6 +119,31 @@ def arranged(
         for ood in ood_sets:
             _add_placebo(sets, ood, options)
     return sets
+
+
+def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
+    """The placebo of an OOD set: what a condition does where there is nothing to detect.
+
+    The ID images are divided into A0 and A1, each of the size of the OOD adaptation split (at most 30 % of the ID
+    images), and the rest, B1 and B2. The placebo is the AUROC of B1 under statistics of A0 against B2 under statistics
+    of A1, averaged with B1 and B2 swapped. The parts of adaptation splits of equal size are the same.
+    """
+    whole = sets.scored[sets.id_name]
+    size = min(len(sets.adaptation[f"target:{ood}"]), options.calibration_images, int(PLACEBO_SHARE * len(whole)))
+    if size < 2:
+        raise UserError(f"{whole.name}: {len(whole)} images are too few for a placebo; expected at least 7")
+    order = np.random.RandomState([options.seed, zlib.crc32(b"placebo"), size]).permutation(len(whole))
+    rest = order[2 * size :]
+    parts = {"A0": order[:size], "A1": order[size : 2 * size], "B1": rest[::2], "B2": rest[1::2]}
+    names = {part: f"{whole.name}/placebo-{size}/{part}" for part in parts}
+    for part, index in parts.items():
+        name, images = names[part], whole.subset(np.sort(index)).renamed(names[part])
+        if part in ("A0", "A1"):
+            sets.adaptation[name] = images
+        else:
+            sets.scored[name], sets.roles[name] = images, ""
+    for first, second in (("B1", "B2"), ("B2", "B1")):
+        sets.pairs.append(Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo"))
 
 
 def by_name(sets: Iterable[Images]) -> dict[str, Images]:
@@ -159,14 +163,15 @@ def _named_twice(name: str) -> UserError:
     )
 
 
-def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
-    """Which training images detectors are fitted on, sorted: so many of each class, ``count`` in all (0: all).
+def _check_size(images: Images) -> None:
+    if len(images) < 2:
+        raise UserError(f"{images.name}: it has {len(images)} image(s); expected at least 2")
 
-    Args:
-        labels: int64 ``[N]`` or None.
-        order: a permutation of the N images, whose first ``calibration`` statistics are estimated on. They come last.
-        calibration: see ``order``.
-        count: how many images.
+
+def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
+    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all).
+
+    ``order`` is a permutation of the images; statistics are estimated on its first ``calibration``, which come last.
     """
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):
@@ -176,11 +181,8 @@ def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: in
     if labels is None:
         return np.sort(candidates[:count])
     of_class = labels[candidates]
-    rank = np.empty(len(candidates), np.int64)
-    for label in np.unique(of_class):
-        own = of_class == label
-        rank[own] = np.arange(own.sum())
-    return np.sort(candidates[np.argsort(rank, kind="stable")[:count]])
+    rank = pd.Series(of_class).groupby(of_class).cumcount()  # the first of every class, then the second
+    return np.sort(candidates[np.argsort(rank.to_numpy(), kind="stable")[:count]])
 
 
 def in_proportion(labels: np.ndarray | None, whole: int, count: int, seed: int) -> np.ndarray:
@@ -189,44 +191,3 @@ def in_proportion(labels: np.ndarray | None, whole: int, count: int, seed: int) 
     order = np.random.RandomState(seed).permutation(whole)
     by_class = order if labels is None else order[np.argsort(labels[order], kind="stable")]
     return np.sort(by_class[(2 * np.arange(count) + 1) * whole // (2 * count)])
-
-
-def _made(id_set: Images | None, given: Mapping[str, Images], options: EvaluationOptions) -> dict[str, Images]:
-    """The shifted sets that are made of the ID set."""
-    wanted = [shift for shift in options.shifts if shift not in given]
-    if wanted and id_set is None:
-        raise UserError(f"shift {wanted[0]!r}: there are no ID images that it could be made of")
-    return {shift: shifted(id_set, shift, options.seed) for shift in wanted if id_set is not None}
-
-
-def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
-    """The placebo of an OOD set; those of adaptation splits of equal size are the same."""
-    whole = sets.scored[sets.id_name]
-    size = min(len(sets.adaptation[f"target:{ood}"]), options.calibration_images, int(PLACEBO_SHARE * len(whole)))
-    if size < 2:
-        raise UserError(f"{whole.name}: {len(whole)} images are too few for a placebo; expected at least 7")
-    key = [options.seed, zlib.crc32(b"placebo"), size]
-    order = np.random.RandomState(key).permutation(len(whole))
-    rest = order[2 * size :]
-    parts = {"A0": order[:size], "A1": order[size : 2 * size], "B1": rest[::2], "B2": rest[1::2]}
-    names = {part: f"{whole.name}/placebo-{size}/{part}" for part in parts}
-    for part, index in parts.items():
-        images = replace(whole.subset(np.sort(index)), name=names[part])
-        if part in ("A0", "A1"):
-            sets.adaptation[names[part]] = images
-        else:
-            sets._score(images, "")
-    for first, second in (("B1", "B2"), ("B2", "B1")):
-        sets.pairs.append(Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo"))
-
-
-def _halve(sets: Sets, name: str, images: Images, role: str, seed: int) -> None:
-    _check_size(images)
-    first, second = halves(len(images), seed, name=name)
-    named = images.renamed(name)
-    sets._score(named.subset(second), role, named.subset(first), f"target:{name}")
-
-
-def _check_size(images: Images) -> None:
-    if len(images) < 2:
-        raise UserError(f"{images.name}: it has {len(images)} image(s); expected at least 2")

@@ -1,8 +1,8 @@
 """The passes of an evaluation: what is fitted, scored and compared under each condition."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +15,7 @@ from bnood.errors import UserError
 from bnood.evaluation.comparisons import Pair, Sets
 from bnood.evaluation.conditions import Condition, Estimate
 from bnood.evaluation.fitting import Fitted, Fitting
-from bnood.evaluation.options import EvaluationOptions
-from bnood.evaluation.passes import Context, Passes, Progress, estimate_name, shuffled
+from bnood.evaluation.passes import Context, Passes, in_batches, shuffled
 from bnood.evaluation.tables import Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
@@ -32,75 +31,72 @@ class _Job(NamedTuple):
     ours: Estimate
     theirs: Estimate
 
+    @property
+    def fitted_to(self) -> Estimate | None:
+        """The statistics that detectors are fitted under; None: without detectors."""
+        return None if self.condition.logits_only or not self.pair.ood_name else self.ours
+
 
 class Engine:
     """Runs the passes of all conditions and hands what they give to the tables."""
 
     def __init__(
-        self, sets: Sets, options: EvaluationOptions, passes: Passes, fitting: Fitting, tables: Tables, tell: Progress
+        self, sets: Sets, passes: Passes, fitting: Fitting, tables: Tables, tell: Callable[[str], object]
     ) -> None:
-        self.network, self.notes = passes.network, passes.notes
-        self.sets, self.options, self.passes, self.fitting, self.tables = sets, options, passes, fitting, tables
-        self.tell, self.splits = tell, sets.splits(options)
+        self.sets, self.passes, self.fitting, self.tables, self.tell = sets, passes, fitting, tables, tell
+        self.options, self.notes, self.splits = passes.options, passes.notes, sets.splits(passes.options)
 
     def run(self, conditions: list[Condition]) -> None:
         """All passes of all conditions."""
         self.fitted_under_running = self._fitted(Estimate())
-        self._fixed([condition for condition in conditions if not condition.batch_size])
+        jobs: dict[Estimate | None, list[_Job]] = defaultdict(list)
         for condition in conditions:
-            if condition.batch_size and condition.ood_fraction is None:
-                self._pure(condition)
-            elif condition.batch_size:
-                self._mixed(condition)
+            if not condition.batch_size:
+                for job in self._jobs(condition):
+                    jobs[job.fitted_to].append(job)
+        at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
+        for some in _chunks(list(jobs), at_once):
+            self._fixed({fitted_to: jobs[fitted_to] for fitted_to in some})
+        for condition in conditions:
+            if condition.batch_size:
+                self._in_batches(condition)
 
     # Fixed statistics.
 
-    def _fixed(self, conditions: list[Condition]) -> None:
-        """All comparisons under fixed statistics, those with the same statistics of the ID side together."""
-        blocks: dict[Estimate | None, list[_Job]] = defaultdict(list)  # None: without detectors
-        for condition in conditions:
-            for pair in self.sets.pairs_of(condition):
-                ours, theirs = condition.estimates(self.splits, pair.id_split, pair.ood_split)
-                blocks[None if condition.logits_only else ours].append(_Job(condition, pair, ours, theirs))
-            # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
-            known = {
-                pair.id_name: pair.id_split for pair in self.sets.pairs if pair.comparison == "ood" and pair.id_name
-            }
-            for name, split in known.items() if condition.paired(self.splits) else ():
-                own = condition.alone(self.splits, split)
-                if own is not None and any(pair.id_name == name for pair in self.sets.pairs_of(condition)):
-                    blocks[None].append(_Job(condition, Pair(name, "", split, "", ""), own, own))
-        at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
-        for some in _chunks(list(blocks), at_once):
-            self._blocks({block: blocks[block] for block in some})
+    def _jobs(self, condition: Condition) -> Iterator[_Job]:
+        pairs = self.sets.pairs_of(condition)
+        for pair in pairs:
+            yield _Job(condition, pair, *condition.estimates(self.splits, pair.id_split, pair.ood_split))
+        # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
+        known = {pair.id_name: pair.id_split for pair in pairs if pair.comparison == "ood" and pair.id_name}
+        for name, split in known.items() if condition.paired(self.splits) else ():
+            if (own := condition.alone(self.splits, split)) is not None:
+                yield _Job(condition, Pair(name, "", split, "", ""), own, own)
 
-    def _blocks(self, blocks: Mapping[Estimate | None, list[_Job]]) -> None:
-        fitted = {block: {} if block is None else self._fitted_to(block) for block in blocks}
-        # Which detectors score each set under each of its statistics.
+    def _fixed(self, jobs: dict[Estimate | None, list[_Job]]) -> None:
+        """Score every set under each of its statistics, by the detectors fitted for each of its comparisons."""
+        fitted = {each: {} if each is None else self._fitted_to(each) for each in jobs}
         wanted: dict[str, dict[Estimate, dict[Estimate | None, None]]] = defaultdict(lambda: defaultdict(dict))
-        for block, jobs in blocks.items():
-            for job in jobs:
-                for name, estimate in ((job.pair.id_name, job.ours), (job.pair.ood_name, job.theirs)):
-                    if name:
-                        wanted[name][estimate][block] = None
+        for job in (job for group in jobs.values() for job in group):
+            for name, estimate in ((job.pair.id_name, job.ours), (job.pair.ood_name, job.theirs)):
+                if name:
+                    wanted[name][estimate][job.fitted_to] = None
         scored: dict[tuple[str, Estimate, Estimate | None], Scored] = {}
         for name, images in self.sets.scored.items():
             batches, index = self.passes.whole(images), np.arange(len(images))
-            at_once = self.passes.together(images, self.fitting.channel_means)
-            for to_score in (True, False):
-                estimates = [each for each, users in wanted[name].items() if (set(users) != {None}) == to_score]
-                for some in _chunks(estimates, at_once):
-                    self.tell(f"{name} under {', '.join(estimate_name(each) or 'running' for each in some)}")
-                    found = self._run([images], batches, [self.passes.fixed(each) for each in some], to_score)
+            for detect in (True, False):
+                estimates = [each for each, users in wanted[name].items() if (set(users) != {None}) == detect]
+                for some in _chunks(estimates, self.passes.together(images, self.fitting.channel_means)):
+                    self.tell(f"{name} under {', '.join(map(str, some))}")
+                    found = self._run([images], batches, [self.passes.fixed(each) for each in some], detect)
                     for estimate, outputs in zip(some, found, strict=True):
-                        each = self._summed_up(name, index, outputs, estimate_name(estimate) or "running")
-                        for block in wanted[name][estimate]:
-                            scored[name, estimate, block] = self._with_detectors(each, outputs, fitted[block])
-        for block, jobs in blocks.items():
-            for job in jobs:
-                known = scored.get((job.pair.id_name, job.ours, block))
-                other = [scored[job.pair.ood_name, job.theirs, block]] if job.pair.ood_name else []
-                self._rows(job.condition, job.pair, job.ours, job.theirs, [known], other)
+                        each = self._summed_up(name, index, outputs, str(estimate))
+                        for user in wanted[name][estimate]:
+                            scored[name, estimate, user] = self._with_detectors(each, outputs, fitted[user])
+        for job in (job for group in jobs.values() for job in group):
+            known = [scored[job.pair.id_name, job.ours, job.fitted_to]] if job.pair.id_name else []
+            other = [scored[job.pair.ood_name, job.theirs, job.fitted_to]] if job.pair.ood_name else []
+            self._rows(job.condition, job.pair, (job.ours, job.theirs), known, other)
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
@@ -109,193 +105,146 @@ class Engine:
         return self._fitted(estimate)
 
     def _fitted(self, estimate: Estimate) -> Fitted:
-        context = self.passes.fixed(estimate)
-        return self.fitting.fit(lambda images: self._run([images], self.passes.whole(images), [context], False)[0][0])
+        def run(images: Images) -> Outputs:
+            return self._run([images], self.passes.whole(images), [self.passes.fixed(estimate)], False)[0][""]
+
+        return self.fitting.fit(run)
 
     # Statistics of batches.
 
-    def _pure(self, condition: Condition) -> None:
-        size, pairs = condition.batch_size, self.sets.pairs_of(condition)
-        names = dict.fromkeys(name for pair in pairs for name in (pair.id_name, pair.ood_name) if name)
-        fitted = self._fitted_in_batches(condition, size, None)
-        scored: dict[str, list[Scored]] = {}
-        for name in names:
-            images = self.sets.scored[name]
-            count = len(images) // size * size
-            if count == 0:
-                self._note(f"{name}: {len(images)} images do not fill a batch of {size}: {condition.name} is skipped")
-                continue
-            self.tell(f"{name} under {condition.name}")
-            scored[name] = []
-            for shuffle in range(self.options.shuffles):
-                index = shuffled(name, len(images), shuffle, self.options.seed)[:count]
-                batches = list(_pairs(0, index).reshape(-1, size, 2))
-                (outputs,) = self._run([images], batches, [self._context(condition)])
-                each = self._summed_up(name, index, outputs, condition.name)
-                scored[name].append(self._with_detectors(each, outputs, fitted))
-        for pair in pairs:
-            none: list[Scored] = []
-            self._rows(condition, pair, None, None, scored.get(pair.id_name, none), scored.get(pair.ood_name, none))
-
-    def _mixed(self, condition: Condition) -> None:
-        together: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    def _in_batches(self, condition: Condition) -> None:
+        """Pure batches of each set, or mixed batches of both sides of each comparison."""
+        size, fraction = condition.batch_size, condition.ood_fraction
+        done: dict[tuple[str, ...], list[list[Scored]]] = {}
+        wanted: list[tuple[tuple[str, ...], list[int]]]
+        fitted = None if fraction is not None else self._fitted_in_batches(condition, [size], [])
         for pair in self.sets.pairs_of(condition):
-            together[pair.id_name, pair.ood_name].append(pair)
-        for (id_name, ood_name), pairs in together.items():
-            if not id_name:
-                self._note(f"{condition.name} needs ID images: it is skipped")
+            if fraction is None:
+                wanted = [((name,), [size]) for name in (pair.id_name, pair.ood_name) if name]
+            elif pair.id_name:
+                ood = min(size - 1, max(1, round(fraction * size)))  # at least one image of each side in every batch
+                wanted = [((pair.id_name, pair.ood_name), [size - ood, ood])]
+            else:
+                self.notes[f"{condition.name} needs ID images: it is skipped"] = None
                 continue
-            known, other = self.sets.scored[id_name], self.sets.scored[ood_name]
-            ood_each = _ood_images(condition)
-            id_each = condition.batch_size - ood_each
-            batches = min(len(known) // id_each, len(other) // ood_each)
-            if batches == 0:
-                self._note(
-                    f"{other.name}: {len(other)} images and {len(known)} in-distribution ones do not fill a batch of "
-                    f"{condition.batch_size} with an OOD fraction of {condition.ood_fraction:g}: skipped"
-                )
-                continue
-            self._note_fraction(condition.name, condition, ood_each, condition.batch_size)
-            self.tell(f"{id_name} and {ood_name} under {condition.name}")
-            fitted = self._fitted_in_batches(condition, id_each, self.sets.adaptation[pairs[0].ood_split])
-            sides: tuple[list[Scored], list[Scored]] = ([], [])
-            for shuffle in range(self.options.shuffles):
-                indices = [
-                    shuffled(images.name, len(images), shuffle, self.options.seed)[: batches * each]
-                    for images, each in ((known, id_each), (other, ood_each))
-                ]
-                parts = [_pairs(k, index).reshape(batches, -1, 2) for k, index in enumerate(indices)]
-                (found,) = self._run([known, other], list(np.concatenate(parts, axis=1)), [self._context(condition)])
-                inside = np.arange(batches * condition.batch_size) % condition.batch_size < id_each
-                for side, images, index, rows in zip(sides, (known, other), indices, (inside, ~inside), strict=True):
-                    outputs = _at(found, rows)
-                    each = self._summed_up(images.name, index, outputs, condition.name)
-                    side.append(self._with_detectors(each, outputs, fitted))
-            for pair in pairs:
-                self._rows(condition, pair, None, None, *sides)
+            for names, counts in wanted:
+                if names not in done:
+                    filler = [self.sets.adaptation[pair.ood_split]] if fraction is not None else []
+                    done[names] = self._shuffles(condition, names, counts, fitted, filler)
+            sides = [scored for names, _ in wanted for scored in done[names]]
+            self._rows(condition, pair, (None, None), sides[0] if pair.id_name else [], sides[-1])
 
-    def _context(self, condition: Condition) -> Context:
-        return lambda: condition.context(self.network.model)
+    def _shuffles(
+        self,
+        condition: Condition,
+        names: tuple[str, ...],
+        counts: list[int],
+        fitted: Fitted | None,
+        filler: list[Images],
+    ) -> list[list[Scored]]:
+        """What is scored of each set, in every random order: ``counts`` of its images in each batch."""
+        sets = [self.sets.scored[name] for name in names]
+        size = condition.batch_size
+        batches = min(len(images) // count for images, count in zip(sets, counts, strict=True))
+        if batches == 0:
+            beside = "" if len(sets) == 1 else f" and {len(sets[0])} in-distribution ones"
+            short = f"{len(sets[-1])} images{beside} do not fill a batch of {size}"
+            self.notes[f"{names[-1]}: {short}: {condition.name} is skipped"] = None
+            return [[] for _ in sets]
+        if abs(counts[-1] / size - (condition.ood_fraction or 1)) > 0.01:
+            shown = f"{counts[-1]} of {size} images, {counts[-1] / size:.3g}"
+            self.notes[f"{condition.name}: the OOD fraction comes to {shown}"] = None
+        self.tell(f"{' and '.join(names)} under {condition.name}")
+        if fitted is None:
+            fitted = self._fitted_in_batches(condition, counts, filler)
+        found: list[list[Scored]] = [[] for _ in sets]
+        for shuffle in range(self.options.shuffles):
+            orders = [
+                shuffled(images.name, len(images), shuffle, self.options.seed)[: batches * count]
+                for images, count in zip(sets, counts, strict=True)
+            ]
+            drawn = in_batches(orders, batches)
+            (outputs,) = self._run(sets, drawn, [partial(condition.context, self.passes.network.model)])
+            for position, (name, order) in enumerate(zip(names, orders, strict=True)):
+                rows = torch.from_numpy(np.concatenate(drawn)[:, 0] == position)
+                own = {key: each.at(rows) for key, each in outputs.items()}
+                each = self._summed_up(name, order, own, condition.name)
+                found[position].append(self._with_detectors(each, own, fitted))
+        return found
 
-    def _fitted_in_batches(self, condition: Condition, each: int, filler: Images | None) -> Fitted:
-        """Detectors fitted in batches of ``each`` fitting images, filled up with images of ``filler``, both cycled."""
+    def _fitted_in_batches(self, condition: Condition, counts: list[int], filler: list[Images]) -> Fitted:
+        """Detectors fitted in batches of fitting images, filled up with images of ``filler``, both cycled."""
         if self.options.fitted_under == "running":
             return self.fitted_under_running
 
         def run(images: Images) -> Outputs:
-            order = shuffled(images.name, len(images), 0, self.options.seed)
-            count = -(-len(order) // each)
-            parts = [_pairs(0, np.resize(order, count * each)).reshape(count, each, 2)]
-            sets = [images]
-            if filler is not None:
-                others = condition.batch_size - each
-                order_of_filler = shuffled(filler.name, len(filler), 0, self.options.seed)
-                parts.append(_pairs(1, np.resize(order_of_filler, count * others)).reshape(count, others, 2))
-                sets.append(filler)
-            batches = list(np.concatenate(parts, axis=1))
-            found = self._run(sets, batches, [self._context(condition)], False)[0][0]
-            own = np.arange(count * condition.batch_size) % condition.batch_size < each
-            return found.at(torch.from_numpy(np.flatnonzero(own)[np.argsort(order, kind="stable")]))
+            sets = [images, *filler]
+            orders = [shuffled(each.name, len(each), 0, self.options.seed) for each in sets]
+            batches = -(-len(images) // counts[0])
+            cycled = [np.resize(order, batches * count) for order, count in zip(orders, counts, strict=True)]
+            drawn = in_batches(cycled, batches)
+            found = self._run(sets, drawn, [partial(condition.context, self.passes.network.model)], False)[0][""]
+            own = np.flatnonzero(np.concatenate(drawn)[:, 0] == 0)
+            return found.at(torch.from_numpy(own[np.argsort(orders[0], kind="stable")]))
 
         return self.fitting.fit(run)
 
     # What all have in common.
 
     def _run(
-        self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], to_score: bool = True
-    ) -> list[tuple[Outputs, dict[str, Outputs]]]:
-        """For each context the outputs, and those of detectors that need a pass of their own."""
-        own = self.fitting.own_pass if to_score else {}
+        self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], detect: bool = True
+    ) -> list[dict[str, Outputs]]:
+        """For each context the outputs by "", and by their names those of detectors that need a pass of their own."""
+        names = ["", *(self.fitting.own_pass if detect else ())]
 
         @contextmanager
         def within(context: Context, name: str) -> Iterator[None]:
-            with context(), own[name].context(self.network):  # type: ignore[attr-defined]
+            with context(), ExitStack() as stack:
+                if name:
+                    stack.enter_context(self.fitting.usable[name].context(self.passes.network))  # type: ignore[attr-defined]
                 yield
 
-        everything: list[Context] = []
-        for context in contexts:
-            everything += [context, *(partial(within, context, name) for name in own)]
-        found = self.passes.outputs(sets, batches, everything, to_score and self.fitting.channel_means)
-        step = 1 + len(own)
-        return [
-            (found[start], dict(zip(own, found[start + 1 : start + step], strict=True)))
-            for start in range(0, len(found), step)
-        ]
+        everything = [partial(within, context, name) for context in contexts for name in names]
+        found = self.passes.outputs(sets, batches, everything, detect and self.fitting.channel_means)
+        return [dict(zip(names, some, strict=True)) for some in _chunks(found, len(names))]
 
-    def _summed_up(
-        self, name: str, index: np.ndarray, outputs: tuple[Outputs, dict[str, Outputs]], where: str
-    ) -> Scored:
+    def _summed_up(self, name: str, index: np.ndarray, outputs: dict[str, Outputs], where: str) -> Scored:
         try:
-            return self.tables.summed_up(name, index, outputs[0])
+            return self.tables.summed_up(name, index, outputs[""])
         except UserError as error:
             raise UserError(f"{name} under {where}: {error}") from error
 
-    def _with_detectors(self, scored: Scored, outputs: tuple[Outputs, dict[str, Outputs]], fitted: Fitted) -> Scored:
-        return replace(scored, scores=scored.scores | self.fitting.scores(fitted, *outputs))
+    def _with_detectors(self, scored: Scored, outputs: dict[str, Outputs], fitted: Fitted) -> Scored:
+        return replace(scored, scores=scored.scores | self.fitting.scores(fitted, outputs))
 
     def _rows(
         self,
         condition: Condition,
         pair: Pair,
-        ours: Estimate | None,
-        theirs: Estimate | None,
-        known: Sequence[Scored | None],
-        other: Sequence[Scored],
+        estimates: tuple[Estimate | None, Estimate | None],
+        known: list[Scored],
+        other: list[Scored],
     ) -> None:
         """Rows of both sides alone, and of their comparison where both were scored."""
-        id_side = [each for each in known if each is not None]
+
+        def where(estimate: Estimate | None, *side: str) -> Where:
+            if estimate is None or not estimate.parts:
+                return Where(condition.name, "", 0, *side)
+            return Where(condition.name, "one_batch" if estimate.form else estimator, estimate.images, *side)
+
+        estimator = self.options.estimator
+        ours = where(estimates[0], pair.id_name, "id", pair.dataset if condition.paired(self.splits) else "")
         kind = "control" if pair.companion else pair.comparison
-        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, kind)
+        theirs = where(estimates[1], pair.dataset, "ood", pair.companion, kind)
         if pair.comparison == "ood":
-            companion = pair.dataset if condition.paired(self.splits) else ""
-            if id_side:
-                self.tables.add(self._where(condition, ours, pair.id_name, "id", companion), id_side)
+            if known:
+                self.tables.add(ours, known)
             if other and not pair.companion:
-                self.tables.add(comparison, list(other))
-        if id_side and other:
-            self.tables.compare(comparison, list(zip(id_side, other, strict=True)))
-
-    def _where(
-        self,
-        condition: Condition,
-        estimate: Estimate | None,
-        dataset: str,
-        role: str,
-        companion: str,
-        comparison: str = "",
-    ) -> Where:
-        images = 0 if estimate is None else estimate.images
-        estimator = "one_batch" if estimate is not None and estimate.form else self.options.estimator
-        return Where(
-            condition.name, estimator if condition.estimated else "", images, dataset, role, companion, comparison
-        )
-
-    def _note_fraction(self, what: str, condition: Condition, ood: int, total: int) -> None:
-        """A fraction that whole images cannot make up is named as asked for; the true one is noted, once."""
-        assert condition.ood_fraction is not None
-        if abs(ood / total - condition.ood_fraction) > 0.01:
-            self._note(f"{what}: the OOD fraction comes to {ood} of {total} images, {ood / total:.3g}")
-
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
+                self.tables.add(theirs, other)
+        if known and other:
+            self.tables.compare(theirs, list(zip(known, other, strict=True)))
 
 
-def _pairs(position: int, index: np.ndarray) -> np.ndarray:
-    return np.stack([np.full(len(index), position), index], axis=1)
-
-
-def _ood_images(condition: Condition) -> int:
-    """OOD images in each mixed batch: at least one, and at least one ID image beside them."""
-    assert condition.ood_fraction is not None
-    return min(condition.batch_size - 1, max(1, round(condition.ood_fraction * condition.batch_size)))
-
-
-def _at(outputs: tuple[Outputs, dict[str, Outputs]], rows: np.ndarray) -> tuple[Outputs, dict[str, Outputs]]:
-    chosen = torch.from_numpy(rows)
-    return outputs[0].at(chosen), {name: each.at(chosen) for name, each in outputs[1].items()}
-
-
-def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]

@@ -1,8 +1,9 @@
 """The engine: a network x statistics x detectors x image sets -> one tidy table with intervals."""
 
 import difflib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,32 +21,26 @@ from bnood.evaluation.conditions import Condition, parse_statistics
 from bnood.evaluation.engine import Engine
 from bnood.evaluation.fitting import Fitting
 from bnood.evaluation.options import EvaluationOptions
-from bnood.evaluation.passes import Augment, Passes, Progress, estimate_name
+from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
 from bnood.statistics import has_batchnorm, read_statistics
+from bnood.training.atomic import staged_folder
 from bnood.training.provenance import commit, machine, versions
+
+RECORD = "evaluation.json"
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        table: one row per metric (:data:`bnood.evaluation.tables.COLUMNS`), fractions between 0 and 1.
-        scores: one row per image and condition.
-        units: one row per penultimate unit, set and condition.
-        replicates: the rows of ``table`` with all their bootstrap replicates.
-        layers: distance of each set's target statistics from the running ones, layer by layer.
-        record: options, cost, notes, versions: how the tables came about.
-    """
-
-    table: pd.DataFrame
-    scores: pd.DataFrame
-    units: pd.DataFrame
-    replicates: pd.DataFrame
-    layers: pd.DataFrame
-    record: dict[str, Any] = field(default_factory=dict)
+    table: pd.DataFrame  # one row per metric (bnood.evaluation.tables.COLUMNS), fractions between 0 and 1
+    scores: pd.DataFrame  # one row per image and condition
+    units: pd.DataFrame  # one row per penultimate unit, set and condition
+    replicates: pd.DataFrame  # the rows of the table with all their bootstrap replicates
+    layers: pd.DataFrame  # distance of each set's target statistics from the running ones, layer by layer
+    record: dict[str, Any] = field(default_factory=dict)  # options, cost, notes, versions
 
     @property
     def notes(self) -> list[str]:
@@ -57,11 +52,33 @@ class Evaluation:
 
         return as_text(self.table, self.record["run"], self.notes)
 
-    def write(self, folder: Path | str) -> Path:
-        """Write all files and the report into a folder, as a whole or not at all; see :mod:`bnood.evaluation.files`."""
-        from bnood.evaluation.files import write_evaluation
+    def write(
+        self,
+        folder: Path | str,
+        *,
+        title: str | None = None,
+        commands: Sequence[str] = (),
+        config: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write tables, record, figures and report into a folder, as a whole or not at all; docs/files.md lists them.
 
-        return write_evaluation(self, Path(folder))
+        For the report: its ``title``, the ``commands`` that give this evaluation again, the training's ``config``.
+        Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
+        """
+        from bnood.report.run import write_run_report  # brings matplotlib
+
+        texts = self.scores.select_dtypes(["object", "string"]).columns
+        with staged_folder(Path(folder)) as beside:
+            self.scores.astype(dict.fromkeys(texts, "category")).to_parquet(beside / "scores.parquet", index=False)
+            self.units.to_parquet(beside / "units.parquet", index=False)
+            self.replicates.to_parquet(beside / "draws.parquet", index=False)
+            self.table.to_csv(beside / "table.csv", index=False, float_format="%.6g")
+            if len(self.layers):
+                self.layers.to_csv(beside / "layers.csv", index=False, float_format="%.6g")
+            (beside / RECORD).write_text(json.dumps(self.record, indent=2, default=str) + "\n")
+            title = title or str(self.record["run"])
+            write_run_report(beside, self, title=title, commands=list(commands), config=config)
+        return Path(folder)
 
 
 def evaluate(
@@ -77,7 +94,7 @@ def evaluate(
     detectors: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     augment: Augment | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], object] | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Evaluate a network under all statistics, with all detectors.
@@ -98,68 +115,56 @@ def evaluate(
     Raises:
         UserError: for anything that was given and does not fit.
     """
-    options = _options(options, statistics, detectors, settings)
+    given = {"statistics": statistics, "detectors": detectors, **settings}
+    options = _options(options, {name: value for name, value in given.items() if value is not None or name in settings})
     if not isinstance(network, Network):
         raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
-    conditions = parse_statistics(options.statistics)
-    notes: list[str] = []
+    conditions, notes = parse_statistics(options.statistics), Notes()
     if not has_batchnorm(network.model):
-        conditions = _running_alone(conditions, network, options, notes)
+        check_statistics(network, options)
+        conditions = conditions[:1]
+        if skipped := [name for name in options.statistics if name != "running"]:
+            names = f"{' and '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} skipped"
+            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {names}"] = None
     first = next(iter(ood_sets.values()), id_set)
     if first is not None and len(first):
         probe = np.array([[0, k] for k in range(min(8, len(first)))])
         network.probe(next(read_batches([first], [probe], network.transform)))
 
-    def labelled(images: Images | None) -> Images | None:
+    def labelled(images: Images | None) -> Any:
         if images is None:
             return None
         found, note = folder_labels(images, classes, network.num_classes)
-        notes.extend([note] if note else [])
+        notes.update({note: None} if note else {})
         return found
 
     shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
-    known = labelled(id_set), labelled(train_set), labelled(held_out)
-    sets = arranged(*known, ood_sets, shifted, options)  # type: ignore[arg-type]
-    return _evaluated(network, sets, conditions, options, notes, augment, progress or (lambda step: None))
-
-
-def _evaluated(
-    network: Network,
-    sets: Sets,
-    conditions: list[Condition],
-    options: EvaluationOptions,
-    notes: list[str],
-    augment: Augment | None,
-    tell: Progress,
-) -> Evaluation:
-    passes = Passes(network, sets.adaptation, options, augment, notes=notes)
+    sets = arranged(labelled(id_set), labelled(train_set), labelled(held_out), ood_sets, shifted, options)
+    passes = Passes(network, sets.adaptation, options, augment, notes)
     fitting = Fitting(network, sets, options, notes)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
+    tell = progress or (lambda step: None)
     started = time.perf_counter()
-    Engine(sets, options, passes, fitting, tables, tell).run(conditions)
+    Engine(sets, passes, fitting, tables, tell).run(conditions)
     tell("metrics and intervals")
     forwarded = time.perf_counter()
-    names = {"run": network.name, "network": network.name, "norm": network.norm, "seed": network.seed or 0}
+    columns = {"run": network.name, "network": network.name, "norm": network.norm, "seed": network.seed or 0}
     order = [condition.name for condition in conditions]
-    table, replicates = tables.results(names, fitting.fitted_under(), order)
-    record = _record(sets, options, passes, fitting) | {
+    table, replicates = tables.results(columns, fitting.fitted_under(), order)
+    record = _record(sets, passes, fitting) | {
         "seconds_forward": forwarded - started,
         "seconds_metrics": time.perf_counter() - forwarded,
     }
-    layers = _layers(sets, options, passes, conditions)
-    return Evaluation(table, tables.scores(), tables.units(), replicates, layers, record)
+    return Evaluation(table, tables.scores(), tables.units(), replicates, _layers(sets, passes, conditions), record)
 
 
-def _options(
-    options: EvaluationOptions | None, statistics: Any, detectors: Any, settings: dict[str, Any]
-) -> EvaluationOptions:
+def _options(options: EvaluationOptions | None, settings: dict[str, Any]) -> EvaluationOptions:
     known = [each.name for each in fields(EvaluationOptions)]
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"evaluate has no setting {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
-    given = {"statistics": statistics, "detectors": detectors}
-    return replace(options or EvaluationOptions(), **settings, **{k: v for k, v in given.items() if v is not None})
+    return replace(options or EvaluationOptions(), **settings)
 
 
 def check_statistics(network: Network, options: EvaluationOptions) -> None:
@@ -171,57 +176,35 @@ def check_statistics(network: Network, options: EvaluationOptions) -> None:
         )
 
 
-def _running_alone(
-    conditions: list[Condition], network: Network, options: EvaluationOptions, notes: list[str]
-) -> list[Condition]:
-    check_statistics(network, options)
-    skipped = [name for name in options.statistics if name != "running"]
-    if skipped:
-        are = "is" if len(skipped) == 1 else "are"
-        notes.append(
-            f"norm {network.norm} keeps no statistics: only running is evaluated, {' and '.join(skipped)} {are} skipped"
-        )
-    return conditions[:1]
-
-
-def _layers(sets: Sets, options: EvaluationOptions, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
-    """Distances of the target statistics from the running ones."""
-    parts = []
+def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
+    """Distances of the target statistics from the running ones, of each set and number of images once."""
+    parts = {}
     for condition in conditions:
-        if condition.name != "recalibrated:target":
-            continue
-        running, seen = read_statistics(passes.network.model), set()
-        for pair in sets.pairs_of(condition):
-            estimates = condition.estimates(sets.splits(options), pair.id_split, pair.ood_split)
+        for pair in sets.pairs_of(condition) if condition.name == "recalibrated:target" else ():
+            estimates = condition.estimates(sets.splits(passes.options), pair.id_split, pair.ood_split)
             for name, role, estimate in zip((pair.id_name, pair.ood_name), ("id", "ood"), estimates, strict=True):
-                found = passes.estimates.get(estimate)
-                if found is None or not sets.roles.get(name) or (name, estimate) in seen:
-                    continue
-                seen.add((name, estimate))
-                keys = {"dataset": name, "role": role, "n_calibration": estimate.images}
-                parts.append(layer_distances(running, found).assign(**keys))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+                if sets.roles.get(name) and estimate in passes.estimates:
+                    found = layer_distances(read_statistics(passes.network.model), passes.estimates[estimate])
+                    parts[name, estimate] = found.assign(dataset=name, role=role, n_calibration=estimate.images)
+    return pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
 
 
-def _record(sets: Sets, options: EvaluationOptions, passes: Passes, fitting: Fitting) -> dict[str, Any]:
+def _record(sets: Sets, passes: Passes, fitting: Fitting) -> dict[str, Any]:
     targets = {pair.dataset: len(sets.adaptation[pair.ood_split]) for pair in sets.pairs if pair.comparison == "ood"}
     return {
         "run": passes.network.name,
         "transform": passes.network.transform_text,
-        "options": asdict(options),
+        "options": asdict(passes.options),
         "id": {"name": sets.id_name, "n": len(sets.scored[sets.id_name]) if sets.id_name else 0},
         "ood": {name: {"adaptation": n, "scored": len(sets.scored[name])} for name, n in targets.items()},
         "fitted_on": 0 if sets.fitting is None else len(sets.fitting),
         "held_out": 0 if sets.held_out is None else len(sets.held_out),
         "detectors": fitting.record,
-        "notes": passes.notes,
+        "notes": list(passes.notes),
         "images_scored": passes.scored,
         "images_estimated_on": passes.estimated_on,
-        "estimator_images": {estimate_name(estimate): estimate.images for estimate in passes.estimates},
-        "estimator_passes": {estimate_name(estimate): found.passes for estimate, found in passes.estimates.items()},
-        "estimator_distance": {
-            name: {"mean_shift": shift, "log_std_ratio": ratio} for name, (shift, ratio) in passes.distances.items()
-        },
+        "estimator_images": {str(estimate): estimate.images for estimate in passes.estimates},
+        "estimator_passes": {str(estimate): found.passes for estimate, found in passes.estimates.items()},
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),

@@ -1,6 +1,6 @@
 """What is asked of an evaluation: the options of every network, and the sets of a trained run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,30 @@ from typing import Any, Literal
 from bnood.errors import UserError
 
 DEFAULT_DETECTORS = ("msp", "energy", "max_logit", "react", "temperature")
-SEEDS = 2**32
+LEAST = {
+    "calibration_images": 2, "shuffles": 1, "fit_images": 0, "held_out_images": 0, "workers": 0, "forward_batch": 1,
+    "estimation_batch": 2, "id_count": 2, "ood_count": 2,
+}  # fmt: skip
+Names = tuple[str, ...] | str  # or text with commas
+
+
+def listed(given: Sequence[Any] | str) -> tuple[str, ...]:
+    """Names of a list, or of text with commas. Raises ``UserError`` for text without any."""
+    parts = given.split(",") if isinstance(given, str) else given
+    names = tuple(str(part).strip() for part in parts if str(part).strip())
+    if isinstance(given, str) and not names:
+        raise UserError(f"{given!r} names nothing: give one or more names, separated by commas")
+    return names
+
+
+def _check(options: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise UserError(f"{name} is {getattr(options, name)!r}: choose {' or '.join(allowed)}")
+    for name, lowest in LEAST.items():
+        count = getattr(options, name, None)
+        if count is not None and count < lowest:
+            raise UserError(f"{name} is {count}; it has to be at least {lowest}")
 
 
 @dataclass
@@ -16,14 +39,14 @@ class EvaluationOptions:
     """How a network is evaluated.
 
     Args:
-        statistics: names of :mod:`bnood.evaluation.conditions`; running is always evaluated. Networks without BatchNorm
-            have running alone.
-        detectors: names of :mod:`bnood.evaluation.detectors`.
+        statistics: running, batch, recalibrated, batch:64@0.5, path:0.5, ..., a list or by comma; running is always
+            evaluated. Networks without BatchNorm have running alone.
+        detectors: msp, energy, max_logit, react, temperature, knn, mahalanobis, vim, ..., a list or by comma.
         fitted_under: whether detectors are fitted under the ID side's statistics of each condition, or under running.
-        calibration: ``matched`` gives both sides of a comparison the same number of images to estimate statistics on;
-            ``v0.1`` uses all images of each side, as version 0.1 did.
+        calibration: matched gives both sides of a comparison the same number of images to estimate statistics on;
+            v0.1 uses all images of each side, as version 0.1 did.
         calibration_images: images that statistics are estimated on, at most.
-        estimator: ``one_pass`` or ``sequential``; see :mod:`bnood.statistics`.
+        estimator: how statistics are estimated; see docs/method.md.
         shuffles: how many random orders of the images are batched; metrics are averaged over them.
         fit_images: training images that detectors are fitted on, at most; 0: all.
         held_out_images: ID images held out of training that ReAct and the temperature are fitted on, at most; 0: none.
@@ -36,8 +59,8 @@ class EvaluationOptions:
         workers: processes that decode photographs.
     """
 
-    statistics: tuple[str, ...] = ("running", "batch", "recalibrated")
-    detectors: tuple[str, ...] = DEFAULT_DETECTORS
+    statistics: Names = ("running", "batch", "recalibrated")
+    detectors: Names = DEFAULT_DETECTORS
     fitted_under: Literal["condition", "running"] = "condition"
     calibration: Literal["matched", "v0.1"] = "matched"
     calibration_images: int = 5000
@@ -46,7 +69,7 @@ class EvaluationOptions:
     fit_images: int = 5000
     held_out_images: int = 1000
     placebo: bool = False
-    shifts: tuple[str, ...] = ()
+    shifts: Names = ()
     resamples: int = 1000
     seed: int = 0
     forward_batch: int = 128
@@ -57,27 +80,16 @@ class EvaluationOptions:
         from bnood.evaluation.conditions import parse_statistics  # brings torch, which --help can do without
         from bnood.evaluation.detectors import make_detector
 
-        for name in ("statistics", "detectors", "shifts"):
-            given = getattr(self, name)
-            setattr(self, name, (given,) if isinstance(given, str) else tuple(given))
+        self.statistics, self.detectors, self.shifts = map(listed, (self.statistics, self.detectors, self.shifts))
         parse_statistics(self.statistics)
         for detector in self.detectors:
             make_detector(detector)
-        for name, choices in (
-            ("fitted_under", ("condition", "running")),
-            ("calibration", ("matched", "v0.1")),
-            ("estimator", ("one_pass", "sequential")),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(choices)}")
-        least = {"calibration_images": 2, "shuffles": 1, "fit_images": 0, "held_out_images": 0, "workers": 0}
-        for name, lowest in {**least, "forward_batch": 1, "estimation_batch": 2}.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name} is {getattr(self, name)}; it has to be at least {lowest}")
+        fitted_under, estimator = ("condition", "running"), ("one_pass", "sequential")
+        _check(self, {"fitted_under": fitted_under, "calibration": ("matched", "v0.1"), "estimator": estimator})
         if self.resamples < 2:
             raise UserError(f"resamples is {self.resamples}: an interval needs at least 2 (1,000 to be of use)")
-        if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed is {self.seed}; expected a whole number from 0 to {SEEDS - 1}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 1}")
 
 
 @dataclass
@@ -85,15 +97,15 @@ class SetOptions:
     """Which images of a trained run are scored.
 
     Args:
-        ood: names of the OOD sets; none: those of the run's config.
-        id_split: ``test`` (the official test images) or ``val`` (the training images held out for validation).
+        ood: names of the OOD sets, .npz files or folders, a list or by comma; none: those of the run's config.
+        id_split: test (the official test images) or val (the training images held out for validation).
         id_count: score only so many ID images; none: all.
         ood_count: open only so many images of each OOD set, before it is halved; none: all.
         root: folder of the data sets; none: that of the run's config.
         download: whether torchvision may download what is missing; none: as the run's config says.
     """
 
-    ood: tuple[str, ...] | None = None
+    ood: Names | None = None
     id_split: Literal["test", "val"] = "test"
     id_count: int | None = None
     ood_count: int | None = None
@@ -101,12 +113,8 @@ class SetOptions:
     download: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.id_split not in ("test", "val"):
-            raise UserError(f"id_split is {self.id_split!r}: choose test or val")
-        for name in ("id_count", "ood_count"):
-            count = getattr(self, name)
-            if count is not None and count < 2:
-                raise UserError(f"{name} is {count}; at least 2 images are needed")
+        self.ood = None if self.ood is None else listed(self.ood)
+        _check(self, {"id_split": ("test", "val")})
 
     def placed(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The section data of a training config, with the root and the download that hold in the evaluation."""

@@ -2,17 +2,17 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnood.data.image_set import Images
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
-from bnood.evaluation.conditions import REFERENCE, Estimate, in_form, mixed_form
+from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
 from bnood.networks.network import Network
 from bnood.networks.outputs import Outputs
@@ -26,48 +26,35 @@ from bnood.statistics import (
     read_statistics,
     use_statistics,
 )
+from bnood.statistics.contexts import lent
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Context = Callable[[], AbstractContextManager[object]]
-Progress = Callable[[str], object]
+Notes = dict[str, None]  # lines for the reader, each once, in their order
 # Outputs of one set under several statistics that are held at once, so that photographs are decoded once for all.
 BYTES_TOGETHER = 1 << 28
 
 
 @dataclass
 class Passes:
-    """Runs a network on images; everything is float32 on the CPU afterwards, and the model as it was.
-
-    Attributes:
-        scored: images that went through the network to be scored or fitted on, in all passes.
-        estimated_on: images that went through it to estimate statistics, in all passes.
-        notes: one line for everything a reader should know.
-        distances: for each sequential estimate, how far the one-pass estimate was from it: the largest
-            root-mean-square shift of a layer's means in standard deviations, and log ratio of standard deviations.
-    """
+    """Runs a network on images; everything is float32 on the CPU afterwards, and the model as it was."""
 
     network: Network
-    adaptation: Mapping[str, Images]
+    adaptation: Mapping[str, Images]  # what statistics are estimated on, by the name of the split
     options: EvaluationOptions
     augment: Augment | None = None
-    scored: int = 0
-    estimated_on: int = 0
-    notes: list[str] = field(default_factory=list)
-    distances: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
+    scored: int = 0  # images that went through the network to be scored or fitted on, in all passes
+    estimated_on: int = 0  # images that went through it to estimate statistics, in all passes
     estimates: dict[Estimate, BatchNormStatistics] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.normalised = has_batchnorm(self.network.model)
 
     def fixed(self, estimate: Estimate) -> Context:
         """The context in which the network normalises with fixed statistics."""
         model = self.network.model
-        if not self.normalised:
-            return lambda: evaluation_mode(model)
-        if not estimate.parts:
-            return lambda: use_statistics(model, "running")
-        statistics = self.statistics(estimate)
-        return lambda: use_statistics(model, statistics)
+        if not has_batchnorm(model):
+            return lambda: lent(list(model.modules()))
+        statistics = self.statistics(estimate) if estimate.parts else "running"
+        return lambda: use_statistics(model, statistics)  # type: ignore[arg-type]
 
     def outputs(
         self,
@@ -78,11 +65,8 @@ class Passes:
     ) -> list[Outputs]:
         """Outputs of all batches under each context; every batch is read once.
 
-        Args:
-            sets: the images.
-            batches: int64 ``[n, 2]`` each: position in ``sets``, index in that set.
-            contexts: entered for each batch, or once if there is one.
-            channel_means: also collect the channel means.
+        A batch is int64 ``[n, 2]``: position in ``sets``, index in that set. A context is entered for each batch, or
+        once if it is the only one.
         """
         found: list[list[Outputs]] = [[] for _ in contexts]
         alone = len(contexts) == 1
@@ -96,12 +80,9 @@ class Passes:
 
     def whole(self, images: Images) -> list[np.ndarray]:
         """All images in order, as batches for statistics that do not depend on them."""
-        index = np.arange(len(images))
-        pairs = np.stack([np.zeros_like(index), index], axis=1)
-        return [
-            pairs[start : start + self.options.forward_batch]
-            for start in range(0, len(pairs), self.options.forward_batch)
-        ]
+        size = self.options.forward_batch
+        pairs = in_batches([np.arange(len(images))], 1)[0]
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def together(self, images: Images, channel_means: bool) -> int:
         """Under how many statistics at once a set's outputs may be held; 1 where decoding costs nothing."""
@@ -111,74 +92,53 @@ class Passes:
         return max(1, BYTES_TOGETHER // (4 * width * len(images)))
 
     def statistics(self, estimate: Estimate) -> BatchNormStatistics:
-        """The statistics behind an estimate with parts; estimated once.
-
-        Raises:
-            UserError: as ``estimate_statistics`` does, and for augmentation or training images that are not known.
-        """
+        """The statistics behind an estimate with parts; estimated once."""
         if estimate not in self.estimates:
             if estimate.share != 1:
-                target = self.statistics(Estimate(estimate.parts))
-                running = read_statistics(self.network.model)
-                found = BatchNormStatistics({name: running[name] for name in target}).interpolate(
-                    target, estimate.share
-                )
-            elif estimate.form:
-                found = self._in_form(estimate)
+                target, running = self.statistics(Estimate(estimate.parts)), read_statistics(self.network.model)
+                of_same_layers = BatchNormStatistics({name: running[name] for name in target})
+                self.estimates[estimate] = of_same_layers.interpolate(target, estimate.share)
             else:
-                found = self._estimated(estimate)
-            self.estimates[estimate] = found
+                self.estimates[estimate] = self._in_form(estimate) if estimate.form else self._estimated(estimate)
         return self.estimates[estimate]
 
     def _images(self, estimate: Estimate) -> tuple[list[Images], np.ndarray]:
         """The images of an estimate: their sets, and ``[n, 2]`` in the order of the parts."""
         sets, pairs = [], []
         for position, (split, count) in enumerate(estimate.parts):
+            if split not in self.adaptation:
+                raise UserError(f"statistics {estimate}: there are no ID images to estimate them on; give some")
             images = self.adaptation[split]
             # Any part of a set that is sorted by class would be a part of its classes.
-            index = np.arange(count)
-            if split != REFERENCE:
-                index = np.sort(self._permutation(len(images))[:count])
+            index = np.arange(count) if split == REFERENCE else np.sort(self._permutation(len(images))[:count])
             sets.append(images)
             pairs.append(np.stack([np.full(count, position), index], axis=1))
         return sets, np.concatenate(pairs)
 
     def _estimated(self, estimate: Estimate) -> BatchNormStatistics:
+        if estimate.augmented and self.augment is None:
+            raise UserError("recalibrated:augmented needs the training augmentation, known of networks trained here")
         sets, pairs = self._images(estimate)
         # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
         # a mixture was asked for, would have unlike statistics. Nearly equal batches for the same reason.
         batches = np.array_split(pairs[self._permutation(len(pairs))], -(-len(pairs) // self.options.estimation_batch))
 
         def read() -> Iterator[Tensor]:
-            images = read_batches(sets, batches, self.network.transform, self.options.workers)
-            return self._augmented(images) if estimate.augmented else images
+            generator = torch.Generator().manual_seed(self.options.seed)
+            for images in read_batches(sets, batches, self.network.transform, self.options.workers):
+                yield self.augment(images, generator) if estimate.augmented and self.augment else images
 
         model, call = self.network.model, self.network.call
-        found = estimate_statistics(model, read, method="one_pass", call=call)
-        if self.options.estimator == "sequential":
-            one_pass, name = found, estimate_name(estimate)
-            found = estimate_statistics(model, read, method="sequential", start=one_pass, call=call)
-            apart = found.distance(one_pass).values()
-            self.distances[name] = (max(pair[0] for pair in apart), max(pair[1] for pair in apart))
-            self.estimated_on += len(pairs)
-            if not found.converged:
-                self.notes.append(f"statistics {name}: they still moved after {found.passes} passes; used anyway")
+        found = estimate_statistics(model, read, method=self.options.estimator, call=call)
+        if not found.converged:
+            self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
         self.estimated_on += len(pairs) * found.passes
         return found
-
-    def _augmented(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
-        if self.augment is None:
-            raise UserError(
-                "recalibrated:augmented needs the training augmentation, known of networks trained here alone"
-            )
-        generator = torch.Generator().manual_seed(self.options.seed)
-        for batch in images:
-            yield self.augment(batch, generator)
 
     def _in_form(self, estimate: Estimate) -> BatchNormStatistics:
         """Target statistics in some layers, each measured as its input arrives under this very condition.
 
-        All images pass as one batch, so that a layer is decided upon behind layers that are normalised as they will be.
+        All images pass as one batch: a layer is decided upon behind layers that are normalised as they will be.
         """
         sets, pairs = self._images(estimate)
         network, model = self.network, self.network.model
@@ -188,9 +148,10 @@ class Passes:
         found: dict[str, LayerStatistics] = {}
 
         def decide(name: str, own: LayerStatistics) -> LayerStatistics:
-            chosen = mixed_form(estimate.form, running, name, own)
-            found[name] = LayerStatistics(chosen.mean.cpu(), chosen.var.cpu(), chosen.count)
-            return chosen
+            mean = running[name].mean.to(own.mean) if estimate.form == "variance" else own.mean
+            var = running[name].var.to(own.var) if estimate.form == "mean" else own.var
+            found[name] = LayerStatistics(mean, var, own.count)
+            return found[name]
 
         with torch.no_grad(), decide_statistics(model, decide, layers):
             network.call(model, batch)
@@ -201,26 +162,12 @@ class Passes:
         return np.random.RandomState(self.options.seed).permutation(count)
 
 
-def estimate_name(estimate: Estimate) -> str:
-    """``id:5000``, ``id:500+target:svhn:500``, ``target:svhn:500/first:3``."""
-    parts = "+".join(f"{split}:{count}" for split, count in estimate.parts)
-    share = "" if estimate.share == 1 else f"/path:{estimate.share:g}"
-    return f"{'augmented ' if estimate.augmented else ''}{parts}{estimate.form and '/' + estimate.form}{share}"
-
-
 def shuffled(name: str, count: int, shuffle: int, seed: int) -> np.ndarray:
     """A random order of a set's images that depends on the seed, the set's name and the shuffle alone."""
     return np.random.RandomState([seed, zlib.crc32(name.encode()), shuffle]).permutation(count)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """For networks without BatchNorm: everything in evaluation mode, and every flag as it was afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def in_batches(orders: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """``count`` batches ``[n, 2]`` (position of the set, index in it), an equal share of each set's order in each."""
+    parts = [np.stack([np.full(len(order), k), order], axis=1) for k, order in enumerate(orders)]
+    return list(np.concatenate([part.reshape(count, -1, 2) for part in parts], axis=1))

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -12,56 +12,50 @@ from rich.text import Text
 
 
 class Column(NamedTuple):
-    """A column of the printed table: where its figure stands in the table of metrics, and how it is shown.
+    """A column of the printed table: whose figure it is, and from which detail on it and its interval are shown.
 
-    ``side`` is ``row`` (the detector's own), ``ood`` or ``id`` (of the set, once for each condition). The figure is
-    shown from a detail on, and its interval from another; None: never.
+    ``side`` is ``row`` (the detector's own), ``ood`` or ``id`` (of the set, once for each condition).
     """
 
     side: str
     detector: str
     metric: str
     shown_from: int
-    interval_from: int | None = None
-    value: str = "value"
+    interval_from: int = 9
+    change: bool = False
     factor: int = 100
 
 
 COLUMNS = {
     "AUROC": Column("row", "", "auroc", 0, 1),
-    "change from\nrunning": Column("row", "", "auroc", 0, 2, "difference"),
+    "change from\nrunning": Column("row", "", "auroc", 0, 2, change=True),
     "FPR95": Column("row", "", "fpr95", 0, 3),
     "FPR95, OOD\npositive": Column("row", "", "fpr95_ood_positive", 1, 3),
-    "OOD\nMSP": Column("ood", "msp", "mean", 2, None, factor=1),
-    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2, None, factor=1),
+    "OOD\nMSP": Column("ood", "msp", "mean", 2, factor=1),
+    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2, factor=1),
     "ID\nacc.": Column("id", "", "accuracy", 0),
 }
+CAPTION = (
+    "AUROC, FPR95 (share of OOD accepted at 95 % of ID) and accuracy in %, changes in points",
+    "FPR95, OOD positive: share of ID rejected at 95 % of OOD; brackets: 95 % bootstrap interval over images",
+    "unit max: largest mean of a penultimate unit, ID under running statistics = 1",
+)
 DETAILS = (3, 2, 1, 0)
-NARROWEST = 100
-# Figures (value, low, high) by all that tells rows apart.
-Figures = dict[tuple[Any, ...], tuple[float, float, float]]
 
 
 def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> Table:
     """One row per OOD set, condition and detector: detection, and the accuracy, confidence and activations beside it.
 
-    AUROC, FPR95 and accuracy are in per cent, changes in points; ``unit max`` is the largest per-unit mean of the
-    penultimate layer as a multiple of the ID one under running statistics.
-
-    Args:
-        table: the metrics of one or several runs (:data:`bnood.evaluation.tables.COLUMNS`), also as read from
-            ``table.csv``.
-        title: printed above.
-        width: columns of the terminal. The most detailed table that fits is returned: with 95 % intervals of all
-            detection figures, of AUROC and its change, of AUROC alone, or of none. None: full detail.
+    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``. Of a terminal with ``width``
+    columns, the most detailed table that fits is returned: with 95 % intervals of all detection figures, of AUROC and
+    its change, of AUROC alone, or of none.
     """
     texts = ["companion", "comparison", "detector"]
     table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN
-    shown = _build(table, title, DETAILS[0])
-    for detail in DETAILS[1:]:
-        if width is None or _natural_width(shown) <= width:
-            break
+    for detail in DETAILS:
         shown = _build(table, title, detail)
+        if width is None or Console(width=10_000, file=io.StringIO()).measure(shown).maximum <= width:
+            break
     return shown
 
 
@@ -108,84 +102,49 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
         shown.add_column(name, no_wrap=detail > 0, overflow="fold")
     for name in [*columns, "n OOD/\nID"]:
         shown.add_column(name, justify="right", no_wrap=True)
-    of_sets = _figures(table)
-    ood = table[(table["role"] == "ood") & (table["comparison"] != "placebo")]
     marked = not_beyond_placebo(table)
+    compared = table["n_id"].gt(0) & table["n_ood"].gt(0)
+    ood = table[(table["role"] == "ood") & (table["comparison"] != "placebo")]
     for (run, dataset, companion), group in ood.groupby(["run", "dataset", "companion"], sort=False):
         label = f"{dataset} ({companion})" if companion else str(dataset)
         for statistics, rows in group.groupby("statistics", sort=False):
-            detection = rows[rows["n_id"].gt(0) & rows["n_ood"].gt(0)]
-            names = list(dict.fromkeys(detection["detector"])) or ["-"]
-            for position, detector in enumerate(names):
-                own = detection[detection["detector"] == detector].set_index("metric")
-                star = len(own) > 0 and bool(marked[detection.index[detection["detector"] == detector]].any())
-                known = (run, statistics, companion)
+            alone = table[~compared & (table["run"] == run) & (table["statistics"] == statistics)]
+            detection = rows[compared[rows.index]]
+            for position, detector in enumerate(dict.fromkeys(detection["detector"]) or ["-"]):
+                own = detection[detection["detector"] == detector]
+                star = "*" * bool(marked[own.index].any())
                 cells = [
-                    _of_row(own, column, detail, star)
+                    _of_row(own.set_index("metric"), column, detail, star)
                     if column.side == "row"
-                    else _of_set(of_sets, known, dataset, column)
-                    if position == 0
-                    else ""
+                    else _of_set(alone, column, str(dataset), str(companion)) * (position == 0)
                     for column in columns.values()
                 ]
                 n = f"{own['n_ood'].iloc[0]}/{own['n_id'].iloc[0]}" if len(own) else "-"
-                first = [*[str(run)] * several, label, str(statistics)] if position == 0 else [""] * (2 + several)
+                first = [*[str(run)] * several, label, str(statistics)]
                 # Text, not str: a set's name may hold brackets, which Rich would take for markup.
-                shown.add_row(*(Text(text) for text in (*first, str(detector), *cells, n)))
+                shown.add_row(*map(Text, (*(each * (position == 0) for each in first), str(detector), *cells, n)))
         shown.add_section()
-    shown.caption = _caption(detail, bool(marked.any()))
+    caption = [*CAPTION[: min(detail + 1, 3)], *["*: the change is not beyond the placebo's"] * bool(marked.any())]
+    shown.caption = Text("; ".join([*caption, *["a wider terminal shows more, table.csv everything"] * (detail < 3)]))
     return shown
 
 
-def _figures(table: pd.DataFrame) -> Figures:
-    """Figures of single sets."""
-    alone = table[table["n_id"].eq(0) | table["n_ood"].eq(0)]
-    keys = ["run", "statistics", "role", "dataset", "companion", "detector", "metric"]
-    return {tuple(row[:-1]): row[-1] for row in alone[[*keys, "value"]].itertuples(index=False)}
-
-
-def _of_row(own: pd.DataFrame, column: Column, detail: int, star: bool) -> str:
-    if column.metric not in own.index or pd.isna(own.loc[column.metric, column.value]):
+def _of_row(own: pd.DataFrame, column: Column, detail: int, star: str) -> str:
+    names = ("difference", "difference_low", "difference_high") if column.change else ("value", "low", "high")
+    if column.metric not in own.index or pd.isna(own.loc[column.metric, names[0]]):
         return "-"
-    change = column.value == "difference"
-    bounds = ("difference_low", "difference_high") if change else ("low", "high")
-    value, low, high = (float(own.loc[column.metric, name]) * column.factor for name in (column.value, *bounds))
-    text = f"{value:+.1f}" if change else f"{value:.1f}"
-    if column.interval_from is not None and detail >= column.interval_from:
-        text += f" [{low:+.1f}, {high:+.1f}]" if change else f" [{low:.1f}, {high:.1f}]"
-    return f"{text}{'*' * (change and star)}"
+    value, low, high = (float(own.loc[column.metric, name]) * column.factor for name in names)
+    sign = "+" if column.change else ""
+    text = f"{value:{sign}.1f}" + (f" [{low:{sign}.1f}, {high:{sign}.1f}]" if detail >= column.interval_from else "")
+    return text + star * column.change
 
 
-def _of_set(figures: Figures, known: tuple[Any, ...], dataset: Any, column: Column) -> str:
+def _of_set(alone: pd.DataFrame, column: Column, dataset: str, shifted: str) -> str:
     """A figure of the OOD set, or of the ID images that go with it: its own where both share batch or statistics."""
-    run, statistics, shifted = known
-    for key, value in figures.items():
-        key_run, key_statistics, role, name, companion, detector, metric = key
-        if (key_run, key_statistics, role, detector, metric) != (
-            run, statistics, column.side, column.detector, column.metric,
-        ):  # fmt: skip
-            continue
-        fits = name == dataset if role == "ood" else companion in ("", dataset) and (not shifted or name == shifted)
-        if fits:
-            return f"{value * column.factor:.{1 if column.factor == 100 else 2}f}"
-    return "-"
-
-
-def _natural_width(table: Table) -> int:
-    """Columns that the table takes when nothing is folded."""
-    console = Console(width=10_000, file=io.StringIO())
-    return console.measure(table).maximum
-
-
-def _caption(detail: int, marked: bool) -> Text:
-    parts = ["AUROC, FPR95 (share of OOD accepted at 95 % of ID) and accuracy in %, changes in points"]
-    if detail > 0:
-        parts.append("FPR95, OOD positive: share of ID rejected at 95 % of OOD")
-        parts.append("brackets: 95 % bootstrap interval over images")
-    if detail > 1:
-        parts.append("unit max: largest mean of a penultimate unit, ID under running statistics = 1")
-    if marked:
-        parts.append("*: the change is not beyond the placebo's")
-    if detail < DETAILS[0]:
-        parts.append("a wider terminal shows more, table.csv everything")
-    return Text("; ".join(parts))
+    rows = alone[(alone["role"] == column.side) & (alone["detector"] == column.detector)]
+    rows = rows[rows["metric"] == column.metric]
+    if column.side == "ood":
+        rows = rows[rows["dataset"] == dataset]
+    else:
+        rows = rows[rows["companion"].isin(["", dataset]) & ((rows["dataset"] == shifted) | (shifted == ""))]
+    return f"{rows['value'].iloc[0] * column.factor:.{1 if column.factor == 100 else 2}f}" if len(rows) else "-"

@@ -1,15 +1,12 @@
 """Will new BatchNorm statistics, estimated on unlabelled traffic, help or harm? Asked before anything is deployed.
 
 Half of the traffic estimates one set of statistics. In-distribution (ID) images and the other half of the traffic are
-then looked at under the running statistics and under the traffic's::
-
-    check = check_recalibration(network, id_set, traffic)
-    print(check)
-    check.advice, check.reason
+then looked at under the running statistics and under the traffic's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -31,7 +28,6 @@ from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics
 FEWEST = 40  # images of a set
 SMALLEST_PART = 16
 UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after and after; see advise
-Logits = tuple[Tensor, Tensor]  # of the same images, under the running and under the new statistics
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,14 @@ class RecalibrationCheck:
             ``"cannot tell"``; the rule stands in :func:`advise`.
         reason: one line.
         notes: one line for everything else that a reader should know.
-        figures: one row per set and quantity: under running and under the traffic's statistics, the difference with its
-            bootstrap interval where images are paired, and, if OOD images were given, the figure under statistics of
-            traffic with a stated OOD fraction. Accuracy, flips and AUROC are fractions 0..1.
-        layers: per layer, how far the traffic's statistics are from the running ones (``mean_shift`` in running
-            standard deviations, ``log_std_ratio``; root mean squares over channels), and the same for the second half
-            of the ID images (``id_``).
+        figures: per set and quantity, under running and under the traffic's statistics; the difference with its
+            bootstrap interval where images are paired; with OOD images, also under statistics of traffic that holds
+            some. Accuracy, flips and AUROC are fractions.
+        layers: per layer, how far the traffic's statistics, and those of half of the ID images (``id_``), are from the
+            running ones (:meth:`~bnood.statistics.BatchNormStatistics.distance`).
         stability: how far apart the estimates of two disjoint parts of n images are, mean over layers, as a fraction
             of the traffic's distance from the running statistics. Below 0.5, n images are enough to see the shift.
-        statistics: the traffic's statistics; ``bake(model, check.statistics)`` makes them permanent. None for a network
-            without BatchNorm.
+        statistics: the traffic's; ``bake(model, check.statistics)`` makes them permanent. None without BatchNorm.
     """
 
     advice: str
@@ -97,58 +91,57 @@ def check_recalibration(
         ood_fraction: above 0 and below 1.
         stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
         seed: of the halves and the bootstrap.
-        resamples: behind each interval.
-        forward_batch: images per pass that are scored.
-        estimation_batch: images per pass that statistics are estimated on.
-        workers: processes that decode images.
+        resamples, forward_batch, estimation_batch, workers: see :class:`EvaluationOptions`.
 
     Raises:
         UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.
     """
-    for images in (id_set, traffic, *([ood_set] if ood_set is not None else [])):
+    sets = (id_set, traffic) if ood_set is None else (id_set, traffic, ood_set)
+    for images in sets:
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
     if not 0 < ood_fraction < 1:
         raise UserError(f"the OOD fraction is {ood_fraction}; it has to lie between 0 and 1")
     if not has_batchnorm(network.model):
-        return RecalibrationCheck(
-            "do not: nothing to gain", "the network has no BatchNorm layer, so it keeps no statistics", [],
-            pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), None,
-        )  # fmt: skip
-
+        nothing, reason = pd.DataFrame(), "the network has no BatchNorm layer, so it keeps no statistics"
+        return RecalibrationCheck("do not: nothing to gain", reason, [], nothing, nothing, nothing, None)
     options = EvaluationOptions(
         seed=seed, forward_batch=forward_batch, estimation_batch=estimation_batch, workers=workers
     )
 
-    def estimate(*sets: Images) -> BatchNormStatistics:
-        named = {str(position): images for position, images in enumerate(sets)}
-        parts = tuple((name, len(images)) for name, images in named.items())
-        return Passes(network, named, options).statistics(Estimate(parts))
+    def estimate(*parts: Images) -> BatchNormStatistics:
+        named = {str(position): images for position, images in enumerate(parts)}
+        wanted = Estimate(tuple((name, len(images)) for name, images in named.items()))
+        return Passes(network, named, options).statistics(wanted)
 
     def logits(images: Images, statistics: BatchNormStatistics) -> Tensor:
         passes = Passes(network, {}, options)
-        (found,) = passes.outputs([images], passes.whole(images), [lambda: use_statistics(network.model, statistics)])
-        return found.logits
+        context = partial(use_statistics, network.model, statistics)
+        return passes.outputs([images], passes.whole(images), [context])[0].logits
 
     adaptation, scoring = (traffic.subset(half) for half in halves(len(traffic), seed, traffic.name))
     second_half = id_set.subset(halves(len(id_set), seed, id_set.name)[1]).at_most(len(adaptation), seed)
     target = estimate(adaptation)
     running = read_statistics(network.model)
     running = BatchNormStatistics({name: running[name] for name in target})  # the layers that run
-    of_id, of_traffic = ((logits(images, running), logits(images, target)) for images in (id_set, scoring))
-    id_set, note = folder_labels(id_set, classes, of_id[0].shape[1])
-    figures = _figures(id_set, scoring, of_id, of_traffic, seed, resamples)
+    before, after = ([logits(images, each) for images in (id_set, scoring)] for each in (running, target))
+    id_set, note = folder_labels(id_set, classes, before[0].shape[1])
+    figures = _figures([id_set, scoring], before, after, seed, resamples)
     if ood_set is not None:
         mixed = estimate(adaptation, ood_set.at_most(round(len(adaptation) * ood_fraction / (1 - ood_fraction)), seed))
-        of_id, of_traffic = (
-            (old[0], logits(images, mixed)) for old, images in ((of_id, id_set), (of_traffic, scoring))
-        )
-        column = f"with_{100 * ood_fraction:g}%_ood"
-        figures[column] = _figures(id_set, scoring, of_id, of_traffic, seed, resamples)["traffic_statistics"]
-    layers = _layers(running, target, estimate(second_half))
-    parts = _stability(running, target, adaptation, estimate) if stability else pd.DataFrame()
-    advice, reason = advise(figures)
-    return RecalibrationCheck(advice, reason, [note] if note else [], figures, layers, parts, target)
+        after = [logits(images, mixed) for images in (id_set, scoring)]
+        with_ood = _figures([id_set, scoring], before, after, seed, resamples)
+        figures[f"with_{100 * ood_fraction:g}%_ood"] = with_ood["traffic_statistics"]
+    of_traffic, of_id = running.distance(target), running.distance(estimate(second_half))
+    names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
+    layers = pd.DataFrame([(name, *of_traffic[name], *of_id[name]) for name in running], columns=names)
+    rows, n = [], len(adaptation) // 2
+    while stability and n >= SMALLEST_PART:
+        parts = [estimate(adaptation.subset(np.arange(start, start + n))) for start in (0, n)]
+        rows.append((n, _mean_shift(*parts) / _mean_shift(running, target)))
+        n //= 2
+    apart = pd.DataFrame(rows, columns=["n", "relative_distance"]) if stability else pd.DataFrame()
+    return RecalibrationCheck(*advise(figures), [note] if note else [], figures, layers, apart, target)
 
 
 def advise(figures: pd.DataFrame) -> tuple[str, str]:
@@ -181,12 +174,10 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     return "cannot tell", f"the shift is small, or the figures contradict each other: {told}"
 
 
-def _figures(
-    id_set: Images, traffic: Images, of_id: Logits, of_traffic: Logits, seed: int, resamples: int
-) -> pd.DataFrame:
+def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], seed: int, resamples: int) -> pd.DataFrame:
+    """Of ID images and traffic, from their logits under the running statistics and under others."""
     rows = []
-
-    for role, images, pair in (("id", id_set, of_id), ("traffic", traffic, of_traffic)):
+    for role, images, *pair in zip(("id", "traffic"), sets, before, after, strict=True):
         old, new = (logits.argmax(dim=1).numpy() for logits in pair)
         means = {f"mean_{score.__name__}": [score(logits).numpy() for logits in pair] for score in (msp, energy)}
         means["predictions_flipped"] = [old != old, old != new]
@@ -197,39 +188,15 @@ def _figures(
             found = weighted_means(np.stack(values, axis=1), counts)
             difference = found[:, 1] - found[:, 0]
             rows.append((role, quantity, len(images), *found[0], difference[0], *interval(difference[1:])))
-    (id_before, id_after), (traffic_before, traffic_after) = of_id, of_traffic
-    for quantity, score, after in (
-        ("auroc_msp", msp, id_after),
-        ("auroc_energy", energy, id_after),
-        ("auroc_msp_each_under_its_own", msp, id_before),
+    for quantity, score, known in (
+        ("auroc_msp", msp, after[0]),
+        ("auroc_energy", energy, after[0]),
+        ("auroc_msp_each_under_its_own", msp, before[0]),
     ):
-        both = auroc(score(id_before), score(traffic_before)), auroc(score(after), score(traffic_after))
-        rows.append(("traffic", quantity, len(traffic), *both, both[1] - both[0], np.nan, np.nan))
+        first, second = auroc(score(before[0]), score(before[1])), auroc(score(known), score(after[1]))
+        rows.append(("traffic", quantity, len(sets[1]), first, second, second - first, np.nan, np.nan))
     names = ["set", "quantity", "n", "running", "traffic_statistics", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _layers(
-    running: BatchNormStatistics, target: BatchNormStatistics, second_half: BatchNormStatistics
-) -> pd.DataFrame:
-    of_traffic, of_id = running.distance(target), running.distance(second_half)
-    names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
-    return pd.DataFrame([(name, *of_traffic[name], *of_id[name]) for name in running], columns=names)
-
-
-def _stability(
-    running: BatchNormStatistics,
-    target: BatchNormStatistics,
-    images: Images,
-    estimate: Callable[[Images], BatchNormStatistics],
-) -> pd.DataFrame:
-    """Two estimates on disjoint parts of n images, n halved from half of the images down to 16."""
-    whole, rows, n = _mean_shift(running, target), [], len(images) // 2
-    while n >= SMALLEST_PART:
-        parts = [images.subset(np.arange(start, start + n)) for start in (0, n)]
-        rows.append((n, _mean_shift(*map(estimate, parts)) / whole))
-        n //= 2
-    return pd.DataFrame(rows, columns=["n", "relative_distance"])
 
 
 def _mean_shift(first: BatchNormStatistics, second: BatchNormStatistics) -> float:

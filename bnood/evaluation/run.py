@@ -18,9 +18,8 @@ from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name, in_proportion
 from bnood.evaluation.evaluate import evaluate
-from bnood.evaluation.files import RECORD, write_evaluation
 from bnood.evaluation.options import EvaluationOptions, SetOptions
-from bnood.evaluation.passes import Augment, Progress
+from bnood.evaluation.passes import Augment
 from bnood.training.run_folder import CHECKPOINT, Run
 
 if TYPE_CHECKING:
@@ -47,62 +46,44 @@ def evaluate_run(
     *,
     wandb: "TrackingOptions",
     command: str,
-    progress: Progress | None = None,
+    progress: Callable[[str], object] | None = None,
     say: Callable[[str], object] | None = None,
     folder: Path | None = None,
 ) -> Path:
-    """Evaluate a run and write ``<run>/ood/``, or another folder; returns what was written.
+    """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
     Args:
         run: the trained run.
-        sets: which images are scored.
-        options: how.
-        wandb: what is logged to Weights & Biases.
+        sets, options, wandb: which images are scored, how, and what is logged to Weights & Biases.
         command: what to type to get this evaluation again, for the report.
         progress: is called with the name of each step that begins.
         say: is called with lines that the user should read, such as how to upload an offline W&B run.
-        folder: is written in place of ``<run>/ood``.
 
     Raises:
         UserError: for bad input; what lay in the folder before is still there then.
     """
     from bnood import tracking
 
-    question = asked(run.folder, sets, options)
-    check_id_split(run.config["data"], sets, run.name)
+    question, data = asked(run.folder, sets, options), run.config["data"]
+    check_id_split(data, sets, run.name)
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tracked = tracking.start_run(
-        wandb,
-        name=f"{run.name}-ood",
-        job_type="evaluation",
+        wandb, name=f"{run.name}-ood", job_type="evaluation",
         tags=[f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"],
         config={"run": run.name, **question, "training": run.config},
         folder=run.folder if folder is None else folder.parent,
-    )
+    )  # fmt: skip
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
-        augment = training_augmentation(run.config["data"].get("augmentation", "crop_flip"))
-        found = evaluate(
-            run.network,
-            images.id_set,
-            train_set=images.train_set,
-            held_out=images.held_out,
-            ood_sets=images.ood_sets,
-            shifted_sets=images.shifted_sets,
-            options=options,
-            augment=augment,
-            progress=progress,
-        )
-        found.record[ASKED] = question
-        found.record["summary"] = run.summary
+        augment = training_augmentation(data.get("augmentation", "crop_flip"))
+        found = evaluate(run.network, **images._asdict(), options=options, augment=augment, progress=progress)
+        found.record |= {ASKED: question, "summary": run.summary}
         if progress is not None:
             progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
-        written = write_evaluation(
-            found, folder or run.folder / FOLDER, title=title, commands=commands, config=run.config
-        )
+        written = found.write(folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
         tracking.log_evaluation(tracked, written, found.table)
     finally:
         if (sync := tracking.finish(tracked)) and say is not None:
@@ -122,26 +103,8 @@ def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[st
     return json.loads(json.dumps({**plain, "checkpoint": checkpoint}, default=str))
 
 
-def is_evaluated(folder: Path, sets: SetOptions, options: EvaluationOptions) -> bool:
-    """Whether ``ood/`` holds the evaluation of the present checkpoint with these options."""
-    record = folder / FOLDER / RECORD
-    if not record.is_file() or not (folder / CHECKPOINT).is_file():
-        return False
-    try:
-        found = json.loads(record.read_text())
-    except ValueError:
-        return False  # damaged: it is made again
-    return isinstance(found, dict) and found.get(ASKED) == asked(folder, sets, options)
-
-
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
-    """Refuse to score images as test images that a network was trained on.
-
-    Args:
-        data: the section data of its training config.
-        sets: what is scored.
-        trained: its name, for the message.
-    """
+    """Refuse to score images as test images that a network, named ``trained``, was trained on by this section data."""
     if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
         raise UserError(
             f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
@@ -154,10 +117,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
     With ``id_split`` test, the images held out of training are there to be fitted on. With ``val`` they are scored, but
     for ``held_out_images`` of them, or a fifth if there are fewer than twice as many.
-
-    Raises:
-        UserError: for sets that are missing or unreadable, empty, of another size, or unlabelled where labels are
-            needed.
+    Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
 

@@ -1,9 +1,8 @@
-"""From logits to one score per image; **higher = more in-distribution**, for every score.
+"""From logits ``[N, K]`` to one score per image ``[N]`` float64; **higher = more in-distribution**, for every score.
 
-All scores are computed in float64, whatever the type of the logits: a float32 softmax rounds to exactly 1.0 as soon
-as the largest logit leads by about 17, and the ties that this makes move FPR95. In float64 it takes a lead of 37.
-
-A score is added by writing a function of the logits ``[N, K]`` and naming it in ``SCORES``, here and nowhere else.
+All scores are computed in float64: a float32 softmax rounds to exactly 1.0 as soon as the largest logit leads by about
+17, and the ties that this makes move FPR95. Each raises ``UserError`` where ``checked_logits`` does. A score is added
+by writing a function and naming it in ``SCORES``.
 """
 
 import math
@@ -23,8 +22,6 @@ Logits = TypeVar("Logits", Tensor, np.ndarray)
 def msp(logits: Logits) -> Logits:
     """Maximum softmax probability of each image (Hendrycks & Gimpel 2017): ``[N, K]`` logits -> ``[N]`` float64.
 
-    Raises ``UserError`` where ``checked_logits`` does.
-
     >>> msp(np.array([[0.0, 0.0], [np.log(9.0), 0.0]])).round(12).tolist()
     [0.5, 0.9]
     """
@@ -34,10 +31,9 @@ def msp(logits: Logits) -> Logits:
 
 
 def energy(logits: Logits, temperature: float = 1.0) -> Logits:
-    """Energy score of each image (Liu et al. 2020, equation 4, with its sign changed): ``[N, K]`` -> ``[N]`` float64.
+    """Energy score of each image (Liu et al. 2020, equation 4): ``T * logsumexp(logits / T)``, ``[N, K]`` -> ``[N]``.
 
-    ``T * logsumexp(logits / T)``, which is *minus* the free energy, so that in-distribution images score higher.
-    Raises ``UserError`` for a temperature that is not a positive number, and where ``checked_logits`` does.
+    This is *minus* the free energy. Raises ``UserError`` for a temperature that is not a positive number.
 
     >>> energy(np.array([[0.0, 0.0], [5.0, -100.0]])).round(4).tolist()
     [0.6931, 5.0]
@@ -49,8 +45,6 @@ def energy(logits: Logits, temperature: float = 1.0) -> Logits:
 
 def max_logit(logits: Logits) -> Logits:
     """Largest logit of each image (Hendrycks et al. 2022): ``[N, K]`` logits -> ``[N]`` float64.
-
-    Raises ``UserError`` where ``checked_logits`` does.
 
     >>> max_logit(np.array([[1.0, 3.0], [-2.0, -1.0]])).tolist()
     [3.0, -1.0]
@@ -71,14 +65,10 @@ def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
         raise UserError(f"logits have to be a tensor or an array of shape [N, K], not {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UserError(f"logits have to be of shape [N, K] with K >= 2 classes, not {list(logits.shape)}")
-    if isinstance(logits, np.ndarray):
-        if logits.dtype.kind not in "fiu":
-            raise UserError(f"logits have to be real numbers, not of type {logits.dtype}")
-        checked = torch.from_numpy(logits.astype(np.float64))
-    else:
-        if logits.is_complex() or logits.dtype == torch.bool:
-            raise UserError(f"logits have to be real numbers, not of type {logits.dtype}")
-        checked = logits.to(torch.float64)
+    kind = logits.dtype.kind if isinstance(logits, np.ndarray) else ""
+    if kind not in ("", *"fiu") or logits.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise UserError(f"logits have to be real numbers, not of type {logits.dtype}")
+    checked = torch.from_numpy(logits.astype(np.float64)) if isinstance(logits, np.ndarray) else logits.double()
     broken = ~checked.isfinite().all(dim=1)
     if broken.any():
         raise UserError(

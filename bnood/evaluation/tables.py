@@ -1,22 +1,21 @@
 """From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit.
 
-Every value has a 95 % interval from one bootstrap over images. Each set has one matrix of resample counts, which
-serves all conditions, shuffles and detectors, so that conditions are compared on the same resampled images; a metric of
-several shuffles is the mean over them within each resample.
+Every value has a 95 % interval from one bootstrap over images: one matrix of resample counts per set serves all
+conditions, shuffles and detectors. A metric of several shuffles is the mean over them within each resample.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from bnood.data.image_set import Images
-from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_p99, unit_table
+from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_table
 from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
@@ -28,9 +27,8 @@ COLUMNS = (
     "difference_high", "n_id", "n_ood",
 )  # fmt: skip
 REPLICATE_COLUMNS = (*COLUMNS[: COLUMNS.index("value")], "value", "n_id", "n_ood", "replicates")
-
-# Figures of one set by detector and metric ("units", "unit_mean_max_ratio"), each [1 + R]: the value, its replicates.
-Figures = dict[tuple[str, str], np.ndarray]
+# What the same metric under running has in common with another row.
+SAME = ("dataset", "role", "companion", "comparison", "detector", "metric")
 
 
 class Where(NamedTuple):
@@ -52,76 +50,38 @@ class Where(NamedTuple):
 
 @dataclass
 class Scored:
-    """What is kept of a set under a condition once its outputs are summed up.
-
-    Attributes:
-        name: of the set.
-        index: int64 ``[n]``, which images of the set were scored.
-        prediction: int64 ``[n]``, predicted classes.
-        scores: float64 ``[n]`` by detector.
-        figures: of the set alone.
-        units: one value per penultimate unit ``[D]`` by column; empty without a reference.
-    """
+    """What is kept of a set under a condition once its outputs are summed up."""
 
     name: str
-    index: np.ndarray
-    prediction: np.ndarray
-    scores: dict[str, np.ndarray]
-    figures: Figures = field(default_factory=dict)
-    units: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass
-class _Measured:
-    """One metric; ``resampled`` is float64 ``[1 + R]``, the value and its replicates."""
-
-    where: Where
-    detector: str
-    metric: str
-    resampled: np.ndarray
-    n_id: int
-    n_ood: int
-
-    @property
-    def before(self) -> tuple[str, ...]:
-        """What the same metric under running has in common with this one."""
-        where = self.where
-        # ID images that shared a batch or statistics with an OOD set are compared with themselves alone.
-        companion = where.companion if where.role == "ood" else ""
-        return where.dataset, where.role, companion, where.comparison, self.detector, self.metric
+    index: np.ndarray  # int64 [n], which images of the set were scored
+    prediction: np.ndarray  # int64 [n], predicted classes
+    scores: dict[str, np.ndarray]  # float64 [n], by detector
+    # Of the set alone, by detector and metric, each [1 + R]: the value, its replicates.
+    figures: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    units: dict[str, np.ndarray] = field(default_factory=dict)  # [D] by column; empty without a reference
 
 
 class Tables:
     """Collects what was scored; ``scores``, ``units`` and ``results`` are the tables of it.
 
-    Args:
-        sets: everything that is scored, by name, for sizes and labels.
-        roles: ``id``, ``ood`` or "" (no rows of its own), by name.
-        resamples: bootstrap resamples, at least 1,000 for intervals worth printing.
-        seed: of the bootstrap.
-        head: of the network, which classes are grouped by for the class-mix control.
+    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are
+    grouped by the network's ``head`` for the class-mix control.
     """
 
     def __init__(
         self, sets: Mapping[str, Images], roles: Mapping[str, str], resamples: int, seed: int, head: Head | None = None
     ) -> None:
-        self._labels = {name: images.labels for name, images in sets.items()}
+        self._labels = {name: images.labels for name, images in sets.items() if roles[name] == "id"}
         self._counts = {name: set_counts(name, len(images), resamples, seed) for name, images in sets.items()}
         self._roles, self._head = dict(roles), head
         self._reference: UnitReference | None = None
-        self._class_mix: ClassMix | None = None
         self._alone: dict[Where, list[Scored]] = {}
         self._compared: dict[Where, list[tuple[Scored, Scored]]] = defaultdict(list)
 
     def summed_up(self, name: str, index: np.ndarray, outputs: Outputs) -> Scored:
-        """Logit scores and figures of images; the first ID set to come, under running, is the units' reference.
-
-        Raises:
-            UserError: for logits that are NaN or infinite.
-        """
-        prediction = outputs.logits.argmax(dim=1).numpy()
+        """Logit scores and figures of images; the first ID set to come, under running, is the units' reference."""
         scores = {score: of(outputs.logits).numpy() for score, of in SCORES.items()}
-        scored = Scored(name, index, prediction, scores)
+        scored = Scored(name, index, outputs.logits.argmax(dim=1).numpy(), scores)
         if self._roles[name]:
             self._add_figures(scored, outputs)
         return scored
@@ -135,11 +95,7 @@ class Tables:
         self._compared[where] += pairs
 
     def scores(self) -> pd.DataFrame:
-        """One row per image, condition and shuffle; NaN where a detector does not apply.
-
-        So have ID images that are compared with no OOD set (``companion`` "" where others have one), but for the
-        scores of their logits alone.
-        """
+        """One row per image, condition and shuffle; NaN where a detector does not apply, or nothing is compared."""
         parts = []
         for where, shuffles in self._alone.items():
             for shuffle, each in enumerate(shuffles):
@@ -149,11 +105,8 @@ class Tables:
 
     def units(self) -> pd.DataFrame:
         """One row per penultimate unit, set and condition; of several shuffles, the first."""
-        parts = [
-            pd.DataFrame({**where.keys, **shuffles[0].units})
-            for where, shuffles in self._alone.items()
-            if shuffles[0].units
-        ]
+        first = {where: shuffles[0].units for where, shuffles in self._alone.items()}
+        parts = [pd.DataFrame({**where.keys, **units}) for where, units in first.items() if units]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def results(
@@ -161,55 +114,60 @@ class Tables:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The table of metrics, and the same rows with their replicates.
 
-        Args:
-            names: the columns run, network, norm and seed.
-            fitted_under: the detectors whose detection is measured, and under what each was fitted.
-            order: names of the statistics, in the order of the rows.
+        ``names`` holds the columns run, network, norm and seed, ``fitted_under`` the detectors whose detection is
+        measured and under what each was fitted, ``order`` the statistics in the order of the rows.
         """
-        measured = []
+        rows: list[dict[str, Any]] = []
+
+        def add(where: Where, detector: str, metric: str, resampled: np.ndarray, n_id: int, n_ood: int) -> None:
+            low, high = interval(resampled[1:])
+            row = {**names, **where._asdict(), "detector": detector, "metric": metric, "n_id": n_id, "n_ood": n_ood}
+            row["fitted_under"] = fitted_under.get(detector, "") if n_id and n_ood else ""
+            rows.append({**row, "value": resampled[0], "low": low, "high": high, "replicates": resampled[1:]})
+
         for where, shuffles in self._alone.items():
             n = len(shuffles[0].index)
-            counts = (n, 0) if where.role == "id" else (0, n)
             for detector, metric in shuffles[0].figures:
-                if not all((detector, metric) in each.figures for each in shuffles):
-                    continue  # the class-mix control, which is not available in every shuffle
-                resampled = np.mean([each.figures[detector, metric] for each in shuffles], axis=0)
-                measured.append(_Measured(where, detector, metric, resampled, *counts))
-        measured += self._detection(list(fitted_under))
-        rank = {name: position for position, name in enumerate(order)}
-        measured.sort(key=lambda each: rank[each.where.statistics])
-        running = {each.before: each.resampled for each in measured if each.where.statistics == "running"}
-        rows, replicates = [], []
-        for each in measured:
-            keys = {**names, **each.where._asdict(), "detector": each.detector, "metric": each.metric}
-            keys |= {"fitted_under": fitted_under.get(each.detector, "") if each.n_id and each.n_ood else ""}
-            keys |= {"value": each.resampled[0], "n_id": each.n_id, "n_ood": each.n_ood}
-            low, high = interval(each.resampled[1:])
-            row = {**keys, "low": low, "high": high}
-            before = running.get(each.before)
-            if before is not None and each.where.statistics != "running":
-                change = each.resampled - before
-                row["difference"] = change[0]
-                row["difference_low"], row["difference_high"] = interval(change[1:])
-            rows.append(row)
-            replicates.append({**keys, "replicates": each.resampled[1:]})
-        return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(replicates, columns=list(REPLICATE_COLUMNS))
+                found = [each.figures.get((detector, metric)) for each in shuffles]
+                if all(each is not None for each in found):  # the class-mix control can lack in a shuffle
+                    resampled = np.mean(found, axis=0)  # type: ignore[arg-type]
+                    add(where, detector, metric, resampled, *((n, 0) if where.role == "id" else (0, n)))
+        for (where, detector, metric), resamples in self._detection(list(fitted_under)).items():
+            known, other = self._compared[where][0]
+            add(where, detector, metric, np.mean(resamples, axis=0), len(known.index), len(other.index))
+        rows.sort(key=lambda row: order.index(row["statistics"]))
+        running: dict[tuple[str, ...], dict[str, Any]] = {}
+        for row in rows:
+            # ID images that shared a batch or statistics with an OOD set are compared with themselves alone.
+            same = tuple(row[name] if (name, row["role"]) != ("companion", "id") else "" for name in SAME)
+            if row["statistics"] == "running":
+                running[same] = row
+            elif same in running:
+                row["difference"] = row["value"] - running[same]["value"]
+                bounds = interval(row["replicates"] - running[same]["replicates"])
+                row["difference_low"], row["difference_high"] = bounds
+        return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(rows, columns=list(REPLICATE_COLUMNS))
 
     def _label(self, scored: Scored) -> np.ndarray:
-        labels = self._labels[scored.name]
-        if labels is None or self._roles[scored.name] != "id":
-            return np.full(len(scored.index), -1)
-        return labels[scored.index]
+        """Labels ``[n]`` of ID images; -1 where there are none."""
+        labels = self._labels.get(scored.name)
+        return np.full(len(scored.index), -1) if labels is None else labels[scored.index]
 
     def _add_figures(self, scored: Scored, outputs: Outputs) -> None:
         """Means over a set's images, of everything at once because that is one product of matrices."""
-        features, label = outputs.features.numpy(), self._label(scored)
-        columns = dict(self._columns(scored, outputs, label))
-        labelled = ("", "accuracy") in columns
-        gaps = [calibration_gaps(scored.scores["msp"], scored.prediction == label)] if labelled else []
-        counts = self.counts_of(scored)
-        is_reference = self._reference is None and self._roles[scored.name] == "id" and features.shape[1] > 1
-        p99 = unit_p99(features) if is_reference else None if self._reference is None else self._reference.p99
+        role, features, label = self._roles[scored.name], outputs.features.numpy(), self._label(scored)
+        counts, msp = self.counts_of(scored), scored.scores["msp"]
+        columns = {(score, "mean"): values for score, values in scored.scores.items()}
+        columns["msp", "share_above_0.9"] = msp > 0.9
+        gaps = []
+        if labelled := role == "id" and bool((label >= 0).all()):
+            right = scored.prediction == label
+            columns |= {("", "accuracy"): right, ("", "nll"): cross_entropies(outputs.logits, label)}
+            gaps = [calibration_gaps(msp, right)]
+        is_reference = self._reference is None and role == "id" and features.shape[1] > 1
+        p99 = None if self._reference is None else self._reference.p99
+        if is_reference:
+            p99 = np.percentile(features, 99, axis=0).astype(np.float64)
         of_units = [] if p99 is None else [features, share_above(features, p99)]
         means = weighted_means(np.column_stack([*of_units, *columns.values(), *gaps]), counts)
         width = 0 if p99 is None else features.shape[1]
@@ -220,28 +178,15 @@ class Tables:
             classes = outputs.logits.shape[1]
             self._class_mix = ClassMix.of(features, scored.prediction, classes, counts, self._head)
         # Copies, because a view would keep the means of all units in memory.
-        figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
+        scored.figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
         if labelled:
-            figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
+            scored.figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
         if self._reference is not None:
             of_means = unit_figures(unit_means, shares[:, 0].copy(), self._reference)
-            figures |= {("units", name): values for name, values in of_means.items()}
+            if role == "ood":
+                of_means |= self._class_mix.control(scored.prediction, counts)
+            scored.figures |= {("units", name): values for name, values in of_means.items()}
             scored.units = unit_table(features, self._reference)
-            if self._roles[scored.name] == "ood":
-                assert self._class_mix is not None
-                control = self._class_mix.control(scored.prediction, counts)
-                figures |= {("units", name): values for name, values in control.items()}
-        scored.figures = figures
-
-    def _columns(
-        self, scored: Scored, outputs: Outputs, label: np.ndarray
-    ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
-        """What is averaged over the images of one set ``[N]``: its scores; with labels, accuracy and likelihood too."""
-        yield from (((score, "mean"), values) for score, values in scored.scores.items())
-        yield ("msp", "share_above_0.9"), scored.scores["msp"] > 0.9
-        if self._roles[scored.name] == "id" and bool((label >= 0).all()):
-            yield ("", "accuracy"), scored.prediction == label
-            yield ("", "nll"), cross_entropies(outputs.logits, label)
 
     def counts_of(self, scored: Scored) -> np.ndarray:
         """Resample counts ``[1 + R, n]`` of the images that were scored."""
@@ -253,39 +198,35 @@ class Tables:
         counts[~counts.any(axis=1), 0] = 1
         return counts
 
-    def _detection(self, detectors: Sequence[str]) -> list[_Measured]:
-        """The detection metrics of every comparison, in threads: as many as torch uses."""
+    def _detection(self, detectors: Sequence[str]) -> dict[tuple[Where, str, str], list[np.ndarray]]:
+        """The resampled detection metrics of every comparison and shuffle, in as many threads as torch uses."""
         # What is compared with the same ID images is computed together.
-        together: dict[int, list[tuple[Where, Scored, Scored]]] = defaultdict(list)
+        groups: dict[int, list[tuple[Where, Scored, Scored]]] = defaultdict(list)
         for where, pairs in self._compared.items():
             for known, other in pairs:
-                together[id(known)].append((where, known, other))
-        values: dict[tuple[Where, str, str], list[np.ndarray]] = defaultdict(list)
+                groups[id(known)].append((where, known, other))
 
-        def compute(group: list[tuple[Where, Scored, Scored]]) -> list[tuple[tuple[Where, str, str], np.ndarray]]:
-            found, known = [], group[0][1]
-            id_counts = self.counts_of(known)
-            counts = [self.counts_of(other) for _, _, other in group]
+        def measured(group: list[tuple[Where, Scored, Scored]]) -> list[tuple[tuple[Where, str, str], np.ndarray]]:
+            known, found = group[0][1], []
+            id_counts, counts = self.counts_of(known), [self.counts_of(other) for _, _, other in group]
             for detector in detectors:
-                usable = [k for k, (_, _, other) in enumerate(group) if detector in other.scores]
-                if detector not in known.scores or not usable:
+                if detector not in known.scores:
                     continue
-                ood = [(group[k][2].scores[detector], counts[k]) for k in usable]
-                for k, metrics in zip(
-                    usable, detection_metrics_of_sets(known.scores[detector], id_counts, ood), strict=True
-                ):
-                    found += [((group[k][0], detector, metric), resampled) for metric, resampled in metrics.items()]
+                usable = [
+                    (where, other.scores[detector], of_other)
+                    for (where, _, other), of_other in zip(group, counts, strict=True)
+                    if detector in other.scores
+                ]
+                sets = [(scores, of_other) for _, scores, of_other in usable]
+                metrics = detection_metrics_of_sets(known.scores[detector], id_counts, sets)
+                for (where, _, _), of_set in zip(usable, metrics, strict=True):
+                    found += [((where, detector, metric), resampled) for metric, resampled in of_set.items()]
             return found
 
+        values: dict[tuple[Where, str, str], list[np.ndarray]] = defaultdict(list)
         # NumPy lets go of the interpreter while it computes, so that threads share the work.
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
-            for found in threads.map(compute, together.values()):
+            for found in threads.map(measured, groups.values()):
                 for key, resampled in found:
                     values[key].append(resampled)
-        sizes = {
-            where: (len(pairs[0][0].index), len(pairs[0][1].index)) for where, pairs in self._compared.items() if pairs
-        }
-        return [
-            _Measured(where, detector, metric, np.mean(shuffles, axis=0), *sizes[where])
-            for (where, detector, metric), shuffles in values.items()
-        ]
+        return values

@@ -27,18 +27,11 @@ class _State(NamedTuple):
 
 @dataclass(eq=False)
 class Context:
-    """One open context.
+    """One open context."""
 
-    Attributes:
-        thread: the thread that opened it.
-        generator: id of the generator's or coroutine's frame that opened it, else None. The frame itself would keep
-            its local variables alive.
-        saved: what each module gets back.
-    """
-
-    thread: int
-    generator: int | None
-    saved: dict[nn.Module, _State]
+    thread: int  # that opened it
+    generator: int | None  # id of the generator's frame that opened it; the frame would keep its variables alive
+    saved: dict[nn.Module, _State]  # what each module gets back
 
 
 _OPEN: tuple[Context, ...] = ()  # outermost first; replaced, never changed, so that threads can read it unlocked
@@ -49,11 +42,8 @@ _LOCK = threading.RLock()
 def lent(modules: Collection[nn.Module]) -> Iterator[None]:
     """Evaluation mode with copies in the place of all buffers. Afterwards the modules are what they were.
 
-    That is: training flags and buffers of all modules, and all attributes and parameters of BatchNorm layers. A
-    BatchNorm layer begins with its own statistics, not with those of a context around this one.
-
-    Raises:
-        UserError: unless every open context that shares a BatchNorm layer is around this one.
+    A BatchNorm layer begins with its own statistics, not with those of a context around this one. Raises ``UserError``
+    unless every open context that shares a BatchNorm layer is around this one.
     """
     global _OPEN
     opener = _opener(sys._getframe())
@@ -104,7 +94,7 @@ def _state(module: nn.Module) -> _State:
 
 
 def _caches(module: nn.Module) -> dict[str, Any]:
-    """Such as LeViT's biases: filled in evaluation mode, and stale after the next step if training goes on."""
+    """Such as LeViT's biases: filled in evaluation mode, stale after the next training step."""
     if not module.training:
         return {}
     return {key: value for key, value in vars(module).items() if type(value) is dict and key[0] != "_"}

@@ -1,31 +1,4 @@
-"""Estimating BatchNorm statistics on data.
-
-**What is estimated.** A BatchNorm layer turns each channel's values x into (x - mean) / sqrt(var + eps). Its
-statistics on a set of images are the mean and the biased variance of its input, per channel, pooled over *all*
-elements of *all* images (N H W of them). Batches are merged by Chan et al.'s (1979) update: with counts a and b,
-means m and sums of squared deviations S, ::
-
-    delta = m_b - m_a
-    m     = m_a + delta * b / (a + b)
-    S     = S_a + S_b + delta**2 * a * b / (a + b)
-
-in float64. The result depends neither on how the images were cut into batches nor on their order as far as the
-layer's input does not. (``torch.optim.swa_utils.update_bn`` averages per-batch variances instead, with equal weights;
-on batches sorted by class it misses the variance between the classes altogether.)
-
-**Which input.** The input of a layer depends on how the layers before it normalise. ``one_pass`` normalises every layer
-with its current batch's statistics while measuring, as training does; the statistics it finds belong to a network that
-nobody will use, since afterwards the same statistics serve all images. ``sequential`` repeats the measurement with all
-layers using the statistics found so far, until they reproduce themselves: then they are the statistics of the very
-network that uses them. Each pass makes at least one more layer of a feed-forward network exact, so L layers are settled
-after L passes at most. It may well take most of them: a change in the first layers grows on its way through the network
-before it dies out, so a small step is no sign of being close. :meth:`BatchNormStatistics.distance` shows how near the
-cheaper one-pass estimate is.
-
-**Which layers.** Those that evaluation mode runs. A layer that it does not run (an auxiliary head, the norm of another
-domain) is left out, with a warning; under the estimate it keeps its running statistics. A layer that runs several times
-per pass has one pair of buffers for all its uses, so its inputs are pooled.
-"""
+"""Estimating BatchNorm statistics on data, in one pass or until they reproduce themselves."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,12 +31,18 @@ def estimate_statistics(
     tolerance: float = 1e-4,
     call: Call | None = None,
 ) -> BatchNormStatistics:
-    """The statistics of all BatchNorm layers on other data; the model is left untouched. See the module's text.
+    """The statistics of all BatchNorm layers on other data; the model is left untouched.
+
+    They are the mean and the biased variance of a layer's input, per channel, pooled in float64 over all elements of
+    all images: the cut into batches matters only as far as the layer's input depends on it. ``one_pass`` normalises
+    every layer with its current batch's statistics while measuring. ``sequential`` repeats the measurement with the
+    statistics found so far until they reproduce themselves; each pass makes at least one more layer exact. Layers that
+    evaluation mode does not run are left out; a layer that runs several times per pass pools its inputs.
 
     Args:
         model: the network; called without gradients, in evaluation mode but for its BatchNorm, and without wrappers.
-        batches: tensors ``x [N, ...]`` or tuples that begin with ``x``, as large as memory allows; ragged and sorted
-            batches do no harm. ``sequential`` needs a list, a DataLoader or a function that returns an iterator.
+        batches: tensors ``x [N, ...]`` or tuples that begin with ``x``; ragged and sorted batches do no harm.
+            ``sequential`` needs a list, a DataLoader or a function that returns an iterator.
         method: ``one_pass`` or ``sequential``.
         start: where ``sequential`` begins; by default at what one pass finds.
         max_passes: of ``sequential``, the first included; by default two more than there are layers.
@@ -72,13 +51,13 @@ def estimate_statistics(
             ``model(x)``, with ``x`` moved to the model's device.
 
     Raises:
-        UserError: if the model has no BatchNorm layer or runs none, if there are no batches or they need ``call``, if
-            a layer saw NaN or infinite values or, in one pass, a batch with a single value per channel (which has no
-            variance), or if an iterator was given where several passes are needed.
+        UserError: if the model has or runs no BatchNorm layer, if there are no batches, they need ``call``, or an
+            iterator would have to be read twice, if a layer saw NaN or infinite values or, in one pass, a batch with a
+            single value per channel.
 
     Warns:
-        UserWarning: naming the layers that were not run, and those that keep fixed statistics (FrozenBatchNorm2d).
-            A ``sequential`` estimate that does not settle in time comes with one and ``converged=False``.
+        UserWarning: naming layers that were not run and those that keep fixed statistics (FrozenBatchNorm2d), and if a
+            ``sequential`` estimate does not settle in time (``converged=False``).
     """
     layers = batchnorm_layers(model)
     _check_batches(batches)
@@ -93,7 +72,6 @@ def estimate_statistics(
     if method == "sequential" and isinstance(batches, Iterator):
         raise UserError("sequential estimation needs several passes: give a list or a function, not an iterator")
     once: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
-    # One pass to start from, one for each layer in the worst case, and one to see that nothing moves any more.
     max_passes = len(layers) + 2 if max_passes is None else max_passes
     current = _measure(model, once(), "batch" if start is None else _complete(layers, start), call, method)
     _warn_of_others(model, layers, current)
@@ -105,27 +83,9 @@ def estimate_statistics(
         passes, moved, current = passes + 1, _movement(current, found), found
     converged = moved <= tolerance
     if not converged:
-        still = f"the sequential statistics still moved by more than {tolerance} after {passes} passes"
-        warnings.warn(f"{still}; they are used anyway", stacklevel=2)
+        still = f"the sequential statistics still moved by more than {tolerance} after {passes} passes; used anyway"
+        warnings.warn(still, stacklevel=2)
     return BatchNormStatistics(current, passes=passes, converged=converged)
-
-
-def measure_statistics(
-    model: nn.Module,
-    batches: Iterable[Any],
-    upstream: BatchNormStatistics | Mode = "running",
-    *,
-    call: Call | None = None,
-) -> BatchNormStatistics:
-    """The statistics of each layer's input as it arrives while all layers normalise with ``upstream``; one pass.
-
-    Under ``"running"`` these are what each layer's running statistics stand in for; under ``"batch"`` what
-    :func:`estimate_statistics` finds in one pass. ``batches``, ``call`` and errors as there.
-    """
-    _check_batches(batches)
-    found = _measure(model, batches, upstream, call)
-    _warn_of_others(model, batchnorm_layers(model), found)
-    return BatchNormStatistics(found, passes=1)
 
 
 def executed_layers(model: nn.Module, batch: Any, call: Call | None = None) -> list[str]:
@@ -154,18 +114,15 @@ def _measure(
     number, seen = 0, False
 
     def single_value(name: str, where: str) -> UserError:
-        return UserError(
-            f"layer {name!r} received a single value per channel{where}, which has no variance: give two images or "
-            "more per batch, or leave out the last one"
-        )
+        hint = "give two images or more per batch, or leave out the last one"
+        return UserError(f"layer {name!r} received a single value per channel{where}, which has no variance: {hint}")
 
     def measure(name: str, layer: _BatchNorm, count: int, mean: Tensor, deviations: Tensor) -> None:
         if count == 1 and upstream == "batch" and method == "one_pass":  # sequential forgets where it started
             raise single_value(name, f" in batch {number}")
         moments.setdefault(name, PooledMoments()).merge(count, mean, deviations)
         if upstream == "batch":
-            # The layer then normalises with what was measured: its own computation of the same moments is
-            # saved, and in channels_last it would lose the variance to cancellation where means are large.
+            # Its own computation would lose the variance to cancellation in channels_last where means are large.
             put(name, layer, bare, mean, deviations / count)
 
     used = _complete(layers, {}) if upstream == "batch" else upstream
@@ -195,10 +152,8 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
         kind = f"{'is' if x is batch else 'begins with'} a {type(x).__name__}"
         raise UserError(f"batch {number} {kind}, not a tensor: convert it, or give call= to hand it to the model")
     if x.ndim < 2:
-        raise UserError(
-            f"batch {number} has the shape {list(x.shape)}, not [N, ...]: give a list of batches, each a tensor of "
-            "images or a tuple that begins with one"
-        )
+        hint = "give a list of batches, each a tensor of images or a tuple that begins with one"
+        raise UserError(f"batch {number} has the shape {list(x.shape)}, not [N, ...]: {hint}")
     if not len(x):
         return False
     tensors = chain(bare.parameters(), bare.buffers())

@@ -42,13 +42,8 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, _BatchNorm]:
     """The BatchNorm layers of a model by the names of the bare model (:func:`unwrapped`), in the order of its modules.
 
-    Args:
-        model: bare, wrapped or compiled.
-        modules: what :func:`named_modules` gives, where it is known already.
-
-    Raises:
-        UserError: if there are none; if one is lazy and has not seen its first batch; if one is quantized, scripted,
-            traced or exported, because its statistics are then compiled in and cannot be replaced.
+    ``modules`` is what :func:`named_modules` gives, where it is known already. Raises ``UserError`` if there are none,
+    one is lazy and has not seen its first batch, or one is quantized, scripted, traced or exported: compiled in.
     """
     layers: dict[str, _BatchNorm] = {}
     for name, module in (modules or dict(named_modules(model))).items():
@@ -65,10 +60,8 @@ def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None =
             because = f"; {fixed} keep fixed statistics"
         elif any(".quantized" in type(module).__module__ for module in model.modules()):
             because = "; quantizing folds BatchNorm into the convolutions: use the model from before"
-        raise UserError(
-            f"{type(unwrapped(model)).__name__} has no BatchNorm layer, so it keeps no statistics to read, estimate or "
-            f"replace{because}"
-        )
+        kind = type(unwrapped(model)).__name__
+        raise UserError(f"{kind} has no BatchNorm layer, so it keeps no statistics to read or replace{because}")
     return layers
 
 

@@ -25,9 +25,7 @@ HALF = (torch.float16, torch.bfloat16)
 def read_statistics(model: nn.Module) -> BatchNormStatistics:
     """The running statistics of all BatchNorm layers, copied; within :func:`use_statistics` too the model's own.
 
-    Raises:
-        UserError: if the model has no BatchNorm layer, one that was built with ``track_running_stats=False``, or one
-            whose running statistics are not finite.
+    Raises ``UserError`` if the model has no BatchNorm layer, or one whose running statistics are missing or not finite.
     """
     read = {}
     for name, layer in batchnorm_layers(model).items():
@@ -52,12 +50,10 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
         - Entering while another thread or a paused generator holds the model is refused: give each a copy of it.
         - What is written to buffers inside is lost, by ``load_state_dict``, ``.to()`` or ``.double()`` too. A copy,
           ``state_dict`` or export taken inside keeps the statistics in use, under ``"batch"`` as flags.
-        - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside, or the
-          gradients are those of other statistics.
-        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics, scale and shift; gradients
-          reach the originals. Layers that are written out by hand are refused if their type cannot hold the statistics.
-        - Under ``"batch"``, a subclass with its own forward does what it does in train mode, and SyncBatchNorm shares
-          the batch among processes.
+        - Gradient checkpointing runs the forward pass again during ``backward``: call ``backward`` inside.
+        - In half precision, layers that call torch's ``batch_norm`` get float32 statistics, scale and shift; others are
+          refused if their type cannot hold the statistics.
+        - Under ``"batch"``, a subclass with its own forward and SyncBatchNorm do what they do in train mode.
 
     Args:
         model: the network; compiled or wrapped ones too.
@@ -65,9 +61,8 @@ def use_statistics(model: nn.Module, statistics: BatchNormStatistics | Mode) -> 
             variance) or given ones; layers that these leave out use their running statistics.
 
     Raises:
-        UserError: if the model has no BatchNorm layer; if the statistics do not fit its layers or channels; if
-            ``"running"`` is asked of a layer that keeps none; if another context holds the model. Under ``"batch"``,
-            also where a forward pass gives a layer a single value per channel.
+        UserError: if the statistics do not fit the model's layers or channels, ``"running"`` is asked of a layer that
+            keeps none, or another context holds the model; under ``"batch"`` for a single value per channel.
     """
     modules = dict(named_modules(model))
     layers = batchnorm_layers(model, modules)
@@ -89,14 +84,10 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
     """Let every BatchNorm layer normalise with what ``decide`` makes of its current input's statistics.
 
     Before a layer runs, ``decide(name, statistics)`` gets those of its input (float64, on the model's device) and
-    returns what the layer shall normalise with; None keeps what it has, its running statistics at first. The layers
-    before it have been decided upon by then, so a set that passes as *one* batch is normalised by the fixed point of
-    sequential estimation. ``layers`` names those that are asked for, by default all; the others use their running
+    returns what the layer shall normalise with; None keeps its running statistics. The layers before it have been
+    decided upon by then. ``layers`` names those that are asked for, by default all; the others use their running
     statistics. Everything else is as in :func:`use_statistics`, without gradients.
-
-    Raises:
-        UserError: as :func:`use_statistics`; for unknown ``layers``; if ``decide`` returns what is not finite, a
-            negative variance or another number of channels.
+    Raises ``UserError`` as there, for unknown ``layers``, and if ``decide`` returns no statistics of the layer.
     """
     asked = batchnorm_layers(model)
     if layers is not None:
@@ -119,12 +110,10 @@ def decide_statistics(model: nn.Module, decide: Decide, layers: Iterable[str] | 
 def bake(model: nn.Module, statistics: BatchNormStatistics) -> None:
     """Write statistics into the model for good: they replace the values of its running means and variances.
 
-    Nothing else changes. After it, evaluation mode gives the outputs of ``use_statistics(model, statistics)``, in half
-    precision up to the rounding of the buffers. Keep ``read_statistics(model)`` to go back.
+    Nothing else changes. Keep ``read_statistics(model)`` to go back.
 
-    Raises:
-        UserError: if the statistics do not fit the model, a layer keeps no running statistics or has a type that
-            cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
+    Raises ``UserError`` if the statistics do not fit the model, a layer keeps no running statistics or has a type that
+    cannot hold them, or inside :func:`use_statistics`. The model is untouched then.
     """
     layers = batchnorm_layers(model)
     if any(innermost(layer) for layer in layers.values()):
@@ -175,8 +164,8 @@ def put(name: str, layer: _BatchNorm, model: nn.Module, mean: Tensor, var: Tenso
     kind, own = reference.dtype, own_buffers(layer)
     code = getattr(layer.forward, "__code__", None)
     if kind in HALF and {"batch_norm", "super"} & set(getattr(code, "co_names", ())):
-        # Half-precision buffers round means by up to 1 / 256, and float16 overflows. Torch's kernel takes float32
-        # statistics if scale and shift are float32 too; in a forward written out by hand they would spread.
+        # Half-precision buffers round and overflow. Torch's kernel takes float32 statistics if scale and shift are
+        # float32 too; in a forward written out by hand they would spread.
         kind = torch.float32
         with torch.enable_grad():
             half = {key: p for key, p in layer._parameters.items() if p is not None and p.dtype in HALF}
@@ -206,7 +195,6 @@ def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
 
 def _refuse_single_values(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Torch refuses these in train mode too, without the layer's name; subclasses may take them."""
     x = _input(layer, args, kwargs)
     if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
         raise UserError(
@@ -227,9 +215,8 @@ def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatist
         _check_channels(name, layers[name], values)
     for name, layer in layers.items():
         if name not in given and not tracks(layer):
-            raise UserError(
-                f"layer {name!r} keeps no running statistics (track_running_stats=False): use 'batch' or estimated ones"
-            )
+            hint = "use 'batch' or estimated ones"
+            raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False): {hint}")
 
 
 def _check_channels(name: str, layer: _BatchNorm, given: LayerStatistics) -> None:

@@ -14,17 +14,11 @@ from bnood.errors import UserError
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Statistics of one BatchNorm layer's input.
+    """Statistics of one BatchNorm layer's input."""
 
-    Attributes:
-        mean: float64 ``[C]``.
-        var: float64 ``[C]``, biased if estimated; running statistics are averages of unbiased ones.
-        count: elements per channel that were measured; for running statistics the training batches seen.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: int
+    mean: Tensor  # float64 [C]
+    var: Tensor  # float64 [C], biased if estimated; running statistics are averages of unbiased ones
+    count: int  # elements per channel that were measured; for running statistics the training batches seen
 
     def check(self, name: str) -> None:
         """Raise ``UserError``, naming the layer, unless a layer can normalise with these."""
@@ -45,12 +39,8 @@ class LayerStatistics:
 class BatchNormStatistics(Mapping[str, LayerStatistics]):
     """Statistics of BatchNorm layers of a model: layer name -> mean, var, count. Copied to the CPU as float64.
 
-    Attributes:
-        passes: forward passes over the data that estimating took; 0 if nothing was estimated.
-        converged: False if a ``sequential`` estimate ran out of passes before it reproduced itself.
-
-    Raises:
-        UserError: if a value is NaN or infinite, a variance or count is negative, or a shape is not ``[C]``.
+    ``passes`` over the data estimated them, and a ``sequential`` estimate ``converged`` unless it ran out of passes.
+    Raises ``UserError`` for values that are not finite, a negative variance or count, or a shape other than ``[C]``.
     """
 
     def __init__(self, layers: Mapping[str, LayerStatistics], passes: int = 0, converged: bool = True) -> None:
@@ -74,11 +64,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return f"BatchNormStatistics({len(self)} layers, passes={self.passes})"
 
     def interpolate(self, other: "BatchNormStatistics", share: float) -> "BatchNormStatistics":
-        """``(1 - share) * self + share * other``, in means and variances alike.
-
-        Raises:
-            UserError: for a share outside [0, 1] or statistics of another model.
-        """
+        """``(1 - share) * self + share * other``; ``UserError`` for a share outside [0, 1] or other layers."""
         if not 0 <= share <= 1:
             raise UserError(f"the share of the other statistics is {share}; it has to lie between 0 and 1")
         self._require_same_layers(other)
@@ -96,10 +82,9 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return self.interpolate(target, images / (prior + images))
 
     def distance(self, other: "BatchNormStatistics") -> dict[str, tuple[float, float]]:
-        """How far ``other`` lies from these statistics, per layer: two root mean squares over the channels.
+        """How far ``other`` lies, per layer: root mean squares over channels, 0 where both are constant.
 
-        The shift of the mean in these statistics' standard deviations, and the natural logarithm of the ratio of the
-        standard deviations. Channels that are constant in both count as 0.
+        Of the mean's shift in these statistics' standard deviations, and of the log ratio of standard deviations.
         """
         self._require_same_layers(other)
         tiny = torch.finfo(torch.float64).tiny
@@ -114,20 +99,16 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         return result
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``.
-
-        Raises:
-            OSError: if the file cannot be written; nothing is left behind then.
-        """
+        """Write a safetensors file: ``<layer>.mean``, ``<layer>.var`` (float64 ``[C]``) and ``<layer>.count``."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.var": layer.var.contiguous()}
             tensors[f"{name}.count"] = torch.tensor(layer.count, dtype=torch.int64)
+        # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
+        metadata = {"format": "bnood.statistics", "layers": "\n".join(self._layers)}
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         try:
-            # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
-            metadata = {"format": "bnood.statistics", "layers": "\n".join(self._layers)}
             partial.write_bytes(to_safetensors(tensors, metadata))
             partial.replace(path)
         finally:
@@ -135,11 +116,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
 
     @classmethod
     def load(cls, path: str | Path) -> "BatchNormStatistics":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UserError: if the file is missing, damaged, of another kind, or holds values that are no statistics.
-        """
+        """Read what :meth:`save` wrote; UserError if the file is missing, damaged, or holds no statistics."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"{path}: no such file of BatchNorm statistics")
@@ -154,12 +131,11 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
             raise UserError(f"{path} does not hold BatchNorm statistics saved by bnood ({error})") from error
 
     def _require_same_layers(self, other: "BatchNormStatistics") -> None:
-        if self._layers.keys() != other._layers.keys():
-            differing = sorted(self._layers.keys() ^ other._layers.keys())
-            raise UserError(f"these statistics are of another model: layer {differing[0]!r} is in only one of the two")
+        if alone := sorted(self._layers.keys() ^ other._layers.keys()):
+            raise UserError(f"these statistics are of another model: layer {alone[0]!r} is in only one of the two")
         for name in self:
-            channels, others = len(self[name].mean), len(other[name].mean)
-            if channels != others:
+            ours, theirs = len(self[name].mean), len(other[name].mean)
+            if ours != theirs:
                 raise UserError(
-                    f"these statistics are of another model: layer {name!r} has {channels} or {others} channels"
+                    f"these statistics are of another model: layer {name!r} has {ours} or {theirs} channels"
                 )

@@ -225,7 +225,6 @@ def _evaluate_model(
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.evaluate import evaluate
-    from bnood.evaluation.files import write_evaluation
 
     network, sets, question = load(options, spec), options.sets, _question(options, spec, evaluation)
     network.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,7 +248,7 @@ def _evaluate_model(
             progress=_say,
         )
         found.record["asked"] = question
-        write_evaluation(found, folder, title=f"{spec.name}: {id_set.name} against OOD", commands=[command])
+        found.write(folder, title=f"{spec.name}: {id_set.name} against OOD", commands=[command])
         tracking.log_evaluation(tracked, folder, found.table, options.claim.primary_sets)
     finally:
         if line := tracking.finish(tracked):

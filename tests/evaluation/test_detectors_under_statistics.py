@@ -224,18 +224,6 @@ def test_default_detectors_that_lack_what_they_need_are_left_out_with_a_note() -
     assert set(found.table.loc[found.table["metric"] == "auroc", "detector"]) == {"msp", "energy", "max_logit"}
 
 
-def test_class_conditional_detectors_say_when_classes_have_too_few_images() -> None:
-    pytest.importorskip("pytorch_ood")
-    found = evaluate(
-        network(), labelled("known", 60, 1), train_set=labelled("train", 50, 100), resamples=2,
-        ood_sets={"far": small_set("far", 20, 7)}, statistics=("running",), detectors=("mahalanobis", "energy"),
-    )  # fmt: skip
-    assert found.notes == [
-        "detector mahalanobis: not applicable: 10 per class (needs 20 fitting images of every class)"
-    ]
-    assert "mahalanobis" not in found.scores and not (found.table["detector"] == "mahalanobis").any()
-
-
 def test_detectors_of_batchnorm_are_not_applicable_without_it() -> None:
     found = evaluate(
         small_network("gn"), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)},

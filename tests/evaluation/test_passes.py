@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plain_interventions import measured_by_torch, with_statistics
-from small_evaluation import Cell, Recorded, identities, outputs, recorded, small_network, small_set, small_sets
+from small_evaluation import Recorded, identities, outputs, recorded, small_network, small_set, small_sets
 from torch import Tensor, nn
 
 from bnood.data.image_set import ImageSet, StreamedSet
@@ -136,25 +136,15 @@ def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images
         split = f"target:{name}" if cell.where.role == "ood" else "id"
         target = measured_by_torch(found.network.model, calibration(found, split, count))
         torch.testing.assert_close(cell.logits, outputs(target, found.pixels(cell))[0].float(), **CLOSE)
-    assert found.found.record["estimator_distance"] == {}
 
 
 def test_sequential_recalibration_is_the_estimate_made_by_hand() -> None:
     network = small_network(architecture="wide_resnet", depth=10, width=1)
-    ran, one_pass = (
-        run(network, statistics=("recalibrated:target",), estimator=estimator)
-        for estimator in ("sequential", "one_pass")
-    )
+    ran = run(network, statistics=("recalibrated:target",), estimator="sequential")
     for split, count in (("id", 50), ("target:far", 50), ("target:near", 32)):
-        pixels = calibration(ran, split, count)
         # One batch of all images normalises as it will be used, so that its one pass is where the passes lead.
-        by_hand = estimate_statistics(ran.network.model, [torch.from_numpy(pixels)])
-        estimate = ran.statistics(((split, count),))
-        assert max(max(pair) for pair in by_hand.distance(estimate).values()) < 0.01
-        apart = np.array(list(estimate.distance(one_pass.statistics(((split, count),))).values())).max(axis=0)
-        stated = ran.found.record["estimator_distance"][f"{split}:{count}"]
-        assert (stated["mean_shift"], stated["log_std_ratio"]) == pytest.approx(tuple(apart))
-        assert apart.max() > 0.003 if count > 32 else apart.max() < 0.003
+        by_hand = estimate_statistics(network.model, [torch.from_numpy(calibration(ran, split, count))])
+        assert max(max(pair) for pair in by_hand.distance(ran.statistics(((split, count),))).values()) < 0.01
 
 
 @pytest.mark.parametrize("calibration_", ["matched", "v0.1"])
@@ -253,11 +243,7 @@ def test_sets_that_fill_no_batch_are_noted_and_left_out() -> None:
     found = run(sets=sets, statistics=("batch:16", "batch:16@0.25"), shuffles=1)
     assert [
         (cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics
-    ] == [
-        ("known", "batch:16"),
-        ("known", "batch:16@0.25"),
-        ("far", "batch:16@0.25"),
-    ]
+    ] == [("known", "batch:16"), ("known", "batch:16@0.25"), ("far", "batch:16@0.25")]
     starts = [note.split(":")[0] for note in found.found.notes]
     assert starts == ["far", "near", "near"]
     assert all("16" in note for note in found.found.notes)
@@ -346,11 +332,3 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     unlabelled = replace(small_set("elsewhere", 30, 5), labels=None)
     with pytest.raises(UserError, match="elsewhere: the images have no labels"):
         run(sets={**small_sets(), "shifted_sets": {"elsewhere": unlabelled}})
-
-
-def of_cell(cell: Cell) -> tuple[str, str, str]:
-    return cell.where.statistics, cell.where.dataset, cell.where.companion
-
-
-def test_no_set_and_condition_passes_twice(ran: Recorded) -> None:
-    assert len({(of_cell(cell), cell.shuffle) for cell in ran.cells}) == len(ran.cells)

@@ -109,8 +109,3 @@ def test_changes_that_are_not_beyond_the_placebos_are_marked(found: Evaluation) 
         table.loc[placebo, ["value", "low", "high"]] = 0.6, low, high
         table.loc[row, ["difference_low", "difference_high"]] = change
         assert not_beyond_placebo(table)[row].tolist() == [expected]
-
-
-def test_an_evaluation_prints_as_its_table_and_notes(found: Evaluation) -> None:
-    text = str(found)
-    assert "small" in text and "recalibrated:mixture@0.5" in text and "AUROC, FPR95" in text

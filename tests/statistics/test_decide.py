@@ -1,4 +1,4 @@
-"""Statistics that are measured or decided upon layer by layer, while the images pass."""
+"""Statistics that are decided upon layer by layer, while the images pass."""
 
 import copy
 import itertools
@@ -11,14 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unchanged import untouched
 
 from bnood.errors import UserError
-from bnood.statistics import (
-    LayerStatistics,
-    decide_statistics,
-    estimate_statistics,
-    measure_statistics,
-    read_statistics,
-    use_statistics,
-)
+from bnood.statistics import LayerStatistics, decide_statistics, use_statistics
 
 NAMES = ["1", "4", "7", "10"]
 
@@ -50,22 +43,6 @@ def matched_copy(model: nn.Sequential, x: Tensor, layers: Iterable[str]) -> nn.S
         layer.running_mean.copy_(arrived.mean(dim=(0, 2, 3)))
         layer.running_var.copy_(arrived.var(dim=(0, 2, 3), unbiased=False))
     return changed
-
-
-def test_measured_behind_running_layers_is_what_each_layer_alone_would_be_matched_to() -> None:
-    model, x = chain(), images()
-    found = measure_statistics(model, x.split(5))
-    assert found.passes == 1
-    for name in NAMES:
-        alone = read_statistics(matched_copy(model, x, [name]))[name]
-        torch.testing.assert_close(found[name].mean, alone.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found[name].var, alone.var, rtol=1e-4, atol=1e-6)
-
-
-def test_measured_behind_the_batch_is_the_one_pass_estimate() -> None:
-    model, batches = chain(), list(images().split(11))
-    found, estimate = measure_statistics(model, batches, "batch"), estimate_statistics(model, batches)
-    assert all(torch.equal(found[name].var, estimate[name].var) for name in NAMES)
 
 
 def test_each_layer_is_asked_before_it_runs_and_only_those_that_were_named() -> None:

@@ -71,15 +71,3 @@ def test_any_split_into_batches_gives_the_same_moments(
     assert pooled.count == 2 * sum(sizes)
     np.testing.assert_allclose(pooled.mean, expected_mean, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(pooled.deviations / pooled.count, expected_var, rtol=1e-6, atol=1e-9)
-
-
-def test_merging_by_hand() -> None:
-    """{1, 3} and {5, 5, 5}: mean 19 / 5, squared deviations 2.8**2 + 0.8**2 + 3 * 1.2**2 = 12.8."""
-    pooled = PooledMoments()
-    given = torch.tensor([2.0], dtype=torch.float64)
-    pooled.merge(2, given, given)
-    given.fill_(9)  # the moments keep their own memory
-    pooled.merge(3, torch.tensor([5.0]), torch.tensor([0.0]))
-    assert pooled.count == 5
-    assert pooled.mean.item() == pytest.approx(3.8)
-    assert pooled.deviations.item() == pytest.approx(12.8)

@@ -10,14 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bnood.errors import UserError
-from bnood.statistics import (
-    BatchNormStatistics,
-    LayerStatistics,
-    batchnorm_layers,
-    has_batchnorm,
-    read_statistics,
-    use_statistics,
-)
+from bnood.statistics import BatchNormStatistics, LayerStatistics, batchnorm_layers, read_statistics, use_statistics
 
 
 def layer(mean: list[float], var: list[float], count: int = 1) -> LayerStatistics:
@@ -41,13 +34,6 @@ def trained_model() -> nn.Module:
     model(torch.randn(8, 3, 6, 6))
     model(torch.randn(8, 3, 6, 6) + 1)
     return model
-
-
-def test_layers_are_found_by_name_in_order() -> None:
-    model = nn.Sequential(nn.BatchNorm3d(2), nn.Sequential(nn.BatchNorm1d(3), nn.GroupNorm(1, 3)), nn.SyncBatchNorm(4))
-    assert list(batchnorm_layers(model)) == ["0", "1.0", "2"]
-    assert batchnorm_layers(model)["1.0"] is model[1][0]
-    assert has_batchnorm(model) and not has_batchnorm(model[1][1])
 
 
 def test_models_without_statistics_to_read_are_refused() -> None:

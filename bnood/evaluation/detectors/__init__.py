@@ -4,35 +4,29 @@ To add one, subclass :class:`Detector` in a file of this package and name the cl
 """
 
 import difflib
+from collections.abc import Callable
+from functools import partial
 
 from bnood.errors import UserError
-from bnood.evaluation.detectors import from_pytorch_ood as library
-from bnood.evaluation.detectors.bats import BATS, BATSFeatures
+from bnood.evaluation.detectors.bats import BATS
+from bnood.evaluation.detectors.clipped_features import BATSFeatures, ReAct
 from bnood.evaluation.detectors.detector import Detector, NotApplicable
-from bnood.evaluation.detectors.gaussian import Gaussian
-from bnood.evaluation.detectors.logit_scores import MSP, Energy, MaxLogit
-from bnood.evaluation.detectors.neural_mean_discrepancy import NeuralMeanDiscrepancy
-from bnood.evaluation.detectors.react import ReAct
-from bnood.evaluation.detectors.temperature import Temperature
+from bnood.evaluation.detectors.distances import Gaussian, NeuralMeanDiscrepancy
+from bnood.evaluation.detectors.from_pytorch_ood import LIBRARY, FromPytorchOOD
+from bnood.evaluation.detectors.logit_scores import LogitScore, Temperature
+from bnood.evaluation.scores import SCORES
 
 __all__ = ["DETECTORS", "Detector", "NotApplicable", "make_detector"]
 
-_ALL: tuple[type[Detector], ...] = (
-    *(MSP, Energy, MaxLogit, ReAct, Temperature),
-    *(library.Entropy, library.GEN, library.KLMatching, library.OpenMax),
-    *(library.KNN, Gaussian, library.Mahalanobis, library.RMD, library.GMM, library.ViM, library.SHE, library.NCI),
-    *(library.DICE, library.NNGuide, library.FDBD, library.LTS),
-    *(BATS, BATSFeatures, NeuralMeanDiscrepancy),
-)
-DETECTORS: dict[str, type[Detector]] = {detector.name: detector for detector in _ALL}
+DETECTORS: dict[str, Callable[[], Detector]] = {
+    **{name: partial(LogitScore, name) for name in SCORES},
+    **{each.name: each for each in (ReAct, Temperature, Gaussian, BATS, BATSFeatures, NeuralMeanDiscrepancy)},
+    **{name: partial(FromPytorchOOD, name) for name in LIBRARY},
+}
 
 
 def make_detector(name: str) -> Detector:
-    """An unfitted detector with its default settings.
-
-    Raises:
-        UserError: for an unknown name, or where the library that the detector comes from is not installed.
-    """
+    """An unfitted detector; UserError for an unknown name, or where the library that it comes from is missing."""
     if name not in DETECTORS:
         close = difflib.get_close_matches(name, DETECTORS)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(DETECTORS)}"

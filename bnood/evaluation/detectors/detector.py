@@ -1,13 +1,8 @@
-"""What a detector is: fitted on a network's outputs, it gives one score per image, **higher = more in-distribution**.
-
-Outputs are stored once per image set and condition, float32 on the CPU, so a detector costs no forward pass
-(``needs = "features"``), unless it says so: ``"channel_means"`` are the spatial means of every BatchNorm layer's input,
-collected in the same pass on request, and ``"own_pass"`` changes the network itself and needs one more pass.
-"""
+"""What a detector is: from a network's outputs to one score per image, **higher = more in-distribution**."""
 
 import importlib
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +12,6 @@ from typing_extensions import Self
 from bnood.errors import UserError
 from bnood.networks.outputs import Head
 
-Needs = Literal["features", "channel_means", "own_pass"]
-Reads = Literal["features", "logits"]
-FittedOn = Literal["nothing", "train", "held_out"]
 IMAGES_PER_CLASS = 20
 
 
@@ -35,22 +27,23 @@ class Detector(ABC):
 
     Attributes:
         name: as in tables, configurations and on the command line.
-        needs: ``"features"`` (logits and features), ``"channel_means"`` or ``"own_pass"``.
+        needs: ``"features"`` (logits and features), ``"channel_means"`` (spatial means of every BatchNorm layer's
+            input, collected in the same pass) or ``"own_pass"`` (changes the network, so needs one more pass).
         reads: which of the two ``"features"`` detectors look at.
         fitted_on: ``"nothing"``, ``"train"`` (images that the network was trained on) or ``"held_out"`` (ID images that
             it was not trained on).
-        class_conditional: needs at least ``IMAGES_PER_CLASS`` fitting images of every class.
+        class_conditional: needs at least ``IMAGES_PER_CLASS`` fitting images of every class; set ``needs_labels`` too.
         needs_labels: ``fit`` needs the labels of the fitting images.
         needs_head: ``fit`` needs weight and bias of the network's last linear layer.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[Needs] = "features"
-    reads: ClassVar[Reads] = "features"
-    fitted_on: ClassVar[FittedOn] = "nothing"
-    class_conditional: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    needs_head: ClassVar[bool] = False
+    name: str
+    needs: Literal["features", "channel_means", "own_pass"] = "features"
+    reads: Literal["features", "logits"] = "features"
+    fitted_on: Literal["nothing", "train", "held_out"] = "nothing"
+    class_conditional: bool = False
+    needs_labels: bool = False
+    needs_head: bool = False
 
     _is_fitted = False
 
@@ -64,8 +57,8 @@ class Detector(ABC):
         """Choose the detector's parameters on in-distribution images; no OOD image ever takes part.
 
         Args:
-            features: float32 ``[N, D]``; may be None where ``fitted_on`` is ``"nothing"``.
-            logits: float32 ``[N, K]``; may be None where ``fitted_on`` is ``"nothing"``.
+            features: float32 ``[N, D]``; may be None, as the logits, where ``fitted_on`` is ``"nothing"``.
+            logits: float32 ``[N, K]``.
             labels: int64 ``[N]``, 0 to K - 1.
             head: the network's last linear layer.
 
@@ -77,28 +70,21 @@ class Detector(ABC):
             raise UserError(
                 f"detector {self.name!r} needs weight and bias of the network's last linear layer: give head="
             )
-        if self.fitted_on == "nothing":
-            self._fit_head(head)
-        else:
+        known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        if self.fitted_on != "nothing":
             if features is None or logits is None or len(features) == 0:
                 wanted = "training images" if self.fitted_on == "train" else "held-out in-distribution images"
                 raise UserError(f"detector {self.name!r} is fitted on {wanted}, and none were given")
-            if labels is None and (self.needs_labels or self.class_conditional):
-                raise UserError(f"detector {self.name!r} needs the labels of its fitting images, and they have none")
-            self._check_shapes(features, logits, head)
-            known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-            if known is not None:
-                self._check_labels(known, logits)
-            self._fit(features.detach(), logits.detach(), known, head)
+            self._check(features, logits, known, head)
+            features, logits = features.detach(), logits.detach()
+        self._fit(features, logits, known, head)
         self._is_fitted = True
         return self
 
     def score(self, features: Tensor, logits: Tensor) -> np.ndarray:
         """Scores ``[N]`` float64 of images with features ``[N, D]`` and logits ``[N, K]``, higher = more ID.
 
-        Raises:
-            UserError: if ``fit`` was not called before.
-            NotApplicable: if the detector gives NaN.
+        Raises ``UserError`` if ``fit`` was not called before, :class:`NotApplicable` if the detector gives NaN.
         """
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
@@ -112,40 +98,33 @@ class Detector(ABC):
         """What was fitted, for the evaluation's record; empty where no single number says it."""
         return {}
 
-    def _fit(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        """Called with checked arguments where ``fitted_on`` is not ``"nothing"``; keeps no reference to them."""
-        raise NotImplementedError
-
-    def _fit_head(self, head: Head | None) -> None:
-        """Called where ``fitted_on`` is ``"nothing"``; most detectors have nothing to keep then."""
+    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
+        """Called with checked arguments, those of :meth:`fit`; keeps no reference to features and logits."""
         return None
 
     @abstractmethod
     def _score(self, features: Tensor, logits: Tensor) -> Tensor | np.ndarray:
         """Scores ``[N]``, higher = more ID."""
 
-    def _check_shapes(self, features: Tensor, logits: Tensor, head: Head | None) -> None:
+    def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
+        what = f"detector {self.name!r} needs"
+        if labels is None and self.needs_labels:
+            raise UserError(f"{what} the labels of its fitting images, and they have none")
         if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
-            raise UserError(
-                f"detector {self.name!r} needs features [N, D] and logits [N, K] of the same images,"
-                f" not {list(features.shape)} and {list(logits.shape)}"
-            )
-        if head is not None and head.weight.shape != (logits.shape[1], features.shape[1]):
-            raise UserError(
-                f"the head's weight is {list(head.weight.shape)}, but the outputs need"
-                f" {[logits.shape[1], features.shape[1]]} (classes, features)"
-            )
-        if self.reads == "features" and features.shape[1] == 0:
+            shapes = f"{list(features.shape)} and {list(logits.shape)}"
+            raise UserError(f"{what} features [N, D] and logits [N, K] of the same images, not {shapes}")
+        classes, width = logits.shape[1], features.shape[1]
+        if head is not None and head.weight.shape != (classes, width):
+            shapes = f"{list(head.weight.shape)}; expected {[classes, width]} (classes, features)"
+            raise UserError(f"{what} a head that fits the outputs, but its weight is {shapes}")
+        if self.reads == "features" and width == 0:
             raise NotApplicable("the network's head takes feature maps, so there are no features")
         if not torch.isfinite(features).all():
-            raise UserError(f"detector {self.name!r} needs features without NaN or infinity: has training diverged?")
-
-    def _check_labels(self, labels: Tensor, logits: Tensor) -> None:
-        classes = logits.shape[1]
+            raise UserError(f"{what} features without NaN or infinity: has training diverged?")
+        if labels is None:
+            return
         if labels.shape != (len(logits),) or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(
-                f"detector {self.name!r} needs one label from 0 to {classes - 1} for each of {len(logits)} images"
-            )
+            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {len(logits)} images")
         smallest = int(torch.bincount(labels, minlength=classes).min())
         if self.class_conditional and smallest < IMAGES_PER_CLASS:
             raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")

@@ -1,231 +1,109 @@
-"""Detectors of pytorch-ood (optional extra ``bnood[detectors]``), on stored outputs.
+"""Detectors of pytorch-ood (optional extra ``bnood[detectors]``) on stored outputs, with the library's settings.
 
-The library's detectors run without a network on features (``fit_features``, ``predict_features``) or logits
-(``fit_logits``, ``predict_logits``). Its scores are larger for OOD images; here their sign is turned. Nothing is
-recomputed: every score equals the library's on the same tensors. Papers are named in the library's documentation.
-
-Left out: VRA (clips small activations where the authors' code sets them to 0), WeightedEBO (its weights are trained
-with OOD images; without them it is the energy score), ASH and SCALE (they change feature maps, not features).
+Every score is the library's on the same tensors with the sign turned. Left out: VRA (clips small activations where the
+authors' code sets them to 0), WeightedEBO (trained with OOD images), ASH and SCALE (they change feature maps).
 """
 
-import inspect
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bnood.errors import UserError
-from bnood.evaluation.detectors.detector import Detector, FittedOn, NotApplicable, import_optional
+from bnood.evaluation.detectors.detector import Detector, NotApplicable, import_optional
 from bnood.networks.outputs import Head
 
 # Elements of the largest intermediate tensor in scoring (128 MiB in float32), and in fitting fDBD (1 GiB).
 _ELEMENTS, _PAIRS_OF_CLASSES = 2**25, 2**28
 
 
+def _vim(classes: int, width: int) -> dict[str, Any]:
+    """The paper's dimension of the principal space; half the features where there are fewer than 768."""
+    return {"d": 1000 if width >= 2048 else 512 if width >= 768 else width // 2}
+
+
+def _dice(classes: int, width: int) -> dict[str, Any]:
+    """The paper's fraction of contributions that is masked out."""
+    return {"p": 0.9 if classes <= 100 else 0.7}
+
+
+def _fdbd(classes: int, width: int) -> dict[str, Any]:
+    """No setting; the library compares all pairs of classes in one tensor ``[K, K, D]``."""
+    if classes * classes * width > _PAIRS_OF_CLASSES:
+        size = f"{4 * classes * classes * width / 2**30:.1f} GiB, 1 at most"
+        raise NotApplicable(f"fdbd compares {classes} x {classes} classes in {width} features: {size}")
+    return {}
+
+
+_LOGITS = {"reads": "logits", "fitted_on": "nothing"}
+_BY_CLASS = {"class_conditional": True, "needs_labels": True}
+_LAYER, _TENSORS = ({"needs_head": True, "head_as": each} for each in ("layer", "tensors"))
+# The attributes of FromPytorchOOD by which each detector differs from one of features, fitted on training images.
+LIBRARY: dict[str, dict[str, Any]] = {
+    "entropy": {"library_class": "Entropy", **_LOGITS},
+    "gen": {"library_class": "GEN", **_LOGITS},  # Liu et al., CVPR 2023
+    "klmatching": {"library_class": "KLMatching", "reads": "logits", **_BY_CLASS},  # Hendrycks et al., ICML 2022
+    "openmax": {"library_class": "OpenMax", "reads": "logits", **_BY_CLASS},  # Bendale & Boult, CVPR 2016
+    "knn": {"library_class": "KNN"},  # Sun et al., ICML 2022
+    "mahalanobis": {"library_class": "Mahalanobis", **_BY_CLASS},  # Lee et al., NeurIPS 2018, in float32
+    "rmd": {"library_class": "RMD", **_BY_CLASS},  # Ren et al. 2021
+    "gmm": {"library_class": "GMM", "makes_cube": True, **_BY_CLASS},
+    "vim": {"library_class": "ViM", "settings": _vim, **_TENSORS},  # Wang et al., CVPR 2022
+    "she": {"library_class": "SHE", **_LAYER, **_BY_CLASS},  # Zhang et al., ICLR 2023
+    "nci": {"library_class": "NCI", **_LAYER, **_BY_CLASS},  # Liu & Qin, CVPR 2025
+    "dice": {"library_class": "DICE", "settings": _dice, "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
+    "nnguide": {"library_class": "NNGuide", **_LAYER},  # Park et al., ICCV 2023
+    "fdbd": {"library_class": "fDBD", "settings": _fdbd, **_LAYER},  # Liu & Qin, ICML 2024
+    "lts": {"library_class": "LTS", "fitted_on": "nothing", **_LAYER},  # Djurisic et al. 2024
+}
+
+
 class FromPytorchOOD(Detector):
-    """A detector of pytorch-ood; keyword arguments are the settings of its class, with the library's defaults.
+    """The detector that :data:`LIBRARY` describes under this name. Raises ``UserError`` if the library is missing."""
 
-    Attributes:
-        library_class: the class in ``pytorch_ood.detector``.
-        memory: whether scoring makes a tensor ``[N, K, D]``: then fewer images at a time.
+    fitted_on = "train"
+    library_class: str  # in pytorch_ood.detector
+    head_as: Literal["layer", "tensors"]  # whether it takes the last layer as a module or as its tensors w and b
+    makes_cube = False  # whether scoring makes a tensor [N, K, D]: then fewer images at a time
+    settings: Callable[[int, int], dict[str, Any]] | None = None  # its arguments for K classes and D features
 
-    Raises:
-        UserError: if the library is missing, or a setting is not one of its class.
-    """
+    def __init__(self, name: str) -> None:
+        self.name = name
+        vars(self).update(LIBRARY[name])
+        import_optional("pytorch_ood.detector", name)  # refuse now, not after the forward passes
 
-    library_class: ClassVar[str]
-    memory: ClassVar[bool] = False
+    def _arguments(self, head: Head) -> dict[str, Any]:
+        classes, width = head.weight.shape
+        settings = self.settings(classes, width) if self.settings else {}
+        if self.head_as == "tensors":
+            return {"w": head.weight, "b": head.bias, **settings}
+        layer = nn.Linear(width, classes)
+        layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+        return {"head": layer.requires_grad_(False), **settings}
 
-    def __init__(self, **settings: Any) -> None:
-        known = set(inspect.signature(self._class()).parameters) - {"model", "encoder", "head", "w", "b"}
-        if unknown := set(settings) - known:
-            raise UserError(
-                f"detector {self.name!r} has no setting {min(unknown)!r}; it has: {', '.join(sorted(known)) or 'none'}"
-            )
-        self.settings = settings
-        self._library: Any = None
-
-    def _class(self) -> Any:
-        return getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        """Arguments of the library's class, apart from ``model`` or ``encoder``, which stay None."""
-        return {}
-
-    def _build(self, head: Head | None) -> Any:
-        absent = {"model": None} if self.reads == "logits" else {"encoder": None}
-        return self._class()(**absent, **(self._arguments(head) | self.settings))
-
-    def _fit_head(self, head: Head | None) -> None:
-        self._library = self._build(head)
-
-    def _fit(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        library = self._build(head)
+    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
+        of_logits = self.reads == "logits"
+        arguments = self._arguments(head) if self.needs_head and head is not None else {}
+        build = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
+        self._library = build(**{"model" if of_logits else "encoder": None}, **arguments)
+        if self.fitted_on == "nothing":
+            return
         if labels is None:  # the library's way to say that all images are in-distribution
             labels = torch.zeros(len(logits), dtype=torch.int64)
         try:
-            if self.reads == "logits":
-                library.fit_logits(logits, labels)
+            if of_logits:
+                self._library.fit_logits(logits, labels)
             else:
-                library.fit_features(features, labels)
+                self._library.fit_features(features, labels)
         except (ValueError, RuntimeError) as error:  # too few images, or a matrix that cannot be inverted
             raise NotApplicable(f"{self.name}: {' '.join(str(error).split())}") from error
-        self._library = library
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        if self._library is None:
-            self._library = self._build(None)
-        predict = self._library.predict_logits if self.reads == "logits" else self._library.predict_features
-        read = logits if self.reads == "logits" else features
-        rows = max(1, _ELEMENTS // (read.shape[1] * (logits.shape[1] if self.memory else 1)))
+        if not self._is_fitted:
+            self.fit()
+        of_logits = self.reads == "logits"
+        read, predict = (
+            (logits, self._library.predict_logits) if of_logits else (features, self._library.predict_features)
+        )
+        rows = max(1, _ELEMENTS // (read.shape[1] * (logits.shape[1] if self.makes_cube else 1)))
         return -torch.cat([predict(part) for part in read.split(rows)])
-
-
-class _WithHead(FromPytorchOOD):
-    """For library classes that take the last layer as a module."""
-
-    needs_head: ClassVar[bool] = True
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        assert head is not None
-        layer = nn.Linear(head.weight.shape[1], head.weight.shape[0])
-        layer.load_state_dict({"weight": head.weight, "bias": head.bias})
-        return {"head": layer.requires_grad_(False)}
-
-
-class _Trained(FromPytorchOOD):
-    fitted_on: ClassVar[FittedOn] = "train"
-
-
-class _PerClass(_Trained):
-    class_conditional: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = True
-
-
-class Entropy(FromPytorchOOD):
-    """Entropy of the softmax."""
-
-    name, library_class, reads = "entropy", "Entropy", "logits"
-
-
-class GEN(FromPytorchOOD):
-    """Generalised entropy (Liu et al., CVPR 2023)."""
-
-    name, library_class, reads = "gen", "GEN", "logits"
-
-
-class KLMatching(_PerClass):
-    """KL divergence to the nearest class's typical softmax (Hendrycks et al., ICML 2022)."""
-
-    name, library_class, reads = "klmatching", "KLMatching", "logits"
-
-
-class OpenMax(_PerClass):
-    """Probability of an unknown class, from distances of logits to class centres (Bendale & Boult, CVPR 2016)."""
-
-    name, library_class, reads = "openmax", "OpenMax", "logits"
-
-
-class KNN(_Trained):
-    """Distance to the k-th nearest training image (Sun et al., ICML 2022)."""
-
-    name, library_class = "knn", "KNN"
-
-
-class Mahalanobis(_PerClass):
-    """Distance to the nearest class mean under one covariance (Lee et al., NeurIPS 2018), in the library's float32."""
-
-    name, library_class = "mahalanobis", "Mahalanobis"
-
-
-class RMD(_PerClass):
-    """Mahalanobis distance relative to that of one Gaussian for all classes (Ren et al., 2021)."""
-
-    name, library_class = "rmd", "RMD"
-
-
-class GMM(_PerClass):
-    """Likelihood under one Gaussian for each class."""
-
-    name, library_class, memory = "gmm", "GMM", True
-
-
-class SHE(_WithHead, _PerClass):
-    """Inner product with the predicted class's mean feature (Zhang et al., ICLR 2023)."""
-
-    name, library_class = "she", "SHE"
-
-
-class NCI(_WithHead, _PerClass):
-    """Angle between centred features and the predicted class's weights (Liu & Qin, CVPR 2025)."""
-
-    name, library_class = "nci", "NCI"
-
-
-class NNGuide(_WithHead, _Trained):
-    """Energy guided by the nearest training images (Park et al., ICCV 2023)."""
-
-    name, library_class = "nnguide", "NNGuide"
-
-
-class FDBD(_WithHead, _Trained):
-    """Distance to decision boundaries (Liu & Qin, ICML 2024).
-
-    Raises ``NotApplicable`` where the library's tensor ``[K, K, D]`` of the differences between classes exceeds 1 GiB.
-    """
-
-    name, library_class = "fdbd", "fDBD"
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        assert head is not None
-        classes, width = head.weight.shape
-        if classes * classes * width > _PAIRS_OF_CLASSES:
-            raise NotApplicable(
-                f"fdbd compares {classes} x {classes} classes in {width} features: "
-                f"{4 * classes * classes * width / 2**30:.1f} GiB, 1 at most"
-            )
-        return super()._arguments(head)
-
-
-class LTS(_WithHead):
-    """Energy of logits scaled by the share of the largest activations (Djurisic et al., 2024)."""
-
-    name, library_class = "lts", "LTS"
-
-
-class _WithWeights(_Trained):
-    """For library classes that take the last layer as tensors."""
-
-    needs_head: ClassVar[bool] = True
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        assert head is not None
-        return {"w": head.weight, "b": head.bias}
-
-
-class ViM(_WithWeights):
-    """Virtual logit of the features' residual (Wang et al., CVPR 2022).
-
-    ``d``, the dimension of the principal space, is the paper's: 1000 for at least 2048 features, 512 for at least 768;
-    half the features below that.
-    """
-
-    name, library_class = "vim", "ViM"
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        assert head is not None
-        width = head.weight.shape[1]
-        return super()._arguments(head) | {"d": 1000 if width >= 2048 else 512 if width >= 768 else width // 2}
-
-
-class DICE(_WithWeights):
-    """Energy of a head that keeps its largest contributions (Sun & Li, ECCV 2022).
-
-    ``p``, the fraction that is masked out, is 0.9 for up to 100 classes and 0.7 for more, as in the paper.
-    """
-
-    name, library_class, memory = "dice", "DICE", True
-
-    def _arguments(self, head: Head | None) -> dict[str, Any]:
-        assert head is not None
-        return super()._arguments(head) | {"p": 0.9 if len(head.weight) <= 100 else 0.7}

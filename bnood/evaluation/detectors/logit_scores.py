@@ -1,41 +1,68 @@
-"""Detectors that read a score off the logits, with nothing to fit."""
+"""Detectors that read a score off the logits."""
 
-from typing import ClassVar
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from bnood.evaluation.detectors.detector import Detector, Reads
-from bnood.evaluation.scores import energy, max_logit, msp
+from bnood.evaluation.detectors.detector import Detector
+from bnood.evaluation.scores import SCORES, checked_logits, msp
+from bnood.networks.outputs import Head
+
+# Where every image is classified rightly, the likelihood grows without end as T falls, and the lowest is taken.
+_LOWEST, _HIGHEST = 0.01, 100.0
 
 
-class MSP(Detector):
-    """Maximum softmax probability (Hendrycks & Gimpel 2017)."""
+class LogitScore(Detector):
+    """One of :data:`bnood.evaluation.scores.SCORES` (MSP, energy, largest logit), with nothing to fit."""
 
-    name: ClassVar[str] = "msp"
-    reads: ClassVar[Reads] = "logits"
+    reads = "logits"
 
-    def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        return msp(logits)
-
-
-class Energy(Detector):
-    """Energy score (Liu et al. 2020)."""
-
-    name: ClassVar[str] = "energy"
-    reads: ClassVar[Reads] = "logits"
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = temperature
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        return energy(logits, self.temperature)
+        return SCORES[self.name](logits)
 
 
-class MaxLogit(Detector):
-    """Largest logit (Hendrycks et al. 2022)."""
+class Temperature(Detector):
+    """MSP of logits divided by a temperature (Guo et al., ICML 2017, section 4.2); no prediction changes.
 
-    name: ClassVar[str] = "max_logit"
-    reads: ClassVar[Reads] = "logits"
+    The temperature minimises the negative log-likelihood of held-out labelled ID images.
+    """
+
+    name = "temperature"
+    reads = "logits"
+    fitted_on = "held_out"
+    needs_labels = True
+
+    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
+        assert labels is not None
+        self.temperature = fit_temperature(logits, labels.numpy())
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        return max_logit(logits)
+        return msp(checked_logits(logits) / self.temperature)
+
+    def record(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
+
+def fit_temperature(logits: Tensor | np.ndarray, labels: np.ndarray) -> float:
+    """The T in [0.01, 100] that minimises the mean negative log-likelihood of logits ``[N, K]``, labels ``[N]``.
+
+    In b = 1 / T the likelihood is convex with the derivative mean(sum_k p_k(b) z_k - z_label), whose sign is halved
+    down to the last digit.
+    """
+    z = checked_logits(logits).numpy()
+    z = z - z[np.arange(len(z)), labels][:, None]
+
+    def slope(inverse: float) -> float:
+        scaled = inverse * z
+        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return float(((weights * z).sum(axis=1) / weights.sum(axis=1)).mean())
+
+    low, high = np.log(1 / _HIGHEST), np.log(1 / _LOWEST)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(float(np.exp(middle))) < 0 else (low, middle)
+    return float(np.exp(-(low + high) / 2))

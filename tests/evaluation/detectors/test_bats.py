@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnood.errors import UserError
-from bnood.evaluation.detectors import NotApplicable, make_detector
-from bnood.evaluation.detectors.bats import BATS, BATSFeatures
+from bnood.evaluation.detectors import NotApplicable
+from bnood.evaluation.detectors.bats import BATS
 from bnood.evaluation.scores import energy
-from bnood.networks.outputs import Head
-from bnood.statistics import estimate_statistics, read_statistics, use_statistics
+from bnood.statistics import bake, estimate_statistics, read_statistics, use_statistics
 
 LAM = 0.7
 
@@ -64,7 +63,7 @@ IMAGES = torch.randn(6, 3, 9, 9)
 @torch.no_grad()
 def test_the_chosen_layers_are_clipped_in_the_order_in_which_they_run(network, layers, clipped) -> None:  # type: ignore[no-untyped-def]
     detector = BATS(LAM, layers)
-    with detector.context(network, "running"):
+    with detector.context(network):
         found = [network.model(IMAGES) for _ in range(2)]
     wanted = network.model.written_out(IMAGES, clipped)
     for each in found:
@@ -75,21 +74,21 @@ def test_the_chosen_layers_are_clipped_in_the_order_in_which_they_run(network, l
 
 @torch.no_grad()
 def test_the_statistics_in_force_decide_where_it_clips(network: SimpleNamespace) -> None:
-    with BATS(LAM, 2).context(network, "batch"):
+    with use_statistics(network.model, "batch"), BATS(LAM, 2).context(network):
         torch.testing.assert_close(
             network.model(IMAGES), network.model.written_out(IMAGES, ("first", "last"), batch=True)
         )
     target = estimate_statistics(network.model, [IMAGES])
-    with BATS(LAM, 2).context(network, target):
-        given = network.model(IMAGES)
     with use_statistics(network.model, target), BATS(LAM, 2).context(network):
-        torch.testing.assert_close(network.model(IMAGES), given)
+        given = network.model(IMAGES)
+    bake(network.model, target)
+    torch.testing.assert_close(network.model.written_out(IMAGES, ("first", "last")), given)
 
 
 @torch.no_grad()
 def test_an_infinite_lambda_is_the_energy_score_and_the_model_is_left_as_it_was(network: SimpleNamespace) -> None:
     before, statistics = network.model(IMAGES), read_statistics(network.model)
-    with BATS(float("inf")).context(network, "running"):
+    with BATS(float("inf")).context(network):
         torch.testing.assert_close(network.model(IMAGES), before, rtol=0, atol=0)
     with pytest.raises(ZeroDivisionError), BATS(LAM, 2).context(network):
         network.model(IMAGES)
@@ -106,7 +105,7 @@ def test_an_activation_behind_the_norm_in_the_same_layer_follows_the_clipping() 
     bound = LAM * layer.weight.abs().view(1, -1, 1, 1)
     normed = F.batch_norm(IMAGES, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
     model = nn.Sequential(layer)
-    with BATS(LAM).context(SimpleNamespace(model=model), "running"):
+    with BATS(LAM).context(SimpleNamespace(model=model)):
         torch.testing.assert_close(model(IMAGES), F.silu(normed.clamp(-bound, bound)))
 
 
@@ -125,14 +124,3 @@ def test_what_cannot_be_clipped_is_refused(network: SimpleNamespace) -> None:
     for arguments in ((0.0,), (float("nan"),), (1.0, 0)):
         with pytest.raises(UserError, match="BATS needs"):
             BATS(*arguments)  # type: ignore[arg-type]
-
-
-def test_the_form_on_features_is_its_formula() -> None:
-    train, new = torch.rand(50, 4), 3 * torch.rand(9, 4) - 1
-    head = Head(torch.randn(3, 4), torch.randn(3))
-    mean, std = train.double().numpy().mean(0), train.double().numpy().std(0)
-    clipped = np.clip(new.double().numpy(), mean - LAM * std, mean + LAM * std)
-    logits = clipped @ head.weight.double().numpy().T + head.bias.double().numpy()
-    found = BATSFeatures(LAM).fit(train, torch.zeros(50, 3), None, head).score(new, torch.zeros(9, 3))
-    np.testing.assert_allclose(found, np.log(np.exp(logits).sum(1)), rtol=1e-12)
-    assert make_detector("bats_features").needs_head and make_detector("bats").needs == "own_pass"

@@ -1,6 +1,4 @@
-"""ReAct and temperature: by hand on a net of two units, and against SciPy's minimiser."""
-
-import doctest
+"""ReAct, temperature and BATS on features: by hand on a net of two units, and against SciPy's minimiser."""
 
 import numpy as np
 import pytest
@@ -8,11 +6,8 @@ import scipy.optimize
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
-import bnood.evaluation.detectors.react
-from bnood.errors import UserError
-from bnood.evaluation.detectors import make_detector
-from bnood.evaluation.detectors.react import ReAct, clipped_logits, react_threshold
-from bnood.evaluation.detectors.temperature import Temperature, fit_temperature
+from bnood.evaluation.detectors.clipped_features import BATSFeatures, ReAct
+from bnood.evaluation.detectors.logit_scores import Temperature, fit_temperature
 from bnood.networks.outputs import Head
 
 RNG = np.random.default_rng(0)
@@ -38,13 +33,6 @@ def test_react_by_hand_on_two_units() -> None:
     assert found.dtype == np.float64
 
 
-def test_clipping_at_the_maximum_is_the_energy_score() -> None:
-    features, weight, bias = RNG.gamma(1, 1, (50, 7)), RNG.normal(size=(4, 7)), RNG.normal(size=4)
-    threshold = react_threshold(features, 100)
-    assert threshold == features.max()
-    np.testing.assert_allclose(clipped_logits(features, threshold, weight, bias), features @ weight.T + bias)
-
-
 @pytest.mark.parametrize("scale", [0.3, 1.0, 6.0])
 def test_the_temperature_is_scipys_and_undoes_the_scale(scale: float) -> None:
     logits, labels = labelled(scale)
@@ -68,7 +56,7 @@ def test_a_network_that_is_always_right_or_always_wrong_ends_at_a_bound() -> Non
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(100)
 
 
-def test_scores_of_react_and_temperature_are_their_definitions() -> None:
+def test_scores_of_react_temperature_and_bats_on_features_are_their_definitions() -> None:
     logits, labels = labelled(4.0)
     head, features = Head(torch.randn(5, 3), torch.randn(5)), torch.rand(400, 3)
     given = (features, torch.from_numpy(logits), labels, head)
@@ -78,15 +66,10 @@ def test_scores_of_react_and_temperature_are_their_definitions() -> None:
     assert cooled.mean() < softmax(logits, axis=1).max(axis=1).mean()
     clipped = np.minimum(features.double().numpy(), np.percentile(features.double().numpy(), 90))
     oracle = logsumexp(clipped @ head.weight.double().numpy().T + head.bias.double().numpy(), axis=1)
-    np.testing.assert_allclose(make_detector("react").fit(*given).score(*given[:2]), oracle, rtol=1e-12)
-
-
-@pytest.mark.parametrize("percentile", [0, 101])
-def test_reacts_percentile_is_checked(percentile: float) -> None:
-    with pytest.raises(UserError, match=f"not {percentile}"):
-        ReAct(percentile)
-
-
-def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(bnood.evaluation.detectors.react)
-    assert result.attempted >= 2 and result.failed == 0
+    np.testing.assert_allclose(ReAct().fit(*given).score(*given[:2]), oracle, rtol=1e-12)
+    normal = features.double().numpy()
+    low, high = (normal.mean(axis=0) + side * 3.25 * normal.std(axis=0) for side in (-1, 1))
+    wide = torch.randn(9, 3) * 4
+    logits = np.clip(wide.double().numpy(), low, high) @ head.weight.double().numpy().T + head.bias.double().numpy()
+    found = BATSFeatures().fit(*given).score(wide, torch.zeros(9, 5))
+    np.testing.assert_allclose(found, logsumexp(logits, axis=1), rtol=1e-12)
