@@ -15,8 +15,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, not readable as YAML, no mapping, or holds what :func:`check_yaml` refuses.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
+    if not path.is_file():  # opening a named pipe would wait
+        reason = "it is no regular file" if path.exists() else "no such config file"
+        raise UserError(f"{path}: {reason}; expected a YAML file, as in configs/")
     try:
         text = path.read_text(encoding="utf-8")
         check_yaml(text, str(path))
@@ -43,31 +44,32 @@ def check_yaml(text: str, where: str) -> None:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"line {event.start_mark.line + 1}: references (*{event.anchor}) are not taken")
-        _check_node(content, "")
+        _check_node(content, "", {})
     except RecursionError as error:
         raise UserError(f"{where}: brackets are nested too deeply") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _check_node(node: yaml.Node | None, prefix: str) -> None:
+def _check_node(node: yaml.Node | None, prefix: str, seen: dict[str, int]) -> None:
+    """``seen`` holds the line of each key by its dotted name: ``model.norm`` is the key ``norm`` of ``model`` too."""
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _check_node(entry, prefix)
+            _check_node(entry, prefix, {})
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"line {line}: a key has to be text")
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "in brackets"
+            raise UserError(f"line {line}: the key {shown} is no text: put it in quotes")
         name = f"{prefix}{key.value}"
-        if key.value in seen:
-            raise UserError(f"line {line}: the key {name} is given a second time, first in line {seen[key.value]}")
-        seen[key.value] = line
+        if name in seen:
+            raise UserError(f"line {line}: the key {name} is given a second time, first in line {seen[name]}")
+        seen[name] = line
         if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
             raise UserError(f"line {line}: the key {name} has no value: write one, write null, or leave the key out")
-        _check_node(value, f"{name}.")
+        _check_node(value, f"{name}.", seen)
 
 
 def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
