@@ -27,6 +27,8 @@ def check_config(config: Any) -> None:
     for key in ("fast_dev_run", "overfit_batches"):
         if trainer[key]:
             raise UserError(f"trainer.{key} can't be set: use --trainer.max_epochs 1 --data.train_count 256")
+    if isinstance(trainer.strategy, str) and any(word in trainer.strategy for word in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy is {trainer.strategy}: the trained network stays in its processes; try ddp")
     if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
     for key, least in _LEAST.items():
@@ -35,7 +37,7 @@ def check_config(config: Any) -> None:
             number = float(value)
         except (TypeError, ValueError):
             continue  # none, "auto", a list of devices
-        if not isinstance(value, bool) and number < least and number != _OFF.get(key):
+        if not isinstance(value, bool) and not number >= least and number != _OFF.get(key):
             expected = "above 0" if least == 1e-9 else f"at least {least}"
             raise UserError(f"trainer.{key} is {value}; expected {expected}")
 
