@@ -237,13 +237,19 @@ def expected_config(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
 
     Raises ``UserError`` if the training config or an override is wrong.
     """
+    import torch
+
+    from bnood.networks.image_classifier import build_network
     from bnood.training.train import ParsingCLI, command_line
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cli = command_line(training_arguments(options, spec), ParsingCLI)
-            return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+            config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        with torch.device("meta"):  # takes no memory, and tells whether there is such a network
+            build_network(config["model"])
+        return config
     except UserError as error:
         where = f"{spec.entry.training} with overrides.{spec.norm}"
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
@@ -257,10 +263,11 @@ def check_same_training(folder: Path, expected: dict[str, Any]) -> None:
             raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
         return
     from bnood.training.resume import settings_that_decide
+    from bnood.training.run_folder import read_config
 
     found, wanted = (
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
-        for config in (read_yaml(file), expected)
+        for config in (read_config(file), expected)
     )
     for key in wanted:
         if key in found and found[key] != wanted[key]:
