@@ -53,7 +53,7 @@ def load_network(
             a transform that cannot be changed.
     """
     library, _, name = str(spec).partition(":")
-    if not name:
+    if not name or not all(part.isidentifier() for part in library.split(".")):
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
     changes = _checked(image_size, mean, std)
     file = None if weights is None else weights_file(str(weights))
@@ -117,11 +117,16 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
                 raise UserError(f"module {module} has no function {name!r} that returns a network")
             _refuse_arguments(made, f"{module}:{name}")
             made = made()
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if f"{module}.".startswith(f"{missing}."):
             raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
         raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
+    except Exception as error:  # whatever the user's module or function raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"model {module}:{name} cannot be made ({reason})") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):
