@@ -26,6 +26,8 @@ class _Selectable:
 
     def at_most(self, count: int | None, seed: int) -> Self:
         """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""
+        if count is not None and count < 1:
+            raise UserError(f"{self.name}: {count} images were asked for; expected a whole number from 1 up")
         if count is None or count >= len(self):
             return self
         return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
@@ -67,7 +69,12 @@ class ImageSet(_Selectable):
     folders: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+        if (
+            self.images.dtype != np.uint8
+            or self.images.ndim != 4
+            or self.images.shape[3] != 3
+            or not min(self.images.shape[1:])
+        ):
             raise UserError(
                 f"{self.name}: images are {self.images.dtype} {list(self.images.shape)}; "
                 f"expected uint8 [N, H, W, 3] (RGB, 0 to 255)"

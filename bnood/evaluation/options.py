@@ -54,6 +54,7 @@ class EvaluationOptions:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        from bnood.data.corruptions import check_shift
         from bnood.evaluation.conditions import parse_statistics  # brings torch, which --help can do without
         from bnood.evaluation.detectors import make_detector
 
@@ -63,6 +64,8 @@ class EvaluationOptions:
         parse_statistics(self.statistics)
         for detector in self.detectors:
             make_detector(detector)
+        for shift in self.shifts:
+            check_shift(shift)
         for name, choices in (
             ("fitted_under", ("condition", "running")),
             ("calibration", ("matched", "v0.1")),
