@@ -23,6 +23,7 @@ the batch says how large the batches are, how many of their images are OOD, and 
 write a class with a ``parse`` method and name it in ``KINDS``.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -174,6 +175,8 @@ class Prior(Condition):
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
         size = _checked_size(found[2] or "128", found[0])
+        if not math.isfinite(float(found[1])):
+            raise UserError(f"statistics {found[0]}: the prior counts as so many images; expected a finite number")
         name = f"prior:{float(found[1]):g}" + (f"/batch:{size}" if size != 128 else "")
         return cls(name, size, prior=float(found[1]))
 
@@ -201,7 +204,8 @@ class Recalibrated(Condition):
     def parse(cls, found: re.Match[str]) -> Condition:
         source, fraction, form = found[1], found[2], found[3] or ""
         if (source == "mixture") != (fraction is not None):
-            raise UserError(f"statistics {found[0]}: only a mixture has a fraction, as in recalibrated:mixture@0.5")
+            rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"
+            raise UserError(f"statistics {found[0]}: it {rule}, as in recalibrated:mixture@0.5")
         if form and source != "target":
             raise UserError(f"statistics {found[0]}: only target takes a layer form, as in recalibrated:target/{form}")
         if re.fullmatch(r"(first|last):0+", form):
@@ -291,11 +295,10 @@ def _parse(name: str) -> Condition:
     for kind in KINDS:
         if found := re.fullmatch(kind.pattern, name):
             return kind.parse(found)
-    hint = "" if name != "recalibrated:mixture" else ", with its OOD fraction: recalibrated:mixture@0.5"
     raise UserError(
         f"statistics {name}: choose from running, batch, batch:SIZE, batch:SIZE@OODFRACTION, recalibrated, "
         "recalibrated:id, :augmented, :target, :mixture@OODFRACTION, :target/first:K, /last:K, /only:K, /mean, "
-        f"/variance, path:LAMBDA, prior:N, prior:N/batch:SIZE{hint}"
+        "/variance, path:LAMBDA, prior:N, prior:N/batch:SIZE"
     )
 
 
