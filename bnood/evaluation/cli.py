@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from bnood.errors import UserError
+from bnood.evaluation.files import check_replaceable
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.tracking import TrackingOptions
 from bnood.training.command_line import one_line_parsing
@@ -87,7 +88,7 @@ def build_parser() -> ArgumentParser:
         ("entity", text, "User or team that owns the project."),
         ("group", text, "Groups runs in the project."),
         ("tags", list[str], "Tags beside those that every run gets."),
-        ("mode", str, "online, offline or auto."),
+        ("mode", Literal["auto", "online", "offline"], "online, offline or auto."),
     ):
         value = getattr(default, name)
         value = list(value) if isinstance(value, tuple) else value
@@ -130,6 +131,8 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     with one_line_parsing(parser, given):
         config = parser.parse_args(given)
     sets, options = asked_for(config)
+    if config.out is not None:
+        check_replaceable(config.out)
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -201,6 +204,7 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
 
 def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, command: str, console: "Console") -> Path:
     """Any network on images that are named, or a run on other images than its own."""
+    from bnood.data.corruptions import is_made_here
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.comparisons import by_name
@@ -227,6 +231,7 @@ def _given_network(config: Any, sets: SetOptions, options: EvaluationOptions, co
             id_set,
             train_set=train_set,
             ood_sets=ood,
+            shifted_sets={shift: load(shift) for shift in options.shifts if not is_made_here(shift)},
             options=options,
             classes=None if config.classes is None else read_classes(config.classes),
             progress=progress,

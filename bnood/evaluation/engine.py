@@ -104,7 +104,7 @@ class Engine:
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if not estimate.parts or self.options.fitted_under == "running":
+        if not estimate.images or self.options.fitted_under == "running":
             return self.fitted_under_running
         return self._fitted(estimate)
 
@@ -244,8 +244,7 @@ class Engine:
     ) -> None:
         """Rows of both sides alone, and of their comparison where both were scored."""
         id_side = [each for each in known if each is not None]
-        kind = "control" if pair.companion else pair.comparison
-        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, kind)
+        comparison = self._where(condition, theirs, pair.dataset, "ood", pair.companion, pair.comparison)
         if pair.comparison == "ood":
             companion = pair.dataset if condition.paired(self.splits) else ""
             if id_side:

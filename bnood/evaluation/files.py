@@ -10,12 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnood.errors import UserError
 from bnood.training.atomic import staged_folder
 
 if TYPE_CHECKING:
     from bnood.evaluation.evaluate import Evaluation
 
 RECORD = "evaluation.json"
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise :class:`UserError` for a folder that holds other files than an evaluation: it would be replaced whole."""
+    folder = folder.resolve()
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any((folder / name).exists() for name in (RECORD, "table.csv"))
+    ):
+        raise UserError(f"{folder} holds other files, and would be replaced: give a new folder for the evaluation")
 
 
 def write_evaluation(
@@ -40,6 +52,7 @@ def write_evaluation(
     """
     from bnood.report.run import write_run_report  # brings matplotlib
 
+    check_replaceable(folder)
     scores = evaluation.scores.copy()
     for column in scores.select_dtypes(["object", "string"]):
         scores[column] = scores[column].astype("category")

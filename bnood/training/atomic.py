@@ -51,6 +51,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
         UserError: if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside,
             which then names files where the user knows them, in ``final``.
     """
+    final = final.resolve() if final.name in ("", "..") else final  # such as a folder "."
     beside, old = _beside(final, "partial"), _beside(final, "old")
     try:
         _check_replaceable(final)
