@@ -112,6 +112,8 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
         )
     images = images.at_most(wanted, seed=0)
     assert images.labels is not None
+    if len(classes := np.unique(images.labels)) < 2:
+        raise UserError(f"{images.name}: all images have the label {classes[0]}; expected two classes or more")
     train, validation = stratified_split(np.asarray(images.labels), options.validation_count, 0, images.name)
     return images.subset(train), images.subset(validation)
 

@@ -46,9 +46,9 @@ class Grid:
         for name in ("activations", "norms"):
             if not getattr(self, name):
                 raise UserError(f"{where}: {name} is empty; expected one or more")
-        for name in ("depth", "width", "epochs", "record_every", "probe_images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from 1 up")
+        for name, least in {"depth": 1, "width": 1, "epochs": 1, "record_every": 1, "probe_images": 2}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from {least} up")
         if self.architecture == "plain" and self.depth < 3:
             raise UserError(f"{where}: depth is {self.depth}; a plain ConvNet has 3 layers or more")
         if "gn" in self.norms and self.width % 8:
@@ -117,9 +117,12 @@ class LabOptions:
             raise UserError("grids is empty; give a config, for example --config configs/lab/demo.yaml")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {self.seeds}; expected one or more seeds, each once")
-        for name in ("train_count", "validation_count", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from 1 up")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
+        # One image has no batch statistics.
+        for name, least in {"train_count": 1, "validation_count": 1, "batch_size": 2, "workers": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from {least} up")
         most = max(grid.probe_images for grid in self.grids)
         if max(most, self.batch_size) > self.train_count:
             raise UserError(

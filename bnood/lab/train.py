@@ -37,8 +37,10 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
         return False
     try:
         found, wanted = json.loads(file.read_text())["settings"], one.settings(options)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); remove it, and the network is trained again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged (settings are no mapping); remove it, and the network is trained again")
     for key in wanted:
         if found.get(key) != wanted[key]:
             raise UserError(
@@ -49,8 +51,18 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
 
 
 def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The long table of a network, and what :func:`train_network` gave."""
-    return pd.read_parquet(_file(options, one, "parquet")), json.loads(_file(options, one, "json").read_text())
+    """The long table of a network, and what :func:`train_network` gave. UserError if they are damaged or missing."""
+    file, ended = _file(options, one, "parquet"), json.loads(_file(options, one, "json").read_text())
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
+        table, reason = pd.DataFrame(), " ".join(str(error).split())
+    else:
+        reason = "other columns or fields"
+    whole = isinstance(ended.get("ended"), str) and isinstance(ended.get("seconds"), float)
+    if not whole or not {"step", "epoch", "layer", "quantity", "value", *one.keys} <= {*table}:
+        raise UserError(f"{file} or its .json is damaged ({reason}); remove both, and the network is trained again")
+    return table, ended
 
 
 def _file(options: LabOptions, one: LabNetwork, kind: str) -> Path:
@@ -133,7 +145,7 @@ def _build(one: LabNetwork, classes: int, image_size: int) -> nn.Module:
 def _normalised(images: ImageSet, reference: ImageSet) -> Tensor:
     """Float32 ``[N, 3, H, W]``: the reference's channels have mean 0 and standard deviation 1."""
     pixels = reference.images.reshape(-1, 3)
-    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64).clip(1e-3)
     values = ((images.images - mean) / std).astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
