@@ -65,7 +65,7 @@ def run_study(options: StudyOptions, *, judge_only: bool = False, command: str) 
     network failed, in which case no verdict is written.
     """
     from bnood.study.execution import Job, check_executor, run_jobs
-    from bnood.study.networks import is_done, make_and_evaluate, run_specs
+    from bnood.study.networks import is_done, load, make_and_evaluate, run_specs
     from bnood.study.results import conclude
     from bnood.training.atomic import locked
 
@@ -79,6 +79,9 @@ def run_study(options: StudyOptions, *, judge_only: bool = False, command: str) 
         check_executor(options.executor)
         if not all(is_done(options, spec) for spec in specs):
             _check_sets(options, specs, expected)
+            for spec in specs:
+                if spec.entry.model is not None:
+                    load(options, spec)
         write_study_file(options)
     with locked(options.folder, "another process is working on this study"):
         # Stopped networks need two others; everything else can be done side by side.
@@ -116,6 +119,7 @@ def _check_trainings(options: StudyOptions, specs: Sequence[Any]) -> dict[str, d
 
 def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str, dict[str, Any]]) -> None:
     """Open every image set once before anything is trained or written: hours may pass before it is needed."""
+    from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.run import check_id_split, load_run_images
     from bnood.training.yaml_files import read_yaml
@@ -132,8 +136,11 @@ def _check_sets(options: StudyOptions, specs: Sequence[Any], expected: dict[str,
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
     if any(spec.entry.model is not None for spec in specs):
-        opened = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
-        names.append([one.name for one in opened])
+        sources = [source for source in (sets.id, sets.train) if source is not None]
+        opened = [images(each, root=sets.root, download=bool(sets.download)) for each in (*sources, *(sets.ood or ()))]
+        names.append([one.name for one in opened[len(sources) :]])
+        if sets.classes is not None:
+            read_classes(sets.classes)
     for found in names:
         if not found:
             raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")
