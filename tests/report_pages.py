@@ -57,7 +57,7 @@ def replicates_of(network: str = "bn", seed: int = 0, has_batchnorm: bool = True
         if statistics in ("running", "recalibrated:target"):
             for companion in SETS if statistics == "recalibrated:target" else ("",):
                 add(statistics, "noise-3", "id", "", "accuracy", 0.6 + 0.02 * place, companion=companion)
-            add(statistics, "svhn", "ood", "energy", "auroc", 0.7 + 0.01 * place, companion="noise-3", comparison="control")
+            add(statistics, "svhn", "ood", "energy", "auroc", 0.7 + 0.01 * place, companion="noise-3")
         if statistics != "running":
             for detector in DETECTORS:
                 value = 0.6 if detector == "knn" else 0.5

@@ -243,7 +243,7 @@ def layer_distances_picture(layers: pd.DataFrame) -> Picture | None:
 
 def tradeoff_picture(table: pd.DataFrame) -> Picture | None:
     """Accuracy on shifted ID images against AUROC of OOD images, from running to target statistics."""
-    auroc = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["comparison"] != "placebo")]
+    auroc = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["comparison"] == "ood")]
     accuracy = table[(table["metric"] == "accuracy") & (table["role"] == "id")]
     accuracy = accuracy.drop_duplicates(["statistics", "dataset"])  # one row per OOD set where these share statistics
     pairs = auroc[auroc["companion"] != ""].merge(

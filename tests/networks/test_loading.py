@@ -176,26 +176,13 @@ def test_callables_and_weights_inside_packages(module: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spec": "resnet18"}, "model 'resnet18': expected torchvision:NAME, timm:NAME or package.module:callable"),
-        ({"spec": "torchvision:resnet81"}, "torchvision has no model 'resnet81': did you mean resnet18"),
-        ({"spec": "timm:resnet81"}, "timm has no model 'resnet81': did you mean"),
-        ({"spec": "timm:resnet18"}, "timm:resnet18 needs weights"),
-        ({"spec": "nowhere.models:build"}, "there is no module 'nowhere' to import"),
-        ({"spec": "mynet:missing"}, "module mynet has no function 'missing'"),
-        ({"spec": "mynet:needs_something"}, r"has to take no arguments \(missing a required argument: 'width'\)"),
-        ({"spec": "mynet:gives_nothing"}, "returns NoneType, not a torch.nn.Module or a bnood.Network"),
         (
             {"spec": "mynet:needs_a_package"},
             "mynet needs the package 'a_missing_package': pip install a-missing-package",
         ),
         ({"spec": "mynet:network", "head": "1"}, "returns a Network: name its head there"),
         ({"spec": "mynet:network", "image_size": 3}, "has a transform of its own"),
-        ({"spec": "mynet:build", "weights": "nothing.pth"}, "there is no weights file 'nothing.pth'"),
-        ({"spec": "mynet:build", "weights": "no_package:w.pth"}, "is not installed: pip install no-package"),
         ({"spec": "mynet:build", "weights": "mypackage:v.pth"}, r"holds 0 files 'v.pth', not one; its weights: w\.pth"),
-        ({"spec": "mynet:build", "image_size": 0}, "image_size is 0: give the side"),
-        ({"spec": "mynet:build", "mean": [0.5]}, r"mean is \[0.5\]: give one number per colour"),
-        ({"spec": "mynet:build", "std": [1, 0, 1]}, r"std is \[1, 0, 1\]: give three numbers above 0"),
     ],
 )
 def test_bad_input_is_one_line(module: Path, arguments: dict[str, Any], message: str) -> None:

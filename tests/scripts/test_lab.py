@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from refusal import refusal
+from tiny_lab import lab_config
 
 from bnood.lab import cli
 from bnood.lab.cli import main
@@ -16,26 +15,10 @@ from bnood.lab.options import LabOptions
 CONFIGS = Path(__file__).parents[2] / "configs" / "lab"
 
 
-def config(folder: Path, **changes: object) -> Path:
-    draw = np.random.RandomState(0)
-    labels = np.arange(80) % 2
-    images = draw.randint(0, 100, (80, 32, 32, 3)) + 100 * labels[:, None, None, None]
-    np.savez(folder / "bright.npz", images=images.astype(np.uint8), labels=labels.astype(np.int64))
-    grid = {"architecture": "mlp", "depth": 2, "width": 8, "learning_rate": 0.1, "epochs": 2, "norms": ["none", "bn"],
-            "activations": ["sigmoid"], "record_every": 2, "probe_images": 16}  # fmt: skip
-    grid |= changes.pop("grid", {})  # type: ignore[arg-type]
-    content = {"name": "tiny", "grids": [grid], "seeds": [0, 1], "images": str(folder / "bright.npz"),
-               "train_count": 60,
-               "validation_count": 20, "batch_size": 20, "workers": 1, "runs": str(folder / "runs")}  # fmt: skip
-    path = folder / "lab.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lab")
-    main(["--config", str(config(folder))])
+    main(["--config", str(lab_config(folder))])
     return folder
 
 
@@ -66,38 +49,14 @@ def test_lab_goes_on_where_it_stopped(
 
 
 def test_other_settings_in_the_same_folder_are_refused(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(main, ["--config", str(config(lab)), "--batch_size", "30"], capsys)
+    line = refusal(main, ["--config", str(lab_config(lab)), "--batch_size", "30"], capsys)
     assert "batch_size 20, not 30" in line
 
 
 def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = {"learning_rate": 1e30, "norms": ["none"], "activations": ["relu"]}
-    main(["--config", str(config(tmp_path, grid=grid, seeds=[0]))])
+    main(["--config", str(lab_config(tmp_path, grid=grid, seeds=[0]))])
     assert "note: mlp-relu-none-s0: diverged in epoch 1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"seeds": [0, 0]}, "each once"),
-        ({"grids": []}, "grids is empty"),
-        ({"name": "a/b"}, "without a path"),
-        ({"grid": {"norms": []}}, "norms is empty"),
-        ({"grid": {"norms": ["gn"], "width": 9}}, "multiple of 8"),
-        ({"grid": {"learning_rate": 0}}, "above 0"),
-        ({"grid": {"probe_images": 100}}, "probe_images (100)"),
-        ({"grid": {"activation": "relu"}}, "activation"),
-        ({"train_count": 500}, "has 80 images"),
-        ({"images": "no_such_set"}, "no_such_set"),
-        ({"thresholds": {"gained": -1}}, "thresholds.gained"),
-        ({"epoch": 3}, "epoch"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(
-    changes: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert words in refusal(main, ["--config", str(config(tmp_path, **changes))], capsys)
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "cifar10.yaml"])

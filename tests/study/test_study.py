@@ -234,46 +234,6 @@ def test_layer_forms_of_the_places_the_cuts_and_all_layers() -> None:
     assert len(layer_forms(20, "all")) == 62
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"networks": []}, "networks is empty"),
-        ({"entry": {"norms": []}}, "norms is []: expected one or more"),
-        ({"entry": {"seeds": [1, 1]}}, "seeds is [1, 1]: expected one or more, each once"),
-        ({"entry": {"seeds": [0, -1]}}, "seeds has -1; expected whole numbers from 0 to 4294967295"),
-        ({"entry": {"overrides": {"gn": {}}}}, "overrides.gn: there is no such norm in norms (bn, ln)"),
-        ({"entry": {"overrides": {"ln": {"model.norm": "gn"}}}}, "overrides.ln.model.norm: the study sets model.norm"),
-        ({"entry": {"overrides": {"ln": {"data.image_size": 8}}}}, "norms are compared on the same images"),
-        ({"entry": {"overrides": {"ln": {"model.lerning_rate": 1}}}}, "did you mean --model.learning_rate?"),
-        ({"entry": {"training": "none.yaml"}}, "none.yaml: no such config file"),
-        ({"entry": {"run": "runs/a"}}, "an entry has training and run; expected one of training, run and model"),
-        ({"networks": [{"run": "nowhere"}]}, "run nowhere has no checkpoints/last.ckpt"),
-        ({"networks": [{"model": "timm:resnet18"}]}, "sets.id is missing"),
-        ({"networks": [{"run": "a", "weights": "b"}]}, "run a has weights, which is for model"),
-        ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
-        ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
-        ({"name": "a/b"}, "expected the name of a folder in"),
-        ({"evaluation": {"resamples": 1}}, "resamples is 1"),
-        ({"evaluation": {"statistics": ["recalibrated:tagret"]}}, "recalibrated:tagret"),
-        ({"claim": {"levle": 0.9}}, "levle"),
-        ({"sets": {"ood": [], "root": str(data_root())}}, "sets.ood is empty"),
-        ({"sets": {"ood": ["marks", "nowhere"], "root": str(data_root())}}, "nowhere"),
-        ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
-        ({"claim": {"primary_sets": ["svhn"]}}, "svhn is not among the OOD sets (marks, grounds)"),
-        ({"executor": {"workers": 0}}, "executor.workers is 0"),
-        (
-            {"executor": {"gpus_per_job": 0.5}},
-            "executor.gpus_per_job is 0.5; expected a positive number, and backend ray",
-        ),
-    ],
-)
-def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        main(["--config", str(study_config(tmp_path, **more))])
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> None:
     source = np.load(data_root() / "tiny" / "train.npz")
     file = write_set(tmp_path / "mine.npz", source["images"], source["labels"])
