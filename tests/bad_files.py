@@ -155,6 +155,8 @@ FILES: dict[str, Make] = {
     "run-no-folder": text("mine"),
     "run-no-checkpoint": run(lambda path: shutil.rmtree(path / "checkpoints")),
     "run-truncated": run(lambda path: (path / CHECKPOINT).write_bytes((path / CHECKPOINT).read_bytes()[:-100])),
+    "run-empty": replaced(CHECKPOINT, text("")),
+    "run-tensor": replaced(CHECKPOINT, lambda path: torch.save(torch.zeros(3), path)),
     "run-shell": replaced(CHECKPOINT, text(CALLS_A_SHELL)),
     "run-pickle": replaced(CHECKPOINT, text(pickle.dumps({"a": 1}))),
     "run-pipe": replaced(CHECKPOINT, os.mkfifo),

@@ -157,19 +157,6 @@ def test_printing_shows_advice_figures_layers_and_stability(check: Recalibration
     assert all(any(word in line for line in lines) for word in ("auroc_msp", "body.4", "relative_distance"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"traffic": TRAFFIC.subset(np.arange(39))}, "traffic: 39 images are too few"),
-        ({"id_set": ID.subset(np.arange(3))}, "id: 3 images are too few"),
-        ({"ood_fraction": 1.0}, "the OOD fraction is 1.0"),
-    ],
-)
-def test_what_cannot_be_checked_is_refused(network: Network, changes: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_recalibration(network, **({"id_set": ID, "traffic": TRAFFIC} | changes))
-
-
 def test_labels_that_number_folders_need_the_list_of_classes(network: Network) -> None:
     folders = ImageSet("id", ID.images, ID.labels % 2, ("a", "b"))
     found = check_recalibration(network, folders, TRAFFIC, resamples=2, stability=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bnood.errors import UserError
 from bnood.networks import weights as weights_module
 from bnood.networks.loading import load_network
-from bnood.networks.weights import load_weights, read_weights, weights_file
+from bnood.networks.weights import load_weights, weights_file
 
 MODULE = """
 import torch
@@ -151,16 +151,6 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         "do not fit Sequential: missing 1.weight, 1.bias, 2.weight and 1 more; left over extra; "
         "of another shape 0.bias [9] for [2]"
     )
-
-
-def test_files_that_hold_no_weights(tmp_path: Path) -> None:
-    (tmp_path / "text.pth").write_text("hello")
-    (tmp_path / "text.safetensors").write_text("hello")
-    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    for name in ("text.pth", "text.safetensors", "module.pth", "empty.pth"):
-        with pytest.raises(UserError, match=rf"{name}: .*torch\.save\(model\.state_dict\(\), file\)"):
-            read_weights(tmp_path / name)
 
 
 def test_callables_and_weights_inside_packages(module: Path) -> None:

@@ -116,17 +116,6 @@ def test_gradient_clipping_bounds_the_norm_by_choice() -> None:
         assert float(first.grad.norm()) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("width", 0), ("width", 10**9), ("num_classes", 1), ("learning_rate", 0.0), ("learning_rate", math.nan),
-     ("momentum", 1.0), ("weight_decay", -1e-4), ("label_smoothing", 1.0), ("warmup", 1.0),
-     ("final_learning_rate", -1.0), ("clip_gradient_norm", -1.0)],
-)  # fmt: skip
-def test_settings_that_cannot_be_meant(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"model.{name} is .*; expected"):
-        classifier(**{name: value})
-
-
 def test_defaults_and_combinations() -> None:
     assert Classifier().hparams["label_smoothing"] == 0  # it would change the confidence that is measured here
     with pytest.raises(UserError, match="19"):
