@@ -71,14 +71,18 @@ def one_line_errors() -> Iterator[None]:
     except MemoryError as error:
         _exit(f"not enough memory: {error}" if str(error) else "not enough memory")
     except RuntimeError as error:
-        # torch has a class for a full accelerator, but none for a full main memory.
-        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         _exit("not enough memory: choose a smaller network, batch or image size")
     except KeyboardInterrupt:
         _stopped("interrupted", 130)
     except Terminated:
         _stopped("terminated", 143)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch lacked memory: it has a class for a full accelerator, but none for a full main memory."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def is_first_process() -> bool:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,5 +53,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -289,6 +289,11 @@ for name, mode in (("a", "auto"), ("b", "online")):
     )
 
 
+def test_a_base_url_that_is_none_is_one_line(tmp_path: Path) -> None:
+    out, err = in_child('print(start("a"))', tmp_path / "home", WANDB_API_KEY="a" * 40, WANDB_BASE_URL="nowhere")
+    assert out == "None\n" and err.count("\n") == 1 and "base_url Input should be a valid URL" in err
+
+
 def test_a_server_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -31,6 +31,13 @@ def is_made_here(shift: str) -> bool:
     return shift == "grey" or shift.rpartition("-")[0] in CONSTANTS
 
 
+def check_shift(shift: str) -> None:
+    """Refuse a corruption without one of its strengths."""
+    kind, _, strength = shift.rpartition("-")
+    if kind in CONSTANTS and strength not in ("1", "2", "3", "4", "5"):
+        raise UserError(f"shift {shift!r}: the strength is {strength!r}; expected one from 1 to 5")
+
+
 def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
 

@@ -27,6 +27,8 @@ class _Set:
 
     def at_most(self, count: int | None, seed: int) -> Self:
         """``count`` images drawn by ``seed``, in their order; all of them if ``count`` is None or no less."""
+        if count is not None and count < 1:
+            raise UserError(f"{self.name}: {count} images were asked for; expected a whole number from 1 up")
         if count is None or count >= len(self):
             return self
         return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
@@ -58,8 +60,9 @@ class ImageSet(_Set):
     folders: tuple[str, ...] | None = None  # sorted names, if labels only number these: bnood.data.labels
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
-            found = f"{self.images.dtype} {list(self.images.shape)}"
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not min(shape[1:]):
+            found = f"{self.images.dtype} {list(shape)}"
             raise UserError(f"{self.name}: images are {found}; expected uint8 [N, H, W, 3] (RGB, 0 to 255)")
         self._check_labels(self.labels)
 

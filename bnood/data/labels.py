@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bnood.data.files import check_file
 from bnood.data.image_set import Images
 from bnood.errors import UserError
 
@@ -51,6 +52,7 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
 def read_classes(path: Path) -> list[str]:
     """The class names in a text file, one per line, in the order of the logits; UserError if it is no such file."""
     expected = "expected a text file with one class name per line, in the order of the logits"
+    check_file(path, expected)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import TORCHVISION, data_root, is_path, load_images
+from bnood.data.sources import TORCHVISION, check_known, data_root, is_path, load_images
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
@@ -35,6 +35,7 @@ def has_test_images(name: str, root: Path | None = None) -> bool:
     """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
     if name in SYNTHETIC or is_path(name):
         return name in SYNTHETIC
+    check_known(name, root)
     folder = data_root(root) / name
     if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
         return True

@@ -77,6 +77,10 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     parser = build_parser()
     with one_line_parsing(parser, given):
         config = parser.parse_args(given)
+    if config.out is not None:
+        from bnood.training.atomic import check_replaceable
+
+        check_replaceable(config.out)
     sets = SetOptions(**{name: config[name] for name in SetOptions.__dataclass_fields__})
     options = EvaluationOptions(**{name: config[name] for name in EvaluationOptions.__dataclass_fields__})
     from rich.console import Console
@@ -129,6 +133,7 @@ def _given_network(
     config: Any, sets: SetOptions, options: EvaluationOptions, command: str, console: "Console"
 ) -> list[Path]:
     """Any network on images that are named, or a run on other images than its own."""
+    from bnood.data.corruptions import is_made_here
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.comparisons import by_name
@@ -150,9 +155,17 @@ def _given_network(
         raise UserError(f"--train {config.train} are the images that are scored: give other ones, or leave --train out")
     ood = by_name(load(source, sets.ood_count) for source in sets.ood or ())  # type: ignore[misc]
     classes = None if config.classes is None else read_classes(config.classes)
+    shifted = {shift: load(shift) for shift in options.shifts if not is_made_here(shift)}
     with _progress(console, network.name) as tell:
         found = evaluate(
-            network, id_set, train_set=train_set, ood_sets=ood, options=options, classes=classes, progress=tell
+            network,
+            id_set,
+            train_set=train_set,
+            ood_sets=ood,
+            shifted_sets=shifted,  # type: ignore[arg-type]
+            options=options,
+            classes=classes,
+            progress=tell,
         )
         title = f"{network.name}: {'no ID images' if id_set is None else id_set.name} against OOD"
         folder = config.out or config.runs / f"{network.name}-eval"

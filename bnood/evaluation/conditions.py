@@ -4,6 +4,7 @@ A condition with fixed statistics gives an :class:`Estimate` for each side of a 
 batch has a batch size, perhaps an OOD fraction, and a context. To add one, write a class and name it in ``KINDS``.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -125,6 +126,8 @@ class Prior(Condition):
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
         size = _checked_size(found[2] or "128", found[0])
+        if not math.isfinite(float(found[1])):
+            raise UserError(f"statistics {found[0]}: the prior counts as so many images; expected a finite number")
         name = f"prior:{float(found[1]):g}" + (f"/batch:{size}" if size != 128 else "")
         return cls(name, size, prior=float(found[1]))
 
@@ -154,7 +157,8 @@ class Recalibrated(Condition):
     def parse(cls, found: re.Match[str]) -> Condition:
         source, fraction, form = found[1], found[2], found[3] or ""
         if (source == "mixture") != (fraction is not None):
-            raise UserError(f"statistics {found[0]}: only a mixture has a fraction, as in recalibrated:mixture@0.5")
+            rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"
+            raise UserError(f"statistics {found[0]}: it {rule}, as in recalibrated:mixture@0.5")
         if form and source != "target":
             raise UserError(f"statistics {found[0]}: only target takes a layer form, as in recalibrated:target/{form}")
         if re.fullmatch(r"(first|last):0+", form):

@@ -100,7 +100,7 @@ class Engine:
 
     def _fitted_to(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if not estimate.parts or self.options.fitted_under == "running":
+        if not estimate.images or self.options.fitted_under == "running":
             return self.fitted_under_running
         return self._fitted(estimate)
 

@@ -25,7 +25,7 @@ from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
 from bnood.statistics import has_batchnorm, read_statistics
-from bnood.training.atomic import staged_folder
+from bnood.training.atomic import check_replaceable, staged_folder
 from bnood.training.provenance import commit, machine, versions
 
 RECORD = "evaluation.json"
@@ -68,6 +68,7 @@ class Evaluation:
         from bnood.report.run import write_run_report  # brings matplotlib
 
         texts = self.scores.select_dtypes(["object", "string"]).columns
+        check_replaceable(Path(folder))
         with staged_folder(Path(folder)) as beside:
             self.scores.astype(dict.fromkeys(texts, "category")).to_parquet(beside / "scores.parquet", index=False)
             self.units.to_parquet(beside / "units.parquet", index=False)

@@ -77,6 +77,7 @@ class EvaluationOptions:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        from bnood.data.corruptions import check_shift
         from bnood.evaluation.conditions import parse_statistics  # brings torch, which --help can do without
         from bnood.evaluation.detectors import make_detector
 
@@ -84,6 +85,8 @@ class EvaluationOptions:
         parse_statistics(self.statistics)
         for detector in self.detectors:
             make_detector(detector)
+        for shift in self.shifts:
+            check_shift(shift)
         fitted_under, estimator = ("condition", "running"), ("one_pass", "sequential")
         _check(self, {"fitted_under": fitted_under, "calibration": ("matched", "v0.1"), "estimator": estimator})
         if self.resamples < 2:

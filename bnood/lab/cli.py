@@ -101,7 +101,10 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
         counts = f"train_count {options.train_count} and validation_count {options.validation_count}"
         raise UserError(f"{images.name} has {len(images)} images; {counts} need {wanted}")
     images = images.at_most(wanted, seed=0)
-    train, validation = stratified_split(np.asarray(images.labels), options.validation_count, 0, images.name)
+    labels = np.asarray(images.labels)
+    if len(set(labels.tolist())) < 2:
+        raise UserError(f"{images.name}: all images have the label {labels[0]}; expected two classes or more")
+    train, validation = stratified_split(labels, options.validation_count, 0, images.name)
     return images.subset(train), images.subset(validation)
 
 

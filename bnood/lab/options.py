@@ -45,7 +45,7 @@ class Grid:
             if not getattr(self, name):
                 raise UserError(f"{where}: {name} is empty; expected one or more")
         for name in ("depth", "width", "epochs", "record_every", "probe_images"):
-            least = 3 if name == "depth" and self.architecture == "plain" else 1
+            least = 3 if name == "depth" and self.architecture == "plain" else 1 + (name == "probe_images")
             if getattr(self, name) < least:
                 raise UserError(f"{where}: {name} is {getattr(self, name)}; expected a whole number from {least} up")
         if "gn" in self.norms and self.width % 8:
@@ -114,9 +114,12 @@ class LabOptions:
             raise UserError("grids is empty; give a config, for example --config configs/lab/demo.yaml")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {self.seeds}; expected one or more seeds, each once")
-        for name in ("train_count", "validation_count", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from 1 up")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
+        # One image has no batch statistics.
+        for name, least in {"train_count": 1, "validation_count": 1, "batch_size": 2, "workers": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a whole number from {least} up")
         probe = max(grid.probe_images for grid in self.grids)
         if max(probe, self.batch_size) > self.train_count:
             needed = f"probe_images ({probe}) and batch_size ({self.batch_size})"

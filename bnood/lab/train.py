@@ -32,8 +32,10 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
         return False
     try:
         found, wanted = json.loads(file.read_text())["settings"], one.settings(options)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); remove it, and the network is trained again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged (settings are no mapping); remove it, and the network is trained again")
     for key in wanted:
         if found.get(key) != wanted[key]:
             remedy = f"choose another name for the lab, or remove {options.folder}"
@@ -42,8 +44,18 @@ def is_done(options: LabOptions, one: LabNetwork) -> bool:
 
 
 def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The long table of a network, and what :func:`train_network` gave."""
-    return pd.read_parquet(_file(options, one, "parquet")), json.loads(_file(options, one, "json").read_text())
+    """The long table of a network, and what :func:`train_network` gave. UserError if they are damaged or missing."""
+    file, ended = _file(options, one, "parquet"), json.loads(_file(options, one, "json").read_text())
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
+        table, reason = pd.DataFrame(), " ".join(str(error).split())
+    else:
+        reason = "other columns or fields"
+    whole = isinstance(ended.get("ended"), str) and isinstance(ended.get("seconds"), float)
+    if not whole or not {"step", "epoch", "layer", "quantity", "value", *one.keys} <= {*table}:
+        raise UserError(f"{file} or its .json is damaged ({reason}); remove both, and the network is trained again")
+    return table, ended
 
 
 def _file(options: LabOptions, one: LabNetwork, kind: str) -> Path:
@@ -123,7 +135,7 @@ def _build(one: LabNetwork, classes: int, image_size: int) -> nn.Module:
 def _tensors(images: ImageSet, reference: ImageSet) -> tuple[Tensor, Tensor]:
     """Images as float32 ``[N, 3, H, W]``, with mean 0 and deviation 1 in the reference's channels, and labels."""
     pixels = reference.images.reshape(-1, 3)
-    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64).clip(1e-3)
     values = ((images.images - mean) / std).astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2))), torch.as_tensor(images.labels)
 

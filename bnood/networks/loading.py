@@ -50,7 +50,7 @@ def load_network(
         UserError: for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
     """
     library, _, name = str(spec).partition(":")
-    if not name:
+    if not name or not all(part.isidentifier() for part in library.split(".")):
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
@@ -124,9 +124,16 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
             except TypeError as error:
                 raise UserError(f"{module}:{name} has to take no arguments ({error})") from None
             made = made()
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
-        lacking = f"there is no module {error.name!r} to import"
-        raise UserError(f"{module}:{name}: {lacking}; pip install {str(error.name).replace('_', '-')}?") from None
+        missing = str(error.name)
+        if f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
+        raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
+    except Exception as error:  # whatever the user's module or function raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"model {module}:{name} cannot be made ({reason})") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnood.errors import UserError
+from bnood.errors import UserError, is_out_of_memory
 from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
 
@@ -108,7 +109,14 @@ class Network:
                 batch = batch.to(_reference(model).dtype)
                 if batch.ndim == 4:  # convolutions are about 1.5 times as fast in this layout on a CPU
                     batch = batch.contiguous(memory_format=torch.channels_last)
-        return model(batch) if self._call is None else self._call(model, batch)
+        try:
+            return model(batch) if self._call is None else self._call(model, batch)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            shape = list(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{self.name} cannot take a batch {shape} ({reason}): is it of another size?") from error
 
     def probe(self, batch: Any) -> FoundHead:
         """Find the head on the first 8 images of a batch, once; UserError if there is none, or no logits."""
@@ -209,8 +217,10 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
 
 
 def _reference(model: nn.Module) -> Tensor:
-    """A tensor of the model's type, on its device."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
+    """A tensor of the model's type, on its device; BatchNorm's may be in float32 for a while."""
+    others = (module for module in model.modules() if not isinstance(module, _BatchNorm))
+    own = (parameter for module in others for parameter in module.parameters(recurse=False))
+    tensors = itertools.chain(own, model.parameters(), model.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,8 @@ def weights_file(weights: str) -> Path:
     """The file that ``FILE`` or ``package:file`` names, anywhere in the package; UserError unless there is just one."""
     if Path(weights).is_file():
         return Path(weights)
+    if Path(weights).exists() and weights:
+        raise UserError(f"{weights}: it is a folder or no regular file; expected a weights file")
     package, colon, name = weights.partition(":")
     if not (colon and name and package.isidentifier()):
         raise UserError(f"there is no weights file {weights!r}: give a file, or package:file for one in a package")
@@ -44,14 +47,18 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if it cannot be read as tensors alone, or holds none."""
     state: object = None
     load = load_file if file.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
-    with suppress(pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
+    unreadable = pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError
+    with suppress(*unreadable, AttributeError, LookupError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about pickles of others: the error says enough
         state = load(file)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors:
-        raise UserError(f"{file}: no state_dict of tensors alone; save one with torch.save(model.state_dict(), file)")
+    if not tensors or not all(isinstance(k, str) and not v.is_complex() for k, v in tensors.items()):
+        raise UserError(
+            f"{file}: no state_dict of real tensors alone; save one with torch.save(model.state_dict(), file)"
+        )
     return tensors
 
 

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """
     given = sys.argv[1:] if arguments is None else arguments
     options, judge_only = parse(given)
-    from bnood.study.networks import check_training, is_done, run_specs
+    from bnood.study.networks import check_training, is_done, load, run_specs
     from bnood.study.results import conclude
     from bnood.training.atomic import locked
 
@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> Path:
     if not judge_only:
         if not all(is_done(options, spec) for spec in specs):
             _check_sets(options, specs, trainings)
+            for spec in specs:
+                if spec.entry.model is not None:
+                    load(options, spec)
         write_study_file(options)
     with locked(options.folder, "another process is working on this study"):
         if not judge_only:
@@ -99,6 +102,7 @@ def _work(options: StudyOptions, specs: Sequence["RunSpec"], command: str) -> No
 
 def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: list[dict[str, Any]]) -> None:
     """Open every image set once before anything is trained or written: hours may pass before it is needed."""
+    from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.run import check_id_split, load_run_images
     from bnood.training.yaml_files import read_yaml
@@ -114,8 +118,11 @@ def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: li
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
     if any(spec.entry.model is not None for spec in specs):
-        sources = [images(source, root=sets.root, download=bool(sets.download)) for source in sets.ood or ()]
-        opened.append([one.name for one in sources])
+        sources = [source for source in (sets.id, sets.train) if source is not None]
+        found = [images(each, root=sets.root, download=bool(sets.download)) for each in (*sources, *(sets.ood or ()))]
+        opened.append([one.name for one in found[len(sources) :]])
+        if sets.classes is not None:
+            read_classes(sets.classes)
     for names in opened:
         if not names:
             raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")

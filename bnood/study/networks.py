@@ -287,7 +287,11 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
 
     Raises ``UserError`` if the config or an override is wrong, or what is trained already was trained otherwise.
     """
+    import torch
+
+    from bnood.networks.image_classifier import build_network
     from bnood.training.resume import settings_that_decide
+    from bnood.training.run_folder import read_config
     from bnood.training.train import ParsingCLI, command_line
 
     try:
@@ -295,6 +299,8 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             cli = command_line(training_arguments(options, spec), ParsingCLI)
             expected = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        with torch.device("meta"):  # takes no memory, and tells whether there is such a network
+            build_network(expected["model"])
     except UserError as error:
         where = f"{spec.entry.training} with overrides.{spec.norm}"
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
@@ -306,7 +312,7 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         return expected
     found, wanted = (
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
-        for config in (read_yaml(file), expected)
+        for config in (read_config(file), expected)
     )
     for key in wanted:
         if key in found and found[key] != wanted[key]:

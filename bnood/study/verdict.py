@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnood.errors import UserError
-from bnood.evaluation.intervals import Interval, Ratio, Replicates, Unusable, ratio_of
+from bnood.evaluation.intervals import Interval, Ratio, Replicates, Unusable
 from bnood.study import hypotheses as h
 from bnood.study.claim import REASONS, ClaimOptions
 from bnood.study.hypotheses import INCONCLUSIVE, NOT_TESTED, REFUTED, SUPPORTED
@@ -265,7 +265,8 @@ class Family:
             effect = effect.only(self._equally_accurate(norm))
         if not row.even:
             return effect
-        return ratio_of(effect, self.found.contrast(h.change(row.quantity), datasets, self.prefix))
+        whole = self.found.contrast(h.change(row.quantity), datasets, self.prefix)
+        return Ratio(effect.only(whole.seeds), whole.only(effect.seeds))
 
     def _equally_accurate(self, norm: str) -> list[int]:
         """Seeds whose ``bn-at-<norm>`` network is as accurate as their ``<norm>`` network."""

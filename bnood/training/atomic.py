@@ -36,6 +36,13 @@ def write_beside(target: Path, write: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise ``UserError`` for a folder that holds other files than an evaluation: it would be replaced as a whole."""
+    ours = any((folder / name).exists() for name in ("evaluation.json", "table.csv"))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise UserError(f"{folder} holds other files, and would be replaced: give a new folder for the evaluation")
+
+
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; on success it takes ``final``'s place, on any error it is removed.
@@ -47,6 +54,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
         UserError: if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside,
             which then names files where the user knows them, in ``final``.
     """
+    final = final.resolve() if final.name in ("", "..") else final  # such as a folder "."
     beside, old = _beside(final, "partial"), _beside(final, "old")
     try:
         # Renames would replace a file, and a folder that its owner has closed to writing.

@@ -34,6 +34,8 @@ def check_config(config: Any, own_command_line: bool) -> None:
     for key, instead in _INSTEAD.items():
         if trainer[key] or (key == "logger" and trainer[key] is not None):
             raise UserError(f"trainer.{key} can't be set: {instead}")
+    if isinstance(trainer.strategy, str) and any(word in trainer.strategy for word in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy is {trainer.strategy}: the trained network stays in its processes; try ddp")
     if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
     for key, least in _LEAST.items():
@@ -42,7 +44,7 @@ def check_config(config: Any, own_command_line: bool) -> None:
             number = float(value)
         except (TypeError, ValueError):
             continue  # none, "auto", a list of devices
-        if not isinstance(value, bool) and number < least and not (number == -1 and key in _MAY_BE_MINUS_1):
+        if not isinstance(value, bool) and not number >= least and not (number == -1 and key in _MAY_BE_MINUS_1):
             raise UserError(
                 f"trainer.{key} is {value}; expected {f'at least {least}' if least % 1 == 0 else 'above 0'}"
             )

@@ -16,6 +16,7 @@ from bnood.errors import UserError
 from bnood.training.yaml_files import check_yaml, dotted, read_yaml
 
 _PLAIN_TYPES = {
+    "pathlib.Path": "a path",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -37,6 +38,12 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
         if value[:1] in ("{", "["):
             with suppress(yaml.YAMLError):  # text that is no YAML is left to the parser
                 check_yaml(value, f"{value[:40]!r} on the command line")
+    keys = [action.dest.split(".") for action in parser._actions]
+    sections = {key[0] for key in keys if len(key) > 1 and key[-1] != "help"}  # the parser's own --data.help
+    for path, content in configs.items():
+        for key in sections & content.keys():
+            if not isinstance(content[key], dict):
+                raise UserError(f"{path}: {key} is {content[key]!r}; expected a section with keys of its own")
     try:
         yield
     except argparse.ArgumentError as error:
@@ -64,17 +71,26 @@ def _explained(text: str, parser: argparse.ArgumentParser, configs: dict[Path, d
         return f"{where}: there is no key {key}{_nearest(key, known)} (see --help)"
     if not (found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text)):
         return text
-    key, reason = found["key"], found["reason"]
+    return _wrong_value(found["key"], found["reason"], configs)
+
+
+def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
+    if inner := re.search(r'Problem with given class_path \'\S+\': Parser key "(.*?)": (.*)', reason):
+        return _wrong_value(f"{key}.{inner[1]}", inner[2], configs)
+    if unfit := re.search(r"(Problem with given class_path .*?)(?: - |$)", reason):
+        return f"{key}: {unfit[1]}"
     given = re.search(r"(?:Got|Given) value: (.*)$", reason)
+    kind_given = re.search(r"Given value type: <class '(.*?)'>", reason)
+    reason = reason[: kind_given.start()] if kind_given else reason
     choices = [choice.strip(" '\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
     kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
-    if len(kinds) > 1:
+    if len(kinds) > 1 and kind_given and kind_given[1] == "str":
         kinds = [kind for kind in kinds if kind != "text"]  # what is wrong was given as text
     expected = list(dict.fromkeys([*choices, *kinds]))
     if given is None or not expected:
         return f"{key}: {reason}"
     value = given[1].strip()
-    if {"list", "tuple"} & {*expected}:
+    if {"list", "tuple"} & {*expected} and not value.startswith("["):
         expected = [f"a list such as [{value}]"]
     where = next((f"{path}: " for path, content in configs.items() if str(content.get(key)) == value), "")
     return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"

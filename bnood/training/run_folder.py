@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -50,21 +51,39 @@ def load_run(folder: Path) -> Run:
     config_file, checkpoint = folder / "config.yaml", folder / CHECKPOINT
     if not config_file.exists():
         raise UserError(f"{config_file} is missing: {folder} is not a run of scripts/train.py")
-    config = read_yaml(config_file)
-    right = {"seed_everything": int, "data": dict, "model": dict}
-    if not all(isinstance(config.get(key), kind) for key, kind in right.items()):
-        raise UserError(f"{config_file}: expected a number (seed_everything) and the sections data and model")
-    data = config["data"]
-    if not isinstance(data.get("in_distribution"), str) or not isinstance(data.get("ood"), list):
-        raise UserError(f"{config_file}: expected under data a name (in_distribution) and a list (ood)")
+    config = read_config(config_file)
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} is missing: the run has not finished its first epoch")
     return Run(folder, config, read_summary(folder), load_classifier(checkpoint, config["model"]))
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``, with all that is read of it elsewhere. UserError for a wrong value."""
+    config = read_yaml(file)
+    right = {"seed_everything": int, "data": dict, "model": dict}
+    if not all(isinstance(config.get(key), kind) for key, kind in right.items()):
+        raise UserError(f"{file}: expected a number (seed_everything) and the sections data and model")
+    data = config["data"]
+    ood = data.get("ood")
+    if not isinstance(data.get("in_distribution"), str) or not isinstance(ood, list) or not all(map(_is_text, ood)):
+        raise UserError(f"{file}: expected under data a name (in_distribution) and a list of names (ood)")
+    count, root = data.get("train_count"), data.get("root")
+    if count is not None and (type(count) is not int or count < 1):
+        raise UserError(f"{file}: data.train_count is {count!r}; expected a whole number from 1 up, or null")
+    if root is not None and not _is_text(root):
+        raise UserError(f"{file}: data.root is {root!r}; expected the path of a folder, or null")
+    return config
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``; empty where there is none."""
     file, summary = folder / "summary.json", None
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no regular file; expected a mapping in JSON: remove it, or train again")
     with suppress(ValueError, RecursionError):
         summary = json.loads(file.read_text()) if file.exists() else {}
     if not isinstance(summary, dict):
@@ -75,9 +94,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint of this project, tensors on the CPU; its weights and settings are mappings."""
     if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such checkpoint")
+        raise UserError(f"{checkpoint}: {'it is no regular file' if checkpoint.exists() else 'no such checkpoint'}")
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles of others: the error says enough
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError,
@@ -86,8 +107,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
     weights, settings = content["state_dict"], content["hyper_parameters"]
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to tensors as its state_dict")
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in weights.items()
+    ):
+        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to real tensors as its state_dict")
     if not isinstance(settings, dict):
         raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
     return content

@@ -94,7 +94,10 @@ class TrainingCLI(LightningCLI):
                 logger=self.log, callbacks=callbacks, plugins=[*_listed(given.plugins), files],
                 default_root_dir=str(self.run_folder), **kwargs,
             )  # fmt: skip
-        except ValueError as error:  # Lightning's, for an accelerator or a strategy that it does not know
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            if isinstance(error, UserError):
+                raise
+            # Lightning's, for devices, an accelerator, a strategy or callbacks that it does not take.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         check_data(self.datamodule, self.model, trainer.world_size)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -280,10 +283,15 @@ def _fit(cli: TrainingCLI) -> None:
             print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        if checkpoint is None or cli.watch.begun or isinstance(error, UserError | MisconfigurationException):
+        if cli.watch.begun or isinstance(error, UserError | MisconfigurationException):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {reason}") from error
+        reason = " ".join(str(error).split())[:200]
+        if checkpoint is None and isinstance(error, ValueError):  # Lightning's, for intervals that do not fit
+            raise UserError(f"trainer: {reason}") from error
+        if checkpoint is None:
+            raise
+        damage = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {damage}") from error
     finally:
         if launcher is not None and cli.trainer.state.status == "interrupted":
             # The other processes write nothing. Lightning's watch over them would kill this one while it cleans up.

@@ -11,8 +11,9 @@ from bnood.errors import UserError
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError if there is none, or it holds what :func:`check_yaml` refuses."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; expected a YAML file, as in configs/")
+    if not path.is_file():  # opening a named pipe would wait
+        reason = "it is no regular file" if path.exists() else "no such config file"
+        raise UserError(f"{path}: {reason}; expected a YAML file, as in configs/")
     try:
         text = path.read_text(encoding="utf-8")
         check_yaml(text, str(path))
@@ -35,31 +36,32 @@ def check_yaml(text: str, where: str) -> None:
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1
                 raise UserError(f"{where}: line {line}: references (*{event.anchor}) are not taken")
-        _check_node(content, where, "")
+        _check_node(content, where, "", {})
     except RecursionError as error:
         raise UserError(f"{where}: brackets are nested too deeply") from error
 
 
-def _check_node(node: yaml.Node | None, where: str, prefix: str) -> None:
+def _check_node(node: yaml.Node | None, where: str, prefix: str, seen: dict[str, int]) -> None:
+    """``seen`` holds the line of each key by its dotted name: ``model.norm`` is the key ``norm`` of ``model`` too."""
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _check_node(entry, where, prefix)
+            _check_node(entry, where, prefix, {})
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: dict[str, int] = {}
     for key, value in node.value:
         line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{where}: line {line}: a key has to be text")
-        if key.value in seen:
-            first = seen[key.value]
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "in brackets"
+            raise UserError(f"{where}: line {line}: the key {shown} is no text: put it in quotes")
+        if name in seen:
+            first = seen[name]
             raise UserError(f"{where}: line {line}: the key {name} is given a second time, first in line {first}")
-        seen[key.value] = line
+        seen[name] = line
         if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
             raise UserError(
                 f"{where}: line {line}: the key {name} has no value: write one, write null, or leave it out"
             )
-        _check_node(value, where, f"{name}.")
+        _check_node(value, where, f"{name}.", seen)
 
 
 def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ The modules are imported once; every run is a fork, so that hundreds of them tak
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,11 @@ from bnood.errors import run_door
 from bnood.training.train import train
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
+PROGRAMS_AT_ONCE = 2
 # What says when and how fast a run was: may differ.
 CLOCKS = {"seconds", "images_per_second", "command", "commit", "machine", "runs"}
+# In the record of an evaluation: the digest of a checkpoint, which holds the seconds of its training.
+CLOCKS |= {"checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,9 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return lines + [f"{name} differs" for name in expected if name in found and found[name] != expected[name]]
 
 
-def campaign(name: str, program: Program, kills: int, draws: random.Random, place: Path) -> list[str]:
+def campaign(name: str, kills: int, seed: int, place: Path) -> list[str]:
     """Kill one program so many times; what went wrong."""
+    program, draws = PROGRAMS[name], random.Random(seed)
     folder = _prepared(program, place / name)
     plain = forked(program, folder)
     if plain.status != 0 or plain.events == 0:
@@ -254,9 +260,9 @@ def _trained() -> Path:
 
 
 PROGRAMS = {
+    "study": Program(0.2, run_study, prepare_study),  # the longest first
     "training": Program(0.5, run_training),
     "evaluation": Program(0.2, run_evaluation, copy_trained),
-    "study": Program(0.2, run_study, prepare_study),
     "lab": Program(0.1, run_lab),
 }
 
@@ -273,11 +279,11 @@ def main() -> None:
     data_root()
     chosen = {name: PROGRAMS[name] for name in given.programs.split(",")}
     scale = sum(program.share for program in chosen.values())
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        for name, program in chosen.items():
-            kills = max(1, round(given.kills * program.share / scale))
-            wrong += campaign(name, program, kills, random.Random(given.seed), Path(place))
+    kills = {name: max(1, round(given.kills * program.share / scale)) for name, program in chosen.items()}
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(PROGRAMS_AT_ONCE, fork) as pool:
+        running = [pool.submit(campaign, name, kills[name], given.seed, Path(place)) for name in kills]
+        wrong = [line for each in running for line in each.result()]
     for line in wrong:
         print(line, file=sys.stderr)
     sys.exit(1 if wrong else 0)

@@ -58,7 +58,7 @@ def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_classes(file)
-    with pytest.raises(UserError, match=r"gone.txt: No such file or directory; expected"):
+    with pytest.raises(UserError, match=r"gone.txt: it cannot be read .No such file or directory.; expected"):
         read_classes(tmp_path / "gone.txt")
 
 

@@ -4,18 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from limits import files_up_to
-from PIL import Image
 from refusal import refusal, tree
-from tiny_runs import OOD, SIZE, TEST, VALIDATION, checkpoint, copy_of_run, evaluation_arguments, write_set
+from tiny_runs import OOD, SIZE, TEST, VALIDATION, copy_of_run, evaluation_arguments, write_set
 
 from bnood.evaluation.cli import main
 
@@ -129,135 +126,13 @@ def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path: Path) -> Non
     assert written(run) == first
 
 
-OPTIONS: list[tuple[list[str], str]] = [
-    (["--statistcs", "batch"], "there is no option --statistcs (did you mean --statistics?)"),
-    (["--statis", "batch"], "there is no option --statis (did you mean --statistics?)"),
-    (["--held_out_images", "-1"], "held_out_images is -1"),
-    (["batch"], "'batch' is not expected here"),
-    (["--statistics", "batch,runing"], "statistics runing: choose from running, batch"),
-    (["--statistics", "batch:1"], "batch:1: batch statistics need at least 2 images in a batch"),
-    (["--statistics", "batch:128@1.5"], "the OOD fraction has to lie between 0 and 1"),
-    (["--detectors", "msp,knm"], "unknown detector 'knm'; did you mean"),
-    (["--resamples", "0"], "resamples is 0: an interval needs at least 2"),
-    (["--resamples", "many"], "resamples is 'many'; expected a whole number"),
-    (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
-    (["--id_split", "train"], "id_split is 'train'; expected test or val"),
-    (["--ood", "nowhere"], "'nowhere' is no known set"),
-    (["--ood", ","], "',' names nothing"),
-    (["--ood", "tiny"], "tiny: a set of the name 'tiny' is already being evaluated"),
-    (["--shifts", "fog-3"], "'fog-3' is no known set"),
-    (["--run", "none"], "none: no such run folder"),
-    (["--config", "none.yaml"], "none.yaml: no such config file"),
-    (["--train", "marks"], "--train is for a network that is given: add --model or --id"),
-    (["--id", "marks"], "give --ood"),
-    (["--id", "marks", "--ood", "grounds", "--model", "torchvision:resnet18"], "--run and --model name two networks"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), OPTIONS, ids=[" ".join(arguments) for arguments, _ in OPTIONS])
-def test_wrong_options_are_one_line_and_leave_nothing(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run,) = copies(tmp_path, "bn")
-    before = tree(tmp_path)
-    assert words in refusal(main, arguments_of("--run", str(run), *arguments), capsys)
-    assert tree(tmp_path) == before
-
-
-def one_npz(folder: Path) -> Path:
-    return write_set(folder / "lonely.npz", np.zeros((1, SIZE, SIZE, 3), np.uint8))
-
-
-def empty_npz(folder: Path) -> Path:
-    return write_set(folder / "empty.npz", np.zeros((0, SIZE, SIZE, 3), np.uint8))
-
-
-def one_picture(folder: Path) -> Path:
-    (folder / "lonely").mkdir()
-    Image.new("RGB", (SIZE, SIZE)).save(folder / "lonely" / "a.png")
-    return folder / "lonely"
-
-
-def empty_folder(folder: Path) -> Path:
-    (folder / "empty").mkdir()
-    return folder / "empty"
-
-
-def truncated_npz(folder: Path) -> Path:
-    file = write_set(folder / "short.npz", np.zeros((9, SIZE, SIZE, 3), np.uint8))
-    file.write_bytes(file.read_bytes()[:-30])
-    return file
-
-
-def larger_npz(folder: Path) -> Path:
-    return write_set(folder / "large.npz", np.zeros((9, 2 * SIZE, 2 * SIZE, 3), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (one_npz, "lonely: it has 1 image(s); expected at least 2"),
-        (one_picture, "lonely: it has 1 image(s); expected at least 2"),
-        (empty_npz, "empty: there are no images in it; expected at least one"),
-        (empty_folder, "empty: there are no images"),
-        (truncated_npz, "short.npz: it is cut short or not an .npz archive"),
-        (larger_npz, "large.npz: images are 32 x 32 pixels; expected 16 x 16"),
-    ],
-)
-def test_sets_that_cannot_be_scored_are_named(
-    make: Callable[[Path], Path], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run,) = copies(tmp_path, "bn")
-    place = make(tmp_path)
-    before = tree(tmp_path)
-    assert words in refusal(main, arguments_of("--run", str(run), "--ood", f"marks,{place}"), capsys)
-    assert tree(tmp_path) == before
-
-
-def no_checkpoint(run: Path) -> None:
-    shutil.rmtree(run / "checkpoints")
-
-
-def truncated(run: Path) -> None:
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-100])
-
-
-def not_a_number(run: Path) -> None:
-    content = checkpoint(run)
-    content["state_dict"]["network.head.weight"][0, 0] = float("nan")
-    torch.save(content, run / "checkpoints" / "last.ckpt")
-
-
-def other_setting(key: str, value: object) -> Callable[[Path], None]:
-    def change(run: Path) -> None:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        config["model"][key] = value
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (no_checkpoint, "last.ckpt is missing: the run has not finished its first epoch"),
-        (truncated, "last.ckpt is not a readable checkpoint (truncated or of another program)"),
-        (not_a_number, "bn gives NaN or infinite values on the first 8 images"),
-        (other_setting("norm", "gn"), "holds a network with norm 'bn', but the config says 'gn'"),
-        (other_setting("architecture", "wide_resnet"), "architecture 'resnet', but the config says 'wide_resnet'"),
-    ],
-)
-def test_a_spoilt_run_is_one_line_and_nothing_is_written(
-    spoil: Callable[[Path], None], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_spoilt_run_is_named_before_a_good_one_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = copies(tmp_path, "ln", "bn")
-    spoil(bad)
+    shutil.rmtree(bad / "checkpoints")
     before = tree(tmp_path)
-    # The defect of a run shows before the good one is evaluated, unless it takes a forward pass to see it.
-    runs = str(bad) if spoil is not_a_number else f"{good},{bad}"
-    line = refusal(main, arguments_of("--run", runs, *QUICK), capsys)
-    assert words in line and (spoil is not not_a_number or "nan" in line.lower())
+    assert "last.ckpt is missing" in refusal(main, arguments_of("--run", f"{good},{bad}", *QUICK), capsys)
     assert tree(tmp_path) == before
 
 
@@ -268,20 +143,6 @@ def test_a_network_that_lacks_what_is_asked_for_costs_the_others_nothing(
     before = tree(tmp_path)
     line = refusal(main, arguments_of("--run", runs, *QUICK, "--statistics", "batch"), capsys)
     assert "norm ln keeps no statistics, so that there is nothing to evaluate under batch; expected running" in line
-    assert tree(tmp_path) == before
-
-
-def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(main, arguments_of("--runs", str(tmp_path)), capsys)
-    assert f"no run with a checkpoint in {tmp_path}/: train one with scripts/train.py" in line
-
-
-def test_a_file_where_the_output_should_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run,) = copies(tmp_path, "ln")
-    (run / "ood").write_text("mine")
-    before = tree(tmp_path)
-    line = refusal(main, arguments_of("--run", str(run), *QUICK), capsys)
-    assert f"{run / 'ood'}: the evaluation cannot be written there (File exists)" in line
     assert tree(tmp_path) == before
 
 

@@ -44,49 +44,6 @@ def test_the_configs_are_read_and_lack_the_images_alone(
     assert tree(tmp_path) == {}
 
 
-CONFIGS = {
-    "model: {norn: gn}": "there is no key model.norn (did you mean model.norm?)",
-    "modle: {norm: gn}": "there is no key modle",
-    "model: {norm: batch}": "model.norm is 'batch'; expected bn or ln or gn or none",
-    "trainer: {max_epochs: many}": "trainer.max_epochs is 'many'; expected a whole number",
-    "model: [1": "is not readable as YAML",
-    "- model": "holds a list; expected a mapping",
-    "": "holds nothing; expected a mapping",
-    "model: {norm: bn}\nmodel: {norm: gn}": "line 2: the key model is given a second time",
-}
-
-
-@pytest.mark.parametrize("text", CONFIGS)
-def test_what_is_wrong_in_a_config_names_the_file(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "mine.yaml"
-    config.write_text(text)
-    line = refusal(train, ["--config", str(config), *training_arguments(tmp_path / "runs", "new")], capsys)
-    assert line.startswith(f"error: {config}") and CONFIGS[text] in line
-    assert tree(tmp_path).keys() == {"mine.yaml"}
-
-
-OPTIONS = {
-    "--modle.norm gn": "there is no option --modle.norm (did you mean --model.norm?)",
-    "--seed 1": "there is no option --seed",
-    "--trainer.max_epoch 1": "there is no option --trainer.max_epoch (did you mean --trainer.max_epochs?)",
-    "gn": "'gn' is not expected here: every setting has the form --key value",
-    "--config none.yaml": "none.yaml: no such config file",
-    "--trainer.max_epochs two": "trainer.max_epochs is 'two'; expected a whole number or null",
-    "--data.ood marks": "data.ood is 'marks'; expected a list such as [marks]",
-    "--data.ood [svnh]": "data.ood: 'svnh' is no known set, ",
-    "--data.in_distribution cifra10": "data.in_distribution: 'cifra10' is no known set, ",
-}
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_wrong_options_are_one_line(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = training_arguments(tmp_path / "runs", "new", *options.split())
-    assert OPTIONS[options] in refusal(train, arguments, capsys)
-    assert tree(tmp_path) == {}
-
-
 class Signal(L.Callback):
     """Ctrl-C or SIGTERM in the second epoch."""
 

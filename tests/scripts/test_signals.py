@@ -1,0 +1,104 @@
+"""SIGTERM and Ctrl-C to evaluation, study and lab: one line, the exit status, no partial folder, no process left."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_lab import lab_config
+from tiny_runs import copy_of_run, evaluation_arguments
+from tiny_study import TRAINING, study_config
+
+from bnood.errors import run_door
+from bnood.evaluation.cli import main as evaluate
+from bnood.lab.cli import main as lab
+from bnood.study.cli import main as study
+
+LONG = 1_000_000  # epochs or shuffles: the signal ends them
+Program = tuple[Callable[[list[str]], object], list[str], Callable[[], bool]]
+
+
+def evaluation(folder: Path) -> Program:
+    run = copy_of_run(folder / "runs" / "bn")
+    arguments = evaluation_arguments("--run", str(run), "--runs", str(folder / "runs"), "--shuffles", str(LONG))
+    arguments.remove("--no-wandb")
+    return evaluate, arguments, lambda: any(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def sequential(folder: Path, backend: str = "sequential") -> Program:
+    recipe = TRAINING | {"trainer": TRAINING["trainer"] | {"max_epochs": LONG}}
+    executor = {"backend": backend, "workers": 1 if backend == "sequential" else 2}
+    config = study_config(folder, recipe, {"overrides": {}}, executor=executor)
+    return study, ["--config", str(config)], (folder / "runs/tiny/bn-s0/checkpoints/last.ckpt").exists
+
+
+def loky(folder: Path) -> Program:
+    return sequential(folder, "loky")
+
+
+def lab_of(folder: Path, workers: int = 1) -> Program:
+    config = lab_config(folder, grid={"epochs": LONG}, workers=workers)
+    began = folder / "stdout"
+    return lab, ["--config", str(config)], lambda: began.exists() and "4 to train" in began.read_text()
+
+
+def lab_in_processes(folder: Path) -> Program:
+    return lab_of(folder, 2)
+
+
+def in_session(session: int) -> list[str]:
+    """The processes of a session that run; one that has ended and waits to be asked about does not."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, owner = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state != "Z":
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    for _ in range(6000):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("number", "status", "line"), [(15, 143, "terminated"), (2, 130, "interrupted")])
+@pytest.mark.parametrize("program", [evaluation, sequential, loky, lab_of, lab_in_processes])
+def test_a_signal_is_one_line_and_leaves_nothing_behind(
+    program: Callable[[Path], Program], number: int, status: int, line: str, tmp_path: Path
+) -> None:
+    main, arguments, ready = program(tmp_path)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        sys.stdout, sys.stderr = (os.fdopen(each, "w", buffering=1, closefd=False) for each in (1, 2))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run_door(lambda: main(arguments))
+        except SystemExit as ended:
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        finally:
+            os._exit(99)
+    try:
+        assert until(ready), (tmp_path / "stderr").read_text()
+        # A terminal sends Ctrl-C to all processes of the program.
+        (os.killpg if number == signal.SIGINT else os.kill)(child, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+        assert (tmp_path / "stderr").read_text().splitlines() == [line]
+        assert until(lambda: not in_session(child)), in_session(child)
+    finally:
+        if in_session(child):
+            os.killpg(child, signal.SIGKILL)
+    assert [path for path in tmp_path.rglob(".*") if path.name.startswith((".partial", ".old"))] == []
+    assert not list(tmp_path.rglob("ood")) and not list(tmp_path.rglob("lab.parquet"))
