@@ -72,6 +72,8 @@ def detection_metrics(
     >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
     [0.75, 1.0]
     """
+    if (id_counts is None) != (ood_counts is None):
+        raise UserError("resamples need counts of both the ID and the OOD images, or of neither")
     values = _detection(id_scores, id_counts, [(ood_scores, ood_counts)], tpr=0.95)
     return dict(zip(DETECTION_METRICS, values[0], strict=True))
 

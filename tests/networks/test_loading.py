@@ -164,7 +164,10 @@ def test_callables_and_weights_inside_packages(module: Path) -> None:
         ({"spec": "mynet:missing"}, "module mynet has no function 'missing'"),
         ({"spec": "mynet:needs_something"}, r"has to take no arguments \(missing a required argument: 'width'\)"),
         ({"spec": "mynet:gives_nothing"}, "returns NoneType, not a torch.nn.Module or a bnood.Network"),
-        ({"spec": "mynet:needs_a_package"}, "no module 'a_missing_package' to import; pip install a-missing-package"),
+        (
+            {"spec": "mynet:needs_a_package"},
+            "mynet needs the package 'a_missing_package': pip install a-missing-package",
+        ),
         ({"spec": "mynet:network", "head": "1"}, "returns a Network: name its head there"),
         ({"spec": "mynet:network", "image_size": 3}, "has a transform of its own"),
         ({"spec": "mynet:build", "weights": "nothing.pth"}, "there is no weights file 'nothing.pth'"),
