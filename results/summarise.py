@@ -49,7 +49,7 @@ def main(studies: Sequence[Path]) -> None:
     for study in studies:
         kept = HERE / study.name.replace("-", "_")
         kept.mkdir(exist_ok=True)
-        for name in ("table.csv", "verdict.csv", "networks.csv", "study.yaml"):
+        for name in ("table.csv", "verdict.csv", "networks.csv"):
             shutil.copyfile(study / name, kept / name)
         rows = json.loads((study / "verdict.json").read_text())["rows"]
         known = {row["network"] for row in verdicts}
@@ -143,10 +143,10 @@ def _subjects(verdicts: Sequence[dict[str, Any]]) -> list[str]:
 def detectors_markdown(found: pd.DataFrame) -> list[str]:
     """One table per network family: AUROC under running statistics, and the changes; * within the placebo's reach."""
     lines = []
-    for network, own in found.groupby("network", sort=False):
+    for (_, network), own in found.groupby(["study", "network"], sort=False):
         # Layer forms have logit scores alone; they are in detectors.csv.
         statistics = [name for name in own["statistics"].unique() if name != "running" and "/" not in name]
-        if len(statistics) < 2:  # LN and GN networks, and studies of the hypotheses alone
+        if own["placebo"].isna().all():  # LN and GN networks, and studies of the hypotheses alone
             continue
         lines += ["", f"**{network.removesuffix(' bn')}**, n seeds = {own['seeds'].max()}", ""]
         lines.append(
@@ -223,6 +223,7 @@ def units_figure(units: pd.DataFrame, study: Path) -> None:
 
 def detectors_figure(found: pd.DataFrame) -> None:
     """Detectors x statistics as heat maps of the change of AUROC, one for each network."""
+    found = found[found["study"].isin(found.loc[found["placebo"].notna(), "study"])]
     networks = list(found.loc[found["statistics"] != "running", "network"].unique())
     columns = min(3, len(networks))
     rows = -(-len(networks) // columns)
