@@ -133,7 +133,7 @@ def _verdict_cell(row: dict[str, Any]) -> str:
 
 
 def _subject(row: dict[str, Any]) -> str:
-    return row["network"] if row["seed"] is None else row["network"].removesuffix(" bn")
+    return row["network"].removesuffix(" bn")
 
 
 def _subjects(verdicts: Sequence[dict[str, Any]]) -> list[str]:
