@@ -18,7 +18,7 @@ from bnood import Network
 
 Make = Callable[[Path], object]
 CHECKPOINT = "checkpoints/last.ckpt"
-CALLS_A_SHELL = b"cos\nsystem\n(S'touch /tmp/bnood-was-called'\ntR."
+CALLS_A_SHELL = b"cos\nsystem\n(S'touch it-was-run'\ntR."
 
 
 def pixels(count: int, size: int = 8) -> np.ndarray:

@@ -58,7 +58,7 @@ TRAIN = {
     "--trainer.limit_train_batches 1.5": "invalid value 1.5 for limit_train_batches",
     "--trainer.val_check_interval -0.5": "trainer.val_check_interval is -0.5; expected above 0",
     "--trainer.val_check_interval 1000": "`val_check_interval` (1000) must be less than or equal to the number of the",
-    "--trainer.gradient_clip_val -1": "trainer.gradient_clip_val is -1; expected at least 0",
+    "--trainer.gradient_clip_val -1.5": "trainer.gradient_clip_val is -1.5; expected at least 0",
     "--trainer.fast_dev_run true": "trainer.fast_dev_run can't be set: use --trainer.max_epochs 1",
     "--trainer.logger false": "trainer.logger can't be set",
     "--trainer.barebones true": "Logging can impact raw speed so it is disabled in barebones mode",

@@ -326,6 +326,7 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     table = found.found.table
     against = table[(table["companion"] == "noise-3") & (table["metric"] == "auroc")]
     assert set(against["dataset"]) == {"far", "near"} and set(against["n_id"]) == {35}
+    assert set(against["comparison"]) == {"control"}
     with pytest.raises(UserError, match="shift 'fog-3': expected noise, blur, contrast and a strength"):
         run(shifts=("fog-3",))
     unlabelled = replace(small_set("elsewhere", 30, 5), labels=None)

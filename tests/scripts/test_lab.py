@@ -6,30 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from refusal import refusal
+from tiny_lab import lab_config as config
 
 from bnood.lab import cli
 from bnood.lab.cli import main
 from bnood.lab.options import LabOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lab"
-
-
-def config(folder: Path, **changes: object) -> Path:
-    draw = np.random.RandomState(0)
-    labels = np.arange(80) % 2
-    images = draw.randint(0, 100, (80, 32, 32, 3)) + 100 * labels[:, None, None, None]
-    np.savez(folder / "bright.npz", images=images.astype(np.uint8), labels=labels.astype(np.int64))
-    grid = {"architecture": "mlp", "depth": 2, "width": 8, "learning_rate": 0.1, "epochs": 2, "norms": ["none", "bn"],
-            "activations": ["sigmoid"], "record_every": 2, "probe_images": 16}  # fmt: skip
-    grid |= changes.pop("grid", {})  # type: ignore[arg-type]
-    content = {"name": "tiny", "grids": [grid], "seeds": [0, 1], "images": str(folder / "bright.npz"),
-               "train_count": 60,
-               "validation_count": 20, "batch_size": 20, "workers": 1, "runs": str(folder / "runs")}  # fmt: skip
-    path = folder / "lab.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +90,10 @@ def test_committed_configs_are_valid(name: str, networks: int, monkeypatch: pyte
     monkeypatch.setattr(cli, "run_lab", lambda options, command: found.append(options))
     main(["--config", str(CONFIGS / name)])
     assert len(found[0].networks()) == networks
+
+
+def test_images_of_one_class_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    images = np.random.RandomState(0).randint(0, 256, (80, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(80, np.int64))
+    given = ["--config", str(config(tmp_path, images=str(tmp_path / "one.npz")))]
+    assert "one: all images have the label 0; expected two classes or more" in refusal(main, given, capsys)
