@@ -120,6 +120,8 @@ FILES: dict[str, Make] = {
     "few-labels.npz": archive(9, 8, 8, 3, labels=np.zeros(3, np.int64)),
     "negative-labels.npz": archive(9, 8, 8, 3, labels=np.arange(9) - 5),
     "high-labels.npz": archive(60, 8, 8, 3, labels=np.arange(60)),
+    "dark.npz": archive(80, 32, 32, 3, labels=np.zeros(80, np.int64)),
+    "gap.npz": archive(80, 32, 32, 3, labels=np.arange(80) % 2 * 2**40),
     "one-class.npz": archive(400, 16, 16, 3, labels=np.zeros(400, np.int64)),
     "unlabelled.npz": archive(400, 16, 16, 3),
     "no-images.npz": lambda path: np.savez(path, pictures=pixels(3)),
