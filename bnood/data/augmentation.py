@@ -13,19 +13,16 @@ def padded(images: Tensor, padding: int = PADDING) -> Tensor:
 
 
 def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Row offsets, column offsets, mirrored or not, for each image: int64 ``[3, count]`` on the CPU.
-
-    The generator is the CPU's, so that draws are the same on every device. ``padding`` 0 gives flips alone.
-    """
+    """Row offset, column offset, mirrored or not of each image: int64 ``[3, count]``, on the CPU for every device."""
     columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
     return torch.stack([rows, columns, mirrored.long()])
 
 
 def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
-    """Crops of the :func:`padded` ``images[index]``, each mirrored or not: uint8 ``[N, H, W, 3]``, a new tensor.
+    """Crops of the :func:`padded` ``images[index]``, by :func:`draw_crops`: uint8 ``[N, H, W, 3]``, a new tensor.
 
-    ``draws`` come from :func:`draw_crops`. Everything is on one device, and nothing waits for it.
+    Everything is on one device, and nothing waits for it.
     """
     height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
     first_row, first_column, mirrored = draws[:, :, None]

@@ -17,9 +17,7 @@ from bnood.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-
-# Only these are opened, whatever the suffix: their depth is known to _bits.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix: their depth is known to _bits
 
 
 def one_line(error: BaseException) -> str:
@@ -49,21 +47,19 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here
-                raise UserError(f"{path}: it is cut short or not an .npz archive; {expected}")
+                raise zipfile.BadZipFile("it is cut short or not an .npz archive")
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in ("images", "labels") if key in archive.files}
+                labels = archive["labels"] if "labels" in archive.files else None
+                found = ImageSet(str(path), np.ascontiguousarray(archive["images"]), labels)
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged archives
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); {expected}") from error
-    if "images" not in arrays:
-        raise UserError(f"{path}: it has no array 'images'; {expected}")
-    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]), arrays.get("labels"))
     height, width = found.images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
+        remedy = "arrays are never resized here, because a resize leaves traces; resize them yourself and state how"
         raise UserError(
-            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
-            "resized here, because a resize leaves traces; resize them yourself and state how)"
+            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} ({remedy})"
         )
     return found.renamed(name)
 
@@ -71,9 +67,8 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
 def image_files(folder: Path) -> list[Path]:
     """All image files in and below a folder, by suffix (``SUFFIXES``, in either case), sorted by path.
 
-    Hidden files and folders are left out. Links are followed, except to folders above, and each file on the disk is
-    listed once, however many links and hard links lead to it: by its own path rather than by a link. UserError if
-    there are no images, or one is no regular file.
+    Hidden ones are left out. Links are followed, except to folders above, and each file on the disk is listed once,
+    by its own path rather than by a link. UserError if there are no images, or one is no regular file.
     """
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
@@ -133,9 +128,10 @@ def open_image(file: Path) -> Image.Image:
 
 def _bits(image: Image.Image) -> int:
     """Bits per channel in the file; Pillow's mode hides them: it opens 16-bit colour as RGB, cut to the high byte."""
+    opened: Any = image  # Pillow's types lack both attributes
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # the tag BitsPerSample
-    details: Any = image.tile[0][3] if image.format in ("PNG", "PPM") else ""  # type: ignore[attr-defined]
+        return max(opened.tag_v2.get(258, (1,)))  # the tag BitsPerSample
+    details = opened.tile[0][3] if image.format in ("PNG", "PPM") else ""
     if isinstance(details, tuple):  # a PPM with another largest value than 255
         return int(details[1]).bit_length()
     return 16 if ";16" in details else 8

@@ -52,7 +52,7 @@ class _Set:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(_Set):
-    """Images in memory, all of one size; UserError for arrays of another shape, type or length, and negative labels."""
+    """Images in memory, all of one size; UserError for arrays of another kind, and labels that are no class indices."""
 
     _rows = "images"
     images: np.ndarray  # uint8 [N, H, W, 3], RGB; for reading only

@@ -15,7 +15,7 @@ from bnood.errors import UserError
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Integer labels ``[N]`` from the name of each image's folder, and the sorted names that they number.
 
-    If every name is an integer, it is the class index, and no names are returned: nothing was numbered.
+    If every name is an integer, it is the class index, and there are no names: nothing was numbered.
     """
     if all(name.isdecimal() for name in folders):
         return np.array([int(name) for name in folders]), None
@@ -33,20 +33,19 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
     labels, folders = images.labels, images.folders
-    if labels is None or folders is None:
-        if labels is not None and len(labels) and (largest := labels.max()) >= num_classes:
-            raise UserError(f"{images.name}: a label is {largest}; expected at most {num_classes - 1}, the last class")
-        return images, None
-    if classes is not None:
-        if missing := [name for name in folders if name not in classes]:
+    if labels is not None and folders is not None:
+        if classes is None and len(folders) != num_classes:
+            return replace(images, labels=None, folders=None), (
+                f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
+                f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
+            )
+        order = list(classes or folders)
+        if missing := [name for name in folders if name not in order]:
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")
-        return replace(images, labels=np.array([classes.index(name) for name in folders])[labels], folders=None), None
-    if len(folders) == num_classes:
-        return replace(images, folders=None), None
-    return replace(images, labels=None, folders=None), (
-        f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
-        f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
-    )
+        return replace(images, labels=np.array([order.index(name) for name in folders])[labels], folders=None), None
+    if labels is not None and len(labels) and (largest := labels.max()) >= num_classes:
+        raise UserError(f"{images.name}: a label is {largest}; expected at most {num_classes - 1}, the last class")
+    return images, None
 
 
 def read_classes(path: Path) -> list[str]:
@@ -55,9 +54,8 @@ def read_classes(path: Path) -> list[str]:
     check_file(path, expected)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path}: {reason}; {expected}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: it is not UTF-8 text; {expected}") from error
     for number, name in enumerate(names, 1):
         if not name or name in names[: number - 1]:
             raise UserError(f"{path}, line {number}: {f'{name} comes twice' if name else 'it is empty'}; {expected}")
@@ -67,8 +65,7 @@ def read_classes(path: Path) -> list[str]:
 def dataset_labels(dataset: Any) -> np.ndarray | None:
     """The integer labels of a map-style dataset without reading its items, or None.
 
-    Looks at ``targets`` and ``labels`` as torchvision's datasets have them, applies the dataset's ``target_transform``,
-    and sees through ``torch.utils.data.Subset``.
+    They are its ``targets`` or ``labels`` after its ``target_transform``, also behind ``torch.utils.data.Subset``.
     """
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
         labels = dataset_labels(dataset.dataset)

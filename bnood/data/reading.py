@@ -38,14 +38,14 @@ def read_batches(
     Raises:
         UserError: if sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
     """
-    used = {int(number): sets[number] for number in np.unique(np.concatenate(batches)[:, 0])} if len(batches) else {}
+    used = [sets[number] for number in np.unique(np.concatenate(batches)[:, 0])] if len(batches) else []
     size: Sequence[int] | None = None
-    if transform is None and all(isinstance(images, ImageSet) for images in used.values()):
-        for images in used.values():
-            size = _same_size(images.name, size, cast(ImageSet, images).images.shape[1:])
+    if transform is None and all(isinstance(images, ImageSet) for images in used):
+        for images in cast(list[ImageSet], used):
+            size = _same_size(images.name, size, images.images.shape[1:])
         yield from (_indexed(cast(Sequence[ImageSet], sets), batch) for batch in batches)
         return
-    for images in used.values():
+    for images in used:
         _check_repeatable(images, transform)
     parts = [batch[start : start + _PART] for batch in batches for start in range(0, len(batch), _PART)]
     loader: DataLoader[Tensor | UserError] = DataLoader(
@@ -57,11 +57,12 @@ def read_batches(
     )
     decoded = iter(loader)
     for batch in batches:
-        found = [next(decoded) for _ in range(0, len(batch), _PART)]
-        for part in found:
-            if isinstance(part, UserError):
+        found = []
+        for _ in range(0, len(batch), _PART):
+            if isinstance(part := next(decoded), UserError):
                 raise part
             size = _same_size(sets[batch[0, 0]].name, size, part.shape[1:])
+            found.append(part)
         yield torch.cat(found)
 
 
@@ -91,7 +92,7 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     where = f"{images.name}: item {number}"
     try:
         item = images.images[index] if isinstance(images, ImageSet) else images.dataset[number]
-        image = as_image(item[0] if isinstance(item, tuple | list) and item else item, where)
+        image = as_image(item, where)
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image)) if transform is None else transform(image)
     except UserError:
@@ -103,8 +104,9 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     return image.detach().float() if image.is_floating_point() else image
 
 
-def as_image(image: Any, where: str) -> Image.Image | Tensor:
-    """An image before the transform: PIL in mode RGB, or a float tensor ``[3, h, w]``."""
+def as_image(item: Any, where: str) -> Image.Image | Tensor:
+    """The image of an item before the transform: PIL in mode RGB, or a float tensor ``[3, h, w]``."""
+    image = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(image, Path):
         return open_image(image)
     if isinstance(image, Image.Image):
@@ -123,7 +125,8 @@ def as_image(image: Any, where: str) -> Image.Image | Tensor:
 
 def _check_repeatable(images: Images, transform: Transform | None) -> None:
     """Read some items twice, once for each set and transform."""
-    if isinstance(images, StreamedSet) and any(each is transform for each in images.checked):
+    checked = images.checked if isinstance(images, StreamedSet) else []
+    if any(each is transform for each in checked):
         return
     for index in np.unique(np.linspace(0, len(images) - 1, _READ_TWICE).astype(int)):
         first, second = (_read(images, int(index), transform) for _ in range(2))
@@ -132,8 +135,7 @@ def _check_repeatable(images: Images, transform: Transform | None) -> None:
         if not torch.equal(first, second):
             expected = "expected a dataset and a transform without random augmentation"
             raise UserError(f"{images.name}: image {index} differs when it is read twice; {expected}")
-    if isinstance(images, StreamedSet):
-        images.checked.append(transform)
+    checked.append(transform)
 
 
 def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> Sequence[int]:

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +13,7 @@ from PIL import Image
 from bnood.data.files import decode, fit, image_files, one_line, read_npz
 from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.data.labels import dataset_labels, numbered
+from bnood.data.splits import stratified_split
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
@@ -52,12 +53,10 @@ def images(
 ) -> Images:
     """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
 
-    A string is a path if it ends in ``.npz`` or has a path separator. Any other string is looked up, in this order:
-
-    1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
-    2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
-    3. the sets of torchvision (:data:`TORCHVISION`), with its checksums;
-    4. a folder of that name where the program runs; to put it first, write ``./svhn``.
+    A string is a path if it ends in ``.npz`` or has a path separator. Any other one is looked up, in this order: the
+    built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`); ``<root>/<name>/<split>.npz``; ``<root>/<name>/images/**``;
+    the sets of torchvision (:data:`TORCHVISION`), with its checksums; a folder of that name where the program runs (to
+    put it first, write ``./svhn``).
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
@@ -66,13 +65,12 @@ def images(
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
             folders if every image lies in one (:mod:`bnood.data.labels`).
-        image_size: side of the square images; photographs and torchvision's arrays are resized to it now
+        image_size: side of the square images, to which photographs and torchvision's arrays are resized now
             (:func:`bnood.data.files.fit`). None: photographs are decoded when they are read (:class:`StreamedSet`).
         download: let torchvision download what is missing.
         count: of the images of a built-in set; None for the split's own number.
 
-    Raises:
-        UserError: naming the set or file that isn't known, isn't there, is damaged, or is another than described here.
+    UserError names the set or file that isn't known, isn't there, is damaged, or is another than described here.
     """
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
@@ -105,6 +103,34 @@ def check_known(name: str, root: Path | None = None) -> None:
     known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
+
+
+def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+    """The images that a run was trained on and those held out, from the section ``data`` of its configuration.
+
+    All keys but ``in_distribution`` are optional. UserError if the images are not there or have no labels.
+    """
+    name, seed = data["in_distribution"], data.get("split_seed", 0)
+    place = {"download": data.get("download", False), "image_size": data.get("image_size", 32)}
+    loaded = load_images(name, "train", data.get("root"), **place)
+    if loaded.labels is None:
+        raise UserError(f"{name}: training needs labels (in an .npz: int64 [N]), but the set has none")
+    train, validation = stratified_split(loaded.labels, data.get("validation", 1000), seed, loaded.name)
+    if data.get("train_count") is not None:
+        # An arbitrary but fixed subset that keeps no class order of the source.
+        train = np.sort(np.random.RandomState(seed).permutation(train)[: data["train_count"]])
+    return loaded.subset(train), loaded.subset(validation)
+
+
+def has_test_images(name: str, root: Path | None = None) -> bool:
+    """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
+    if name in SYNTHETIC or is_path(name):
+        return name in SYNTHETIC
+    check_known(name, root)
+    folder = data_root(root) / name
+    if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
+        return True
+    return name in TORCHVISION and not (folder / "images").is_dir()
 
 
 def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:
@@ -193,7 +219,7 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
             f"{root}: get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
         ) from error
     pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
-    labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
+    labels = np.asarray(dataset.labels if name == "svhn" else dataset.targets)
     if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
         resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])

@@ -13,9 +13,8 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training images and of ``validation`` others, int64, sorted; each class is divided in proportion.
 
-    Shares are rounded down or up so that the total is exact: up for the largest remainders (Hamilton's method), the
-    lower class first where remainders are equal. ``labels`` are integers ``[N]``, ``name`` is the set's, for messages.
-    UserError if either side or a class would be left without training images.
+    Shares are rounded up for the largest remainders (Hamilton's method), the lower class first where they are equal.
+    ``labels`` are integers ``[N]``. UserError if either side or a class would be left without training images.
     """
     count = len(labels)
     if isinstance(validation, bool) or not isinstance(validation, int) or not 1 <= validation < count:

@@ -44,10 +44,10 @@ class Draws:
         return low + (high - low) * self.block(1, 1)
 
 
-# (labels [n], per-image numbers) -> field [n, 32, 32] in 0 to 1
 Figure = Callable[[np.ndarray, Draws], np.ndarray]
-# (labels [n], per-image numbers, per-pixel numbers [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255, same shape
+"""(labels [n], numbers per image) -> field [n, 32, 32] in 0 to 1."""
 Render = Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]
+"""(labels [n], numbers per image, numbers per pixel [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255."""
 
 
 def rotated(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +75,7 @@ def _arc(x: float, y: float, radius: float, start: float = 0, stop: float = 1, f
 def _star(corners: int, inner: float) -> np.ndarray:
     """A star that points up, its notches at the radius ``inner``."""
     angle = 2 * np.pi * (np.arange(2 * corners) / (2 * corners) - 0.25)
-    radius = np.tile([1, inner], corners)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.tile([1, inner], corners)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _filled(*polygons: np.ndarray | Sequence[tuple[float, float]], cut: np.ndarray | None = None) -> Outline:
@@ -178,30 +177,26 @@ UNSEEN: dict[str, Outline] = {
 
 
 class SyntheticSet(NamedTuple):
-    """How a set is made: the key of its random stream, the number of its classes (0: no labels), its"""
+    """How a set is made."""
 
-    key: int
-    classes: int
+    key: int  # of its random stream
+    classes: int  # 0: no labels
     render: Render
     splits: tuple[str, ...] = ("test",)
-
-
-SIZES = {"train": 10_000, "test": 2_000}
-"""Images of each split."""
 
 
 def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSet:
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
-    Sets and splits have separate random streams. The first n images do not depend on ``count``.
-    UserError for a split that the set lacks, or a count below 1.
+    None: 10,000 images for training, 2,000 for testing. Sets and splits have separate random streams. The first n
+    images do not depend on ``count``. UserError for a split that the set lacks, or a count out of range.
     """
     recipe = SYNTHETIC[name]
     if split not in recipe.splits:
         raise UserError(f"the built-in set {name!r} has no split {split!r}: choose one of {', '.join(recipe.splits)}")
-    count = SIZES[split] if count is None else count
-    if count < 1:
-        raise UserError(f"count {count} of the built-in set {name!r}: expected 1 or more")
+    count = {"train": 10_000, "test": 2_000}[split] if count is None else count
+    if not 1 <= count <= 10**6:
+        raise UserError(f"count {count} of the built-in set {name!r}: expected a whole number from 1 to 1000000")
 
     random = np.random.RandomState([0, recipe.key, recipe.splits.index(split)])
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)

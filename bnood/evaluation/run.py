@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images, ImageSet
+from bnood.data.sources import has_test_images, training_split
 from bnood.data.sources import images as load
-from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name, in_proportion
 from bnood.evaluation.evaluate import evaluate

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
 from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan
-from bnood.data.training_split import has_test_images, training_split
+from bnood.data.sources import has_test_images, training_split
 from bnood.errors import UserError
 
 SETTINGS: dict[str, Any] = {
