@@ -1,7 +1,6 @@
 """Files with bad content, and networks that no evaluation can use, by name; see ``test_bad_input.py``."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,16 +106,11 @@ def text(words: str | bytes) -> Make:
 FILES: dict[str, Make] = {
     "id.npz": lambda path: write_set(path, pixels(60), np.arange(60) % 4),
     "ood.npz": lambda path: write_set(path, pixels(40)),
-    "train.npz": lambda path: write_set(path, pixels(80), np.arange(80) % 4),
     "one.npz": archive(1, 8, 8, 3),
-    "empty.npz": archive(0, 8, 8, 3),
     "sizeless.npz": archive(4, 0, 0, 3),
     "large.npz": archive(40, 16, 16, 3),
     "float.npz": archive(9, 8, 8, 3, kind=np.float32),
-    "grey.npz": archive(9, 8, 8),
-    "channels-first.npz": archive(9, 3, 8, 8),
     "float-labels.npz": archive(9, 8, 8, 3, labels=np.zeros(9)),
-    "text-labels.npz": archive(9, 8, 8, 3, labels=np.array(["a"] * 9)),
     "few-labels.npz": archive(9, 8, 8, 3, labels=np.zeros(3, np.int64)),
     "negative-labels.npz": archive(9, 8, 8, 3, labels=np.arange(9) - 5),
     "high-labels.npz": archive(60, 8, 8, 3, labels=np.arange(60)),
@@ -127,7 +121,6 @@ FILES: dict[str, Make] = {
     "no-images.npz": lambda path: np.savez(path, pictures=pixels(3)),
     "objects.npz": lambda path: np.savez(path, images=np.array([{}], object)),
     "truncated.npz": truncated,
-    "text.npz": text("no archive"),
     "pipe.npz": os.mkfifo,
     "loop.npz": lambda path: path.symlink_to(path.name),
     "gone.npz": lambda path: path.symlink_to("nowhere"),
@@ -136,14 +129,11 @@ FILES: dict[str, Make] = {
     "pipes": inside("f.png", os.mkfifo),
     "deep": picture("a.png", "I;16"),
     "one[bold]picture": picture("a.png"),
-    "good.pth": state(),
     "few.pth": state(lambda weights: [weights.pop(key) for key in list(weights)[3:]]),
-    "many.pth": state(lambda weights: weights.update({f"extra.{number}": torch.zeros(1) for number in range(4)})),
     "other-shape.pth": state(lambda weights: weights.update({"2.weight": torch.zeros(5, 192)})),
     "nan.pth": state(lambda weights: weights.update({"2.bias": torch.full((4,), torch.nan)})),
     "complex.pth": state(lambda weights: weights.update({"2.bias": torch.zeros(4, dtype=torch.complex64)})),
     "numbered.pth": state(lambda weights: weights.update({3: torch.zeros(1)})),
-    "no-tensors.pth": lambda path: torch.save({}, path),
     "whole-model.pth": lambda path: torch.save(good(), path),
     "text.pth": text("a\nb\nc\n"),
     "shell.pth": text(CALLS_A_SHELL),
@@ -157,10 +147,8 @@ FILES: dict[str, Make] = {
     "run-no-folder": text("mine"),
     "run-no-checkpoint": run(lambda path: shutil.rmtree(path / "checkpoints")),
     "run-truncated": run(lambda path: (path / CHECKPOINT).write_bytes((path / CHECKPOINT).read_bytes()[:-100])),
-    "run-empty": replaced(CHECKPOINT, text("")),
     "run-tensor": replaced(CHECKPOINT, lambda path: torch.save(torch.zeros(3), path)),
     "run-shell": replaced(CHECKPOINT, text(CALLS_A_SHELL)),
-    "run-pickle": replaced(CHECKPOINT, text(pickle.dumps({"a": 1}))),
     "run-pipe": replaced(CHECKPOINT, os.mkfifo),
     "run-no-weights": content(lambda found: found.update(state_dict=[])),
     "run-no-settings": content(lambda found: found.update(hyper_parameters=[])),
@@ -171,23 +159,15 @@ FILES: dict[str, Make] = {
     "run-groups": content(lambda found: found["hyper_parameters"].update(groups={})),
     "run-other-norm": config("model", norm="gn"),
     "run-no-config": run(lambda path: (path / "config.yaml").unlink()),
-    "run-config-pipe": replaced("config.yaml", os.mkfifo),
-    "run-config-twice": run(lambda path: (path / "config.yaml").write_text("data: {}\ndata: {}")),
     "run-no-data": config(None, data={}),
-    "run-no-model": config(None, model=None),
     "run-seed-text": config(None, seed_everything="a"),
     "run-set-unknown": config("data", in_distribution="nowhere"),
     "run-ood-text": config("data", ood="marks"),
-    "run-ood-number": config("data", ood=[3]),
     "run-count-text": config("data", train_count="many"),
-    "run-count-0": config("data", train_count=0),
     "run-root-number": config("data", root=3),
     "run-root-gone": config("data", root="/nowhere"),
     "run-size-text": config("data", image_size="x"),
-    "run-validation-text": config("data", validation="many"),
-    "run-summary-list": replaced("summary.json", text("[]")),
     "run-summary-pipe": replaced("summary.json", os.mkfifo),
-    "run-summary-nested": replaced("summary.json", text("[" * 100_000)),
 }
 
 
@@ -222,14 +202,6 @@ def gives_maps() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
 
 
-def gives_one_class() -> nn.Module:
-    return good(1)
-
-
-def gives_whole_numbers() -> nn.Module:
-    return Changed(lambda logits: logits.long())
-
-
 def scales() -> nn.Module:
     return Changed(lambda logits: 3 * logits)
 
@@ -240,10 +212,6 @@ def fails() -> nn.Module:
 
 def needs_an_argument(depth: int) -> nn.Module:
     return good(depth)
-
-
-def gives_text() -> str:
-    return "no network"
 
 
 def keeps_no_statistics() -> nn.Module:

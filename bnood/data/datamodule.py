@@ -53,10 +53,7 @@ def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: 
 
 
 def channel_constants(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 ``[N, H, W, 3]``, on the scale 0 to 255: float32 ``[3]``.
-
-    The standard deviation is at least 0.001, so that images of one colour can be normalised too.
-    """
+    """Mean and standard deviation (at least 0.001) of each channel of uint8 ``[N, H, W, 3]``: float32 ``[3]``."""
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]).astype(np.float64)
     values, total = np.arange(256.0), counts.sum(axis=1)
     mean = counts @ values / total
@@ -72,7 +69,7 @@ class ImageDataModule(L.LightningDataModule):
         root: folder of the data sets; else the environment's ``BNOOD_DATA``, else ``./data``.
         ood: the out-of-distribution sets that ``eval_ood.py`` scores by default. Training never opens them.
         validation: how many training images are held out for validation, stratified by class.
-        split_seed: decides which ones; kept apart from the run's seed, so that all seeds share one split.
+        split_seed: decides which ones, so that runs of all seeds share one split.
         batch_size: training images per step, over all devices together.
         evaluation_batch_size: images per forward pass in validation.
         augmentation: ``crop_flip`` (zero-pad by 4, crop, mirror), ``flip`` (mirror only) or ``none``.
@@ -133,12 +130,13 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
         assert self.train_set is not None
-        images, labels = self._on_device(self.train_set, PADDINGS[self.augmentation] or 0)
-        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels))
+        padding = PADDINGS[self.augmentation]
+        images, labels = self._on_device(self.train_set, padding or 0)
+        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels, padding))
 
-    def _training_batches(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
+    def _training_batches(self, images: Tensor, labels: Tensor, padding: int | None) -> Iterator[Batch]:
         assert self.trainer is not None
-        trainer, padding = self.trainer, PADDINGS[self.augmentation]
+        trainer = self.trainer
         rank, share = trainer.global_rank, self.batch_size // trainer.world_size
         first_step = trainer.fit_loop.total_batch_idx + 1
         plan = epoch_plan(len(images), self.batch_size, self.seed, trainer.current_epoch, first_step, padding)

