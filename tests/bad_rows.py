@@ -174,7 +174,7 @@ NETWORK = {  # a network that is given, ``bad_files:good`` unless a row names an
     "--ood @float-labels.npz": "labels are float64 [9]; expected int64 [9], one per image",
     "--ood @few-labels.npz": "labels are int64 [3]; expected int64 [9], one per image",
     "--ood @negative-labels.npz": "labels are -5 to 3; expected class indices from 0 up",
-    "--ood @no-images.npz": 'no-images.npz: the archive can\'t be read (KeyError: "images is not a file in the archive")',
+    "--ood @no-images.npz": "images is not a file in the archive'); expected an .npz archive with 'images' uint8",
     "--ood @objects.npz": "objects.npz: the archive can't be read (ValueError: Object arrays cannot be loaded",
     "--ood @truncated.npz": "truncated.npz: the archive can't be read (BadZipFile: it is cut short",
     "--ood @pipe.npz": "pipe.npz: it is a folder, a named pipe, a device or a socket",

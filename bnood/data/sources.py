@@ -10,9 +10,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from bnood.data.files import decode, fit, image_files, one_line, read_npz
+from bnood.data.files import check_file, decode, fit, image_files, one_line, read_npz
 from bnood.data.image_set import Images, ImageSet, StreamedSet
-from bnood.data.labels import dataset_labels, numbered
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
@@ -64,7 +63,7 @@ def images(
         split: of a named set: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
-            folders if every image lies in one (:mod:`bnood.data.labels`).
+            folders if every image lies in one (:func:`numbered`).
         image_size: side of the square images, to which photographs and torchvision's arrays are resized now
             (:func:`bnood.data.files.fit`). None: photographs are decoded when they are read (:class:`StreamedSet`).
         download: let torchvision download what is missing.
@@ -98,6 +97,20 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
     return cast(ImageSet, images(name, split=split, root=root, image_size=image_size, **options))
 
 
+def read_classes(path: Path) -> list[str]:
+    """The class names in a text file, one per line, in the order of the logits; UserError if it is no such file."""
+    expected = "expected a text file with one class name per line, in the order of the logits"
+    check_file(path, expected)
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: it is not UTF-8 text; {expected}") from error
+    for number, name in enumerate(names, 1):
+        if not name or name in names[: number - 1]:
+            raise UserError(f"{path}, line {number}: {f'{name} comes twice' if name else 'it is empty'}; {expected}")
+    return names
+
+
 def check_known(name: str, root: Path | None = None) -> None:
     """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
     known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
@@ -128,6 +141,36 @@ def has_test_images(name: str, root: Path | None = None) -> bool:
     if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
         return True
     return name in TORCHVISION and not (folder / "images").is_dir()
+
+
+def dataset_labels(dataset: Any) -> np.ndarray | None:
+    """The integer labels of a map-style dataset without reading its items, or None.
+
+    They are its ``targets`` or ``labels`` after its ``target_transform``, also behind ``torch.utils.data.Subset``.
+    """
+    if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
+        labels = dataset_labels(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
+    try:
+        values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+    except ValueError:  # a ragged list
+        return None
+    if values.ndim != 1 or len(values) != len(dataset):
+        return None
+    if (transform := getattr(dataset, "target_transform", None)) is not None:
+        values = np.array([transform(value) for value in values.tolist()])
+    return values if values.dtype.kind in "iu" else None
+
+
+def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Integer labels ``[N]`` from the name of each image's folder, and the sorted names that they number.
+
+    If every name is an integer, it is the class index, and there are no names: nothing was numbered.
+    """
+    if all(name.isdecimal() for name in folders):
+        return np.array([int(name) for name in folders]), None
+    names, labels = np.unique(folders, return_inverse=True)
+    return labels, tuple(names.tolist())
 
 
 def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:

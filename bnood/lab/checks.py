@@ -29,7 +29,7 @@ class NotTested(Exception):
 
 
 def rows_of(table: pd.DataFrame, quantity: str, activation: str, norm: str) -> pd.DataFrame:
-    """The rows of one quantity of one network in the lab's long table (:mod:`bnood.lab.train`)."""
+    """The rows of one quantity of one network in the lab's table."""
     wanted = {"activation": activation, "norm": norm, "quantity": quantity}
     rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     if rows.empty:
@@ -131,19 +131,21 @@ def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: 
         values = measure(table).dropna()
         if values.empty or not np.isfinite(values).all():
             raise NotTested("its figures are not finite; has the training diverged?")
-        effect, low, high = _interval(values)
+        if len(values) < 2:
+            raise NotTested("one seed has no interval")
+        array = values.to_numpy(np.float64)  # images are not resampled: Student's interval over seeds alone
+        seeds = tuple(map(int, values.index))
+        effect, low, high, _ = Replicates(seeds, array, np.repeat(array[:, None], 2, axis=1)).interval()
         verdict = _verdict(low, high, threshold, wanted)
         learnt = [_learnt(table, learners[0], norm) for norm in learners[1:]]
         needed = chance + GAINED if verdict == SUPPORTED and wanted == "above" else LEARNT
         if learnt and max(reached for reached, _ in learnt) < needed:
-            shown = "; ".join(found for _, found in learnt)
-            raise NotTested(f"these networks have not learnt enough to tell: {shown}")
+            raise NotTested(f"these networks have not learnt enough to tell: {'; '.join(found for _, found in learnt)}")
     except NotTested as reason:
         return Check(text, architecture, NOT_TESTED, DASH, str(reason), None, None, None, threshold)
-    notes = "; ".join([found for _, found in learnt] + ["one seed has no interval"] * (low is None))
-    in_words = _points if learners else _factor
-    ends = "" if low is None or high is None else f" [{in_words(low)}, {in_words(high)}]"
-    number = printed.replace("{}", f"{in_words(effect)}{ends}").replace("-", MINUS)
+    notes = "; ".join(found for _, found in learnt)
+    shown, start, end = (_points(value) if learners else _factor(value) for value in (effect, low, high))
+    number = printed.format(f"{shown} [{start}, {end}]").replace("-", MINUS)
     return Check(text, architecture, verdict, number, notes, effect, low, high, threshold)
 
 
@@ -154,22 +156,11 @@ def _learnt(table: pd.DataFrame, activation: str, norm: str) -> tuple[float, str
     return train, found + (", overfitted" if train - validation > OVERFITTED else "")
 
 
-def _interval(values: pd.Series) -> tuple[float, float | None, float | None]:
-    """Mean and Student's 95 % interval over seeds; images are not resampled. One seed has no interval."""
-    if len(values) < 2:
-        return float(values.iloc[0]), None, None
-    array = values.to_numpy(np.float64)
-    found = Replicates(tuple(map(int, values.index)), array, np.repeat(array[:, None], 2, axis=1)).interval()
-    return found.effect, found.low, found.high
-
-
-def _verdict(low: float | None, high: float | None, threshold: float, wanted: str) -> str:
+def _verdict(low: float, high: float, threshold: float, wanted: str) -> str:
     """Supported if the interval lies inside the range that the statement claims, refuted if it lies outside."""
     start, end = {
         "above": (threshold, math.inf), "below": (-math.inf, -threshold), "small": (-threshold, threshold)
     }[wanted]  # fmt: skip
-    if low is None or high is None:
-        return UNDECIDED
     return SUPPORTED if start < low and high < end else REFUTED if high < start or low > end else UNDECIDED
 
 

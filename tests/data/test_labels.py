@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from bnood.data.image_set import ImageSet
-from bnood.data.labels import dataset_labels, folder_labels, numbered, read_classes
+from bnood.data.image_set import ImageSet, folder_labels
+from bnood.data.sources import dataset_labels, numbered, read_classes
 from bnood.errors import UserError
 
 
