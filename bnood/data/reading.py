@@ -32,11 +32,8 @@ def read_batches(
         transform: from a PIL image (RGB) to a float tensor ``[3, h, w]``. Items that are float tensors skip it.
         workers: processes that decode; 0 decodes here.
 
-    Returns:
-        float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``.
-
-    Raises:
-        UserError: if sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
+    Gives float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``. UserError if
+    sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
     """
     used = [sets[number] for number in np.unique(np.concatenate(batches)[:, 0])] if len(batches) else []
     size: Sequence[int] | None = None

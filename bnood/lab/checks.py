@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bnood.evaluation.intervals import Replicates
+from bnood.evaluation.intervals import seeds_interval
 from bnood.report.names import DASH, MINUS, display
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = "supported", "refuted", "undecided", "not tested here"
@@ -134,8 +134,7 @@ def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: 
         if len(values) < 2:
             raise NotTested("one seed has no interval")
         array = values.to_numpy(np.float64)  # images are not resampled: Student's interval over seeds alone
-        seeds = tuple(map(int, values.index))
-        effect, low, high, _ = Replicates(seeds, array, np.repeat(array[:, None], 2, axis=1)).interval()
+        effect, low, high, _ = map(float, seeds_interval(array, np.repeat(array[:, None], 2, axis=1), 0.95))
         verdict = _verdict(low, high, threshold, wanted)
         learnt = [_learnt(table, learners[0], norm) for norm in learners[1:]]
         needed = chance + GAINED if verdict == SUPPORTED and wanted == "above" else LEARNT

@@ -85,7 +85,7 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
     """The images trained on and those held out; UserError where networks cannot be trained on them."""
     wanted = options.train_count + options.validation_count
     drawn = wanted if options.images in SYNTHETIC else None
-    images = load_images(options.images, "train", options.root, download=options.download, count=drawn)
+    images = load_images(options.images, "train", options.root, count=drawn)
     if images.labels is None:
         raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
     if len(images) < wanted:

@@ -66,7 +66,6 @@ class LabOptions:
         workers: networks that are trained at the same time.
         runs: the folder that holds the lab's folder.
         root: folder of the data sets; else the environment's BNOOD_DATA, else ./data.
-        download: let torchvision download what is missing.
     """
 
     name: str = "lab"
@@ -80,7 +79,6 @@ class LabOptions:
     workers: int = 2
     runs: Path = Path("runs")
     root: Path | None = None
-    download: bool = False
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
@@ -103,10 +101,7 @@ class LabOptions:
         if len(set(names)) < len(names):
             raise UserError("grids: a network is in two of them; expected each network once")
 
-    @property
-    def folder(self) -> Path:
-        """``<runs>/<name>``."""
-        return self.runs / self.name
+        self.folder = self.runs / self.name
 
     def networks(self) -> list[LabNetwork]:
         """Every network of every grid and seed."""
