@@ -38,10 +38,7 @@ def check_file(path: Path, expected: str) -> None:
 
 
 def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
-    """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels``, integers ``[N]``.
-
-    Pickles are never loaded. UserError for other arrays, and if H or W is not ``image_size`` (None: any).
-    """
+    """The images of an archive; UserError for other arrays than expected, and if H or W is not ``image_size``."""
     expected = "expected an .npz archive with 'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
     check_file(path, f"{expected}, or a folder of images")
     try:
@@ -49,8 +46,7 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
             if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here
                 raise zipfile.BadZipFile("it is cut short or not an .npz archive")
             with np.load(file, allow_pickle=False) as archive:
-                labels = archive["labels"] if "labels" in archive.files else None
-                found = ImageSet(str(path), np.ascontiguousarray(archive["images"]), labels)
+                found = ImageSet(str(path), np.ascontiguousarray(archive["images"]), archive.get("labels"))
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged archives
@@ -65,7 +61,7 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files in and below a folder, by suffix (``SUFFIXES``, in either case), sorted by path.
+    """All image files (:data:`SUFFIXES`, in either case) in and below a folder, sorted by path.
 
     Hidden ones are left out. Links are followed, except to folders above, and each file on the disk is listed once,
     by its own path rather than by a link. UserError if there are no images, or one is no regular file.
@@ -107,10 +103,7 @@ def decode(files: Sequence[Path], image_size: int) -> np.ndarray:
 
 
 def open_image(file: Path) -> Image.Image:
-    """The image of a file in mode RGB (:func:`as_rgb`), the first frame of an animation; UserError says why not.
-
-    Orientation tags of cameras are not applied, as in torchvision's readers.
-    """
+    """The image of a file in mode RGB, the first frame of an animation; orientation tags of cameras are not applied."""
     check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -138,10 +131,7 @@ def _bits(image: Image.Image) -> int:
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """The image in mode RGB, laid over black where it is transparent, so that colours hidden there don't count.
-
-    Refuses modes without 8 bits per channel: 16-bit and float images have no agreed scale to 0 to 255.
-    """
+    """The image in mode RGB, laid over black where it is transparent; UserError unless it has 8 bits per channel."""
     if image.mode not in MODES:
         raise UserError(f"{where}: the image has mode {image.mode}; expected 8 bits per channel: {', '.join(MODES)}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

@@ -72,9 +72,8 @@ class ImageSet(_Set):
 class StreamedSet(_Set):
     """Images of a map-style dataset, read item by item whenever they are needed and never kept.
 
-    An item is an image, or a tuple or list that starts with one. An image is the path of an image file, a PIL image, a
-    uint8 array ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as
-    transformed already. UserError if the dataset is not map-style, or labels do not fit.
+    An item is an image, or a tuple or list that starts with one: the path of an image file, a PIL image, a uint8 array
+    ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
     """
 
     _rows = "index"
@@ -99,9 +98,9 @@ Images = ImageSet | StreamedSet
 def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: int) -> tuple[Images, str | None]:
     """The set with labels that are class indices of a network, or unlabelled with a note that says why.
 
-    Labels that number folders hold if ``classes`` (names in the order of the logits) has every
-    folder, or else if there are as many folders as classes. Other labels are class indices already. UserError if
-    ``classes`` are not ``num_classes`` or lack a folder, or a label is ``num_classes`` or more.
+    Labels that number folders hold if ``classes`` (names in the order of the logits) has every folder, or else if there
+    are as many folders as classes. Other labels are class indices already. UserError if one is too large, or
+    ``classes`` are not ``num_classes`` or lack a folder.
     """
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")

@@ -72,7 +72,7 @@ def _indexed(sets: Sequence[ImageSet], batch: np.ndarray) -> Tensor:
 
 
 def _decoded(sets: Sequence[Images], transform: Transform | None, part: np.ndarray) -> Tensor | UserError:
-    """A part of a batch, ``[n, ..]``, or its error as a value: a DataLoader pastes tracebacks into messages."""
+    """A part of a batch, or its error as a value: a DataLoader pastes tracebacks into messages."""
     try:
         images: list[Tensor] = []
         for position, index in part:
@@ -85,11 +85,10 @@ def _decoded(sets: Sequence[Images], transform: Transform | None, part: np.ndarr
 
 def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     """One image: float32 ``[3, h, w]``, or uint8 ``[H, W, 3]`` where nothing transforms it."""
-    number = index if isinstance(images, ImageSet) else int(images.index[index])
+    items, number = (images.images, index) if isinstance(images, ImageSet) else (images.dataset, images.index[index])
     where = f"{images.name}: item {number}"
     try:
-        item = images.images[index] if isinstance(images, ImageSet) else images.dataset[number]
-        image = as_image(item, where)
+        image = as_image(items[int(number)], where)
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image)) if transform is None else transform(image)
     except UserError:

@@ -112,7 +112,7 @@ def read_classes(path: Path) -> list[str]:
 
 
 def check_known(name: str, root: Path | None = None) -> None:
-    """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
+    """Refuse a name that :func:`images` finds nowhere. Paths pass unseen."""
     known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
@@ -144,10 +144,7 @@ def has_test_images(name: str, root: Path | None = None) -> bool:
 
 
 def dataset_labels(dataset: Any) -> np.ndarray | None:
-    """The integer labels of a map-style dataset without reading its items, or None.
-
-    They are its ``targets`` or ``labels`` after its ``target_transform``, also behind ``torch.utils.data.Subset``.
-    """
+    """``targets`` or ``labels`` of a dataset or its Subset after ``target_transform``; None if they are no integers."""
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
         labels = dataset_labels(dataset.dataset)
         return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
@@ -163,10 +160,7 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Integer labels ``[N]`` from the name of each image's folder, and the sorted names that they number.
-
-    If every name is an integer, it is the class index, and there are no names: nothing was numbered.
-    """
+    """Labels from the name of each image's folder: the integer that it is, else its number among the sorted names."""
     if all(name.isdecimal() for name in folders):
         return np.array([int(name) for name in folders]), None
     names, labels = np.unique(folders, return_inverse=True)

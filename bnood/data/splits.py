@@ -1,7 +1,4 @@
-"""Which images are held out: validation images from train, and the adaptation split of an OOD set.
-
-Both follow from the seed alone, in every version of numpy: the streams of ``RandomState`` are frozen (NEP 19).
-"""
+"""Which images are held out. It follows from the seed alone: the streams of ``RandomState`` are frozen (NEP 19)."""
 
 import numpy as np
 
@@ -37,10 +34,7 @@ def stratified_split(
 
 
 def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
-    """Indices of an adaptation split and a scoring split, int64, sorted: no image is scored under its own statistics.
-
-    The scoring split has the odd one. UserError if there are fewer than 2 images.
-    """
+    """Indices of an adaptation and a scoring split (with the odd one), int64, sorted; UserError for one image."""
     if n < 2:
         raise UserError(f"{name}: it has {n} image(s); expected at least 2, one to adapt to and one to score")
     order = _permutation(n, seed, name)

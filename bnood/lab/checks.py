@@ -1,8 +1,8 @@
 """The statements that the lab looks into, as a table, and the one function that judges a row of it.
 
-Each statement is one number per seed. Its interval (Student's t over seeds) is held against a threshold that was stated
-before. Learning is judged on training accuracy, validation accuracy stands beside it. What a lab has not trained, or
-where the networks have not learnt enough to tell, is "not tested here".
+Each is one number per seed: supported if its interval (Student's t over seeds) lies inside the range that was stated
+before, refuted if it lies outside. Learning is judged on training accuracy, validation accuracy stands beside. What was
+not trained, or not for long enough to tell, is "not tested here".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -64,8 +64,7 @@ class Statement(NamedTuple):
 
     text: str
     measure: Callable[[pd.DataFrame], pd.Series]  # its number per seed: a gain in accuracy, or log10 of a factor
-    wanted: Literal["above", "below", "small"]  # above +, below - or within +- the threshold
-    threshold: float
+    claimed: tuple[float, float]  # the range that it claims for this number
     printed: str  # the number in words, {} being the number
     learners: tuple[str, ...] = ()  # the activation and the norms of the networks whose accuracy it is about
 
@@ -74,25 +73,25 @@ POINTS = "{} points of training accuracy"
 STATEMENTS = [
     Statement(
         "Without a norm, the first layer of a sigmoid network gets far less gradient than the last.",
-        partial(gradient_ratio, norm="none"), "below", 1.0, "{} of the last layer's gradient",
+        partial(gradient_ratio, norm="none"), (-math.inf, -1.0), "{} of the last layer's gradient",
     ),  # a tenth: the first layer then takes ten times as long
     *(
         Statement(
             f"{display(norm)} raises that share of the gradient.",
-            partial(rise, norm=norm), "above", 0.3, "{} times as much",
+            partial(rise, norm=norm), (0.3, math.inf), "{} times as much",
         )  # a factor of two
         for norm in ("bn", "ln")
     ),
     *(
         Statement(
             f"{display(norm)} lets sigmoid networks learn better.",
-            partial(gain, activation="sigmoid", norm=norm), "above", GAINED, POINTS, ("sigmoid", "none", norm),
+            partial(gain, activation="sigmoid", norm=norm), (GAINED, math.inf), POINTS, ("sigmoid", "none", norm),
         )
         for norm in ("bn", "ln", "gn")
     ),
     Statement(
         "With ReLU, BatchNorm makes little difference to what is learnt.",
-        partial(gain, activation="relu", norm="bn"), "small", 0.03, POINTS, ("relu", "none", "bn"),
+        partial(gain, activation="relu", norm="bn"), (-0.03, 0.03), POINTS, ("relu", "none", "bn"),
     ),
 ]  # fmt: skip
 
@@ -126,7 +125,8 @@ def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: 
     A gain in accuracy is seen as soon as one of the networks learns. All else about accuracy waits until one of them
     has learnt its training images: networks that are still learning differ in speed.
     """
-    text, measure, wanted, threshold, printed, learners = statement
+    text, measure, (start, end), printed, learners = statement
+    threshold = min(abs(start), abs(end))
     try:
         values = measure(table).dropna()
         if values.empty or not np.isfinite(values).all():
@@ -135,16 +135,16 @@ def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: 
             raise NotTested("one seed has no interval")
         array = values.to_numpy(np.float64)  # images are not resampled: Student's interval over seeds alone
         effect, low, high, _ = map(float, seeds_interval(array, np.repeat(array[:, None], 2, axis=1), 0.95))
-        verdict = _verdict(low, high, threshold, wanted)
+        verdict = SUPPORTED if start < low and high < end else REFUTED if high < start or low > end else UNDECIDED
         learnt = [_learnt(table, learners[0], norm) for norm in learners[1:]]
-        needed = chance + GAINED if verdict == SUPPORTED and wanted == "above" else LEARNT
+        needed = chance + GAINED if verdict == SUPPORTED and end == math.inf else LEARNT
         if learnt and max(reached for reached, _ in learnt) < needed:
             raise NotTested(f"these networks have not learnt enough to tell: {'; '.join(found for _, found in learnt)}")
     except NotTested as reason:
         return Check(text, architecture, NOT_TESTED, DASH, str(reason), None, None, None, threshold)
     notes = "; ".join(found for _, found in learnt)
-    shown, start, end = (_points(value) if learners else _factor(value) for value in (effect, low, high))
-    number = printed.format(f"{shown} [{start}, {end}]").replace("-", MINUS)
+    shown = [_points(value) if learners else _factor(value) for value in (effect, low, high)]
+    number = printed.format("{} [{}, {}]".format(*shown)).replace("-", MINUS)
     return Check(text, architecture, verdict, number, notes, effect, low, high, threshold)
 
 
@@ -153,14 +153,6 @@ def _learnt(table: pd.DataFrame, activation: str, norm: str) -> tuple[float, str
     train, validation = (float(accuracy(table, activation, norm, kind).mean()) for kind in ("train", "validation"))
     found = f"{display(norm)} {100 * train:.0f} % in training, {100 * validation:.0f} % in validation"
     return train, found + (", overfitted" if train - validation > OVERFITTED else "")
-
-
-def _verdict(low: float, high: float, threshold: float, wanted: str) -> str:
-    """Supported if the interval lies inside the range that the statement claims, refuted if it lies outside."""
-    start, end = {
-        "above": (threshold, math.inf), "below": (-math.inf, -threshold), "small": (-threshold, threshold)
-    }[wanted]  # fmt: skip
-    return SUPPORTED if start < low and high < end else REFUTED if high < start or low > end else UNDECIDED
 
 
 def _points(fraction: float) -> str:

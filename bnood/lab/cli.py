@@ -86,18 +86,15 @@ def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
     wanted = options.train_count + options.validation_count
     drawn = wanted if options.images in SYNTHETIC else None
     images = load_images(options.images, "train", options.root, count=drawn)
-    if images.labels is None:
-        raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
-    if len(images) < wanted:
+    if images.labels is None or len(images) < wanted:
         counts = f"train_count {options.train_count} and validation_count {options.validation_count}"
-        raise UserError(f"{images.name} has {len(images)} images; {counts} need {wanted}")
+        found = f"{len(images)} images {'without' if images.labels is None else 'with'} labels"
+        raise UserError(f"{images.name} has {found}; {counts} need {wanted} with labels")
     images = images.at_most(wanted, seed=0)
     labels = np.asarray(images.labels)
-    if labels.min() == labels.max():
-        raise UserError(f"{images.name}: all images have the label {labels[0]}; expected two classes or more")
-    if labels.max() >= wanted:  # the network has a logit for every class up to the last one
-        found = f"a label is {labels.max()}, but there are {wanted} images"
-        raise UserError(f"{images.name}: {found}; expected class indices without large gaps")
+    if not labels.min() < labels.max() < wanted:  # a network has a logit for every class up to the last one
+        expected = f"expected two classes or more, numbered below {wanted}, the number of images"
+        raise UserError(f"{images.name}: labels are {labels.min()} to {labels.max()}; {expected}")
     train, validation = stratified_split(labels, options.validation_count, 0, images.name)
     return images.subset(train), images.subset(validation)
 
