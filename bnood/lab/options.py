@@ -17,22 +17,12 @@ LARGEST = 10**9  # weights and activations that a network may hold: 4 GB
 
 @dataclass
 class Grid:
-    """Networks of one architecture: every activation with every norm.
+    """Networks of one architecture: every activation with every norm."""
 
-    Args:
-        architecture: ``mlp`` or ``plain`` (a ConvNet without shortcuts).
-        depth: hidden layers.
-        width: units (``mlp``) or channels (``plain``) of each.
-        learning_rate: the schedule's peak, the same for all networks of the grid.
-        epochs: passes over the training images.
-        activations: any of ``sigmoid``, ``relu``, ``tanh`` and ``gelu``.
-        norms: any of ``none``, ``bn``, ``ln`` and ``gn``.
-    """
-
-    architecture: Literal["mlp", "plain"]
-    depth: int
-    width: int
-    learning_rate: float
+    architecture: Literal["mlp", "plain"]  # plain is a ConvNet without shortcuts
+    depth: int  # hidden layers
+    width: int  # units or channels of each
+    learning_rate: float  # the schedule's peak
     epochs: int
     activations: list[Activation] = field(default_factory=lambda: ["sigmoid", "relu"])
     norms: list[Norm] = field(default_factory=lambda: ["none", "bn", "ln", "gn"])

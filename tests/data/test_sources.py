@@ -17,14 +17,12 @@ from bnood.data.sources import data_root, images, load_images
 from bnood.data.synthetic import synthetic_images
 from bnood.errors import UserError
 
-# --- names -------------------------------------------------------------------------------------------------------
-
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNOOD_DATA", "/somewhere")
-    assert data_root(Path("/given")) == Path("/given") and data_root(None) == Path("/somewhere")
+    assert data_root(Path("~/x")) == Path.home() / "x" and data_root(None) == Path("/somewhere")
     monkeypatch.delenv("BNOOD_DATA")
-    assert data_root(None) == Path("data") and data_root(Path("~/x")) == Path.home() / "x"
+    assert data_root(None) == Path("data")
 
 
 def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +72,6 @@ def test_names_and_splits_that_are_not_known(tmp_path: Path) -> None:
     assert "cifar10: there is no split 'extra'; expected train or test" in refused("cifar10", "extra", tmp_path)
     assert "dtd: there is no split 'train'; expected test (train, val" in refused("dtd", "train", tmp_path)
     assert "mine: count is 5, but only built-in sets" in refused("mine", "train", tmp_path, count=5)
-
-
-# --- what else images() takes -------------------------------------------------------------------------------------
 
 
 class Items(list):

@@ -36,7 +36,7 @@ def test_images_follow_from_set_split_and_position_alone(name: str) -> None:
 def test_outlines_cover_the_same_area_and_no_unseen_one_is_a_class() -> None:
     steady = np.full((1, 5), 0.5)  # middle of every range: no turn, no shift, no stretch
     masks = {
-        name: outlines({name: outline})(np.array([0]), Draws(steady))[0]
+        name: outlines(np.array([0]), Draws(steady), {name: outline})[0]
         for name, outline in [*CLASSES.items(), *UNSEEN.items()]
     }
     areas = [mask.sum() for mask in masks.values()]
