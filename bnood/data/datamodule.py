@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.image_set import ImageSet
+from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.sources import check_known, training_split
 from bnood.errors import UserError
 

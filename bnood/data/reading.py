@@ -1,4 +1,4 @@
-"""From image sets to batches: arrays by indexing, everything else decoded item by item, by workers if asked for."""
+"""From image sets to batches: arrays by indexing, all else item by item, by workers if asked for; crops and flips."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from bnood.data.files import as_rgb, one_line, open_image
@@ -17,6 +18,7 @@ from bnood.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
+PADDING = 4  # pixels of zeros on every side, from which crops of the image's size are taken
 _PART = 32  # images that a worker decodes at a time: every worker holds two parts ready (19 MB each at 224 pixels)
 _READ_TWICE = 8  # items that are read twice before a set is used: a random flip passes once in 256 times
 
@@ -146,3 +148,28 @@ def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> 
 def _described(value: Any) -> str:
     kind = getattr(value, "dtype", None)
     return type(value).__name__ if kind is None else f"{type(value).__name__} {kind} {list(value.shape)}"
+
+
+def padded(images: Tensor, padding: int = PADDING) -> Tensor:
+    """uint8 ``[N, H, W, 3]`` with a margin of zeros: ``[N, H + 2 padding, W + 2 padding, 3]``."""
+    return pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
+
+
+def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
+    """Row offset, column offset, mirrored or not of each image: int64 ``[3, count]``, on the CPU for every device."""
+    columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return torch.stack([rows, columns, mirrored.long()])
+
+
+def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
+    """Crops of the :func:`padded` ``images[index]``, by :func:`draw_crops`: uint8 ``[N, H, W, 3]``, a new tensor.
+
+    Everything is on one device, and nothing waits for it.
+    """
+    height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
+    first_row, first_column, mirrored = draws[:, :, None]
+    across = torch.arange(width, device=images.device)
+    columns = torch.where(mirrored > 0, width - 1 - across, across) + first_column
+    rows = torch.arange(height, device=images.device) + first_row
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -151,7 +151,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
 def training_augmentation(kind: str) -> Augment | None:
     """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
-    from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
+    from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
 
     if kind == "none":
         return lambda images, generator: images
