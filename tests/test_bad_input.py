@@ -189,61 +189,58 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.check_recalibration(bnood.Network(good()), IDS, IDS), "8 images are too few to advise"),
 ]
 
+TABLES: dict[str, Any] = {
+    "train": TRAIN, "run": RUN, "network": NETWORK, "study": STUDY, "lab": LAB, "check": CHECK, "library": LIBRARY
+}  # fmt: skip
 ROWS: list[tuple[str, Any, str]] = [
-    *(("train", given, words) for given, words in TRAIN.items()),
-    *(("run", given, words) for given, words in RUN.items()),
-    *(("network", given, words) for given, words in NETWORK.items()),
+    *((door, *row) for door, rows in TABLES.items() for row in (rows.items() if isinstance(rows, dict) else rows)),
     ("evaluate", "--id @id.npz", "--model needs images: give --ood (names, .npz files or folders)"),
     ("evaluate", "--runs @folder", "folder/: train one with scripts/train.py, or name it with --run"),
-    *(("study", given, words) for given, words in STUDY),
-    *(("lab", given, words) for given, words in LAB),
-    *(("check", given, words) for given, words in CHECK.items()),
-    *(("library", given, words) for given, words in LIBRARY),
 ]
 
 
-def call_of(door: str, given: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
+def config_of(door: str, folder: Path, given: Any) -> str:
+    """The config of a study or a lab with a row's changes; a key that begins with "at " is a file and its content."""
+    changes = {} if isinstance(given, str) else given
+    files = {folder / key[3:]: text for key, text in changes.items() if key.startswith("at ")}
+    changes = {key: value for key, value in changes.items() if not key.startswith("at ")}
+    config = study_config(folder, **changes) if door == "study" else lab_config(folder, **changes)
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return str(config)
+
+
+def call_of(door: str, given: Any, folder: Path) -> tuple[Any, list[str]]:
     """The function of a script and its arguments; files that a row names are made first."""
-    config, typed = "", given if isinstance(given, str) else ""
-    if door == "train" and given.startswith("yaml "):
-        (folder / "mine.yaml").write_text(given.removeprefix("yaml "))
+    config = config_of(door, folder, given) if door in ("study", "lab") else ""
+    typed = given if isinstance(given, str) else ""
+    if typed.startswith("yaml "):
+        (folder / "mine.yaml").write_text(typed.removeprefix("yaml "))
         typed = "--config @mine.yaml"
-    if door == "train" and given.startswith("wandb WANDB_MODE="):
-        monkeypatch.setenv("WANDB_MODE", given.partition("=")[2])
-        typed = "wandb"
-    changes = {key: value for key, value in ({} if isinstance(given, str) else given).items() if key[:3] != "at "}
-    if door in ("study", "lab"):
-        config = str(study_config(folder, **changes) if door == "study" else lab_config(folder, **changes))
-    for place, text in ({} if isinstance(given, str) else given).items():
-        if place[:3] == "at ":
-            (folder / place[3:]).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place[3:]).write_text(text)
-    if door in ("network", "check"):
-        typed = f"--id @id.npz --ood @ood.npz {typed}" if door == "network" else typed
-        typed = typed if "--model" in typed else f"--model bad_files:good {typed}"
-    arguments = shlex.split(typed)
-    for name in (name for name in FILES if f"@{name}" in arguments or f",@{name}" in typed or f"@{name}," in typed):
-        FILES[name](folder / name)
-    arguments = [re.sub("@(?=[a-z])", f"{folder}/", each) for each in arguments]  # and not batch:8@0.5
+    if door == "network":
+        typed = f"--id @id.npz --ood @ood.npz {typed}"
+    if door in ("network", "check") and "--model" not in typed:
+        typed = f"--model bad_files:good {typed}"
+    for name in FILES:
+        if re.search(rf"@{re.escape(name)}(?![\w.-])", typed):
+            FILES[name](folder / name)
+    arguments = [re.sub("@(?=[a-z])", f"{folder}/", each) for each in shlex.split(typed)]  # and not batch:8@0.5
     out = ["--out", str(folder / "out")]
-    if door == "train":
-        base = training_arguments(folder / "runs", "new")
-        if arguments[:1] == ["wandb"]:
-            base.remove("--no-wandb")
-        return train, base + [each for each in arguments if each != "wandb"]
     if door == "run":
         run = ["--run", str(trained()), "--ood", "marks", "--statistics", "running"]
         return evaluate, evaluation_arguments(*run, *out, *arguments)
-    if door == "network":
-        return evaluate, ["--statistics", "running,recalibrated:target", "--detectors", "msp", *out, *arguments]
-    if door == "evaluate":
-        return evaluate, arguments
     if door == "check":
         spec = importlib.util.spec_from_file_location("check_recalibration", SCRIPT)
         assert spec is not None and spec.loader is not None
         spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
         return script.main, arguments
-    return {"study": study, "lab": lab}[door], ["--config", config, *arguments]
+    main, options = {
+        "train": (train, training_arguments(folder / "runs", "new")),
+        "network": (evaluate, ["--statistics", "running,recalibrated:target", "--detectors", "msp", *out]),
+        "evaluate": (evaluate, []), "study": (study, ["--config", config]), "lab": (lab, ["--config", config]),
+    }[door]  # fmt: skip
+    return main, [*options, *arguments]
 
 
 @pytest.mark.parametrize(("door", "given", "words"), ROWS, ids=[f"{row[0]}-{n}" for n, row in enumerate(ROWS)])
@@ -256,7 +253,7 @@ def test_bad_input_is_one_line_that_names_the_cause_and_writes_nothing(
             given()
         line = str(caught.value)
     else:
-        main, arguments = call_of(door, given, tmp_path, monkeypatch)
+        main, arguments = call_of(door, given, tmp_path)
         before = tree(tmp_path) | {"runs": None}
         line = refusal(main, arguments, capsys)
         assert tree(tmp_path) | {"runs": None} == before
