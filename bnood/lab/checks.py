@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,56 +41,44 @@ def accuracy(table: pd.DataFrame, activation: str, norm: str, kind: str = "train
     return rows_of(table, f"{kind}_accuracy", activation, norm).sort_values("step").groupby("seed")["value"].last()
 
 
-def gain(table: pd.DataFrame, activation: str, norm: str) -> pd.Series:
-    """Accuracy with a norm minus accuracy without, per seed."""
-    return accuracy(table, activation, norm) - accuracy(table, activation, "none")
-
-
-def gradient_ratio(table: pd.DataFrame, norm: str) -> pd.Series:
-    """log10 of the first layer's gradient over the last one's, mean over the first epoch, sigmoid, per seed."""
-    rows = rows_of(table, "gradient_norm", "sigmoid", norm)
+def gradient_ratio(table: pd.DataFrame, activation: str, norm: str) -> pd.Series:
+    """log10 of the first layer's gradient over the last one's, mean over the first epoch, per seed."""
+    rows = rows_of(table, "gradient_norm", activation, norm)
     layers = rows[rows["epoch"] <= 1].pivot_table("value", ["seed", "step"], "layer")
     return np.log10(layers.iloc[:, 0] / layers.iloc[:, -1]).groupby("seed").mean()
 
 
-def rise(table: pd.DataFrame, norm: str) -> pd.Series:
-    """How much a norm raises that ratio."""
-    return gradient_ratio(table, norm) - gradient_ratio(table, "none")
-
-
 class Statement(NamedTuple):
-    """A claim."""
+    """A claim about a network, or about its difference to the same network without a norm."""
 
     text: str
-    measure: Callable[[pd.DataFrame], pd.Series]  # its number per seed: a gain in accuracy, or log10 of a factor
-    claimed: tuple[float, float]  # the range that it claims for this number
-    printed: str  # the number in words, {} being the number
-    learners: tuple[str, ...] = ()  # the activation and the norms of the networks whose accuracy it is about
+    quantity: Callable[..., pd.Series]  # accuracy, or log10 of a factor
+    activation: str
+    norm: str
+    claimed: tuple[float, float]  # the range that it claims
+    printed: str = "{} points of training accuracy"  # the number in words
 
 
-POINTS = "{} points of training accuracy"
 STATEMENTS = [
     Statement(
         "Without a norm, the first layer of a sigmoid network gets far less gradient than the last.",
-        partial(gradient_ratio, norm="none"), (-math.inf, -1.0), "{} of the last layer's gradient",
+        gradient_ratio, "sigmoid", "none", (-math.inf, -1.0), "{} of the last layer's gradient",
     ),  # a tenth: the first layer then takes ten times as long
     *(
         Statement(
             f"{display(norm)} raises that share of the gradient.",
-            partial(rise, norm=norm), (0.3, math.inf), "{} times as much",
+            gradient_ratio, "sigmoid", norm, (0.3, math.inf), "{} times as much",
         )  # a factor of two
         for norm in ("bn", "ln")
     ),
     *(
         Statement(
-            f"{display(norm)} lets sigmoid networks learn better.",
-            partial(gain, activation="sigmoid", norm=norm), (GAINED, math.inf), POINTS, ("sigmoid", "none", norm),
+            f"{display(norm)} lets sigmoid networks learn better.", accuracy, "sigmoid", norm, (GAINED, math.inf)
         )
         for norm in ("bn", "ln", "gn")
     ),
     Statement(
-        "With ReLU, BatchNorm makes little difference to what is learnt.",
-        partial(gain, activation="relu", norm="bn"), (-0.03, 0.03), POINTS, ("relu", "none", "bn"),
+        "With ReLU, BatchNorm makes little difference to what is learnt.", accuracy, "relu", "bn", (-0.03, 0.03)
     ),
 ]  # fmt: skip
 
@@ -125,26 +112,27 @@ def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: 
     A gain in accuracy is seen as soon as one of the networks learns. All else about accuracy waits until one of them
     has learnt its training images: networks that are still learning differ in speed.
     """
-    text, measure, (start, end), printed, learners = statement
+    text, quantity, activation, norm, (start, end), printed = statement
     threshold = min(abs(start), abs(end))
     try:
-        values = measure(table).dropna()
-        if values.empty or not np.isfinite(values).all():
-            raise NotTested("its figures are not finite; has the training diverged?")
-        if len(values) < 2:
-            raise NotTested("one seed has no interval")
-        array = values.to_numpy(np.float64)  # images are not resampled: Student's interval over seeds alone
-        effect, low, high, _ = map(float, seeds_interval(array, np.repeat(array[:, None], 2, axis=1), 0.95))
+        values = quantity(table, activation, norm)
+        if norm != "none":
+            values = values - quantity(table, activation, "none")
+        array = values.dropna().to_numpy(np.float64)
+        if len(array) < 2 or not np.isfinite(array).all():
+            raise NotTested("an interval needs finite figures of two seeds or more")
+        # Images are not resampled: Student's interval over seeds alone.
+        effect, low, high, _ = map(float, seeds_interval(array, np.repeat(array[:, None], 2, axis=1)))
         verdict = SUPPORTED if start < low and high < end else REFUTED if high < start or low > end else UNDECIDED
-        learnt = [_learnt(table, learners[0], norm) for norm in learners[1:]]
+        learnt = [_learnt(table, activation, one) for one in ("none", norm)] if quantity is accuracy else []
+        notes = "; ".join(found for _, found in learnt)
         needed = chance + GAINED if verdict == SUPPORTED and end == math.inf else LEARNT
         if learnt and max(reached for reached, _ in learnt) < needed:
-            raise NotTested(f"these networks have not learnt enough to tell: {'; '.join(found for _, found in learnt)}")
+            raise NotTested(f"these networks have not learnt enough to tell: {notes}")
     except NotTested as reason:
         return Check(text, architecture, NOT_TESTED, DASH, str(reason), None, None, None, threshold)
-    notes = "; ".join(found for _, found in learnt)
-    shown = [_points(value) if learners else _factor(value) for value in (effect, low, high)]
-    number = printed.format("{} [{}, {}]".format(*shown)).replace("-", MINUS)
+    in_words = _points if quantity is accuracy else _factor
+    number = printed.format(f"{in_words(effect)} [{in_words(low)}, {in_words(high)}]").replace("-", MINUS)
     return Check(text, architecture, verdict, number, notes, effect, low, high, threshold)
 
 
