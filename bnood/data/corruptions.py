@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from bnood.data.image_set import Images, ImageSet, StreamedSet
+from bnood.data.image_set import Images, ImageSet
 from bnood.data.reading import as_image
 from bnood.data.splits import check_seed
 from bnood.errors import UserError
@@ -49,36 +49,33 @@ def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     if not is_made_here(shift):
         expected = f"expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
         raise UserError(f"shift {shift!r}: {expected}")
-    if isinstance(images, ImageSet):
-        return replace(images, name=shift, images=_changed(images.images, shift, seed))
-    if shift != "grey":
+    if shift == "grey":
+        grey = _GreyDataset(images)
+        if isinstance(images, ImageSet):
+            return replace(images, name=shift, images=np.stack([grey[index] for index in range(len(images))]))
+        return replace(images, name=shift, dataset=grey, checked=[])
+    if not isinstance(images, ImageSet):
         raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
-    return replace(images, name=shift, dataset=_GreyDataset(images), checked=[])
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("L").convert("RGB"))
+    return replace(images, name=shift, images=_corrupted(images.images, shift, seed))
 
 
 class _GreyDataset:
-    """The items of a streamed set without their colour."""
+    """The items of a set without their colour."""
 
-    def __init__(self, images: StreamedSet) -> None:
-        self.name, self.dataset = images.name, images.dataset
+    def __init__(self, images: Images) -> None:
+        self.name, self.items = images.name, images.images if isinstance(images, ImageSet) else images.dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        image = as_image(self.dataset[index], f"{self.name}: item {index}")
+        image = as_image(self.items[index], f"{self.name}: item {index}")
         if not isinstance(image, Image.Image):
             raise UserError(f"shift 'grey': {self.name} holds float tensors, which are transformed already")
-        return _grey(image)
+        return np.asarray(image.convert("L").convert("RGB"))
 
 
-def _changed(images: np.ndarray, shift: str, seed: int) -> np.ndarray:
-    if shift == "grey":
-        return np.stack([_grey(Image.fromarray(image)) for image in images])
+def _corrupted(images: np.ndarray, shift: str, seed: int) -> np.ndarray:
     from scipy.ndimage import gaussian_filter  # slow to import, and needed here alone
 
     corruption, _, strength = shift.rpartition("-")

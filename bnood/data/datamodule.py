@@ -111,19 +111,14 @@ class ImageDataModule(L.LightningDataModule):
         """Load the training images and split the validation images off (once)."""
         if self.train_set is not None:
             return
-        # The OOD sets are not opened here, but a misspelt one should not come to light after hours of training.
-        for key, name in [("in_distribution", self.in_distribution), *(("ood", name) for name in self.ood)]:
-            try:
-                check_known(name, self.root)
-            except UserError as error:
-                raise UserError(f"data.{key}: {error}") from error
+        for name in (self.in_distribution, *self.ood):  # a misspelt OOD set should not come to light after training
+            check_known(name, self.root)
         train_set, self.validation_set = training_split(vars(self))
         if len(train_set) < self.batch_size:
             found = f"{len(train_set)} training images do not fill one batch (data.batch_size={self.batch_size})"
             raise UserError(f"{self.in_distribution}: {found}: choose a smaller batch")
-        labels = np.asarray(train_set.labels)
-        if labels.min() == labels.max():
-            found = f"all training images have the label {labels[0]}"
+        if len(np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
+            found = f"all training images have the label {train_set.labels[0]}"  # type: ignore[index]
             raise UserError(f"{self.in_distribution}: {found}; expected two classes or more (one folder for each)")
         self.train_set = train_set
 

@@ -53,10 +53,8 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); {expected}") from error
     height, width = found.images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
-        remedy = "arrays are never resized here, because a resize leaves traces; resize them yourself and state how"
-        raise UserError(
-            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} ({remedy})"
-        )
+        found_size = f"images are {height} x {width} pixels; expected {image_size} x {image_size}"
+        raise UserError(f"{path}: {found_size} (arrays are never resized here: resize them yourself, and state how)")
     return found.renamed(name)
 
 

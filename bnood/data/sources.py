@@ -134,13 +134,12 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 def has_test_images(name: str, root: Path | None = None) -> bool:
     """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
-    if name in SYNTHETIC or is_path(name):
-        return name in SYNTHETIC
+    if is_path(name):
+        return False
     check_known(name, root)
     folder = data_root(root) / name
-    if any((folder / f"{split}.npz").exists() for split in ("train", "test")):
-        return True
-    return name in TORCHVISION and not (folder / "images").is_dir()
+    stored = any((folder / f"{split}.npz").exists() for split in ("train", "test"))
+    return name in SYNTHETIC or stored or (name in TORCHVISION and not (folder / "images").is_dir())
 
 
 def dataset_labels(dataset: Any) -> np.ndarray | None:

@@ -76,19 +76,6 @@ def test_contrast_by_hand() -> None:
     assert (changed[1] == 200).all()
 
 
-@pytest.mark.parametrize(
-    ("shift", "seed", "told"),
-    [
-        ("fog-1", 0, "shift 'fog-1': expected noise, blur, contrast and a strength .noise-3., grey, or a labelled set"),
-        ("noise-6", 0, "shift 'noise-6': the strength is '6'; expected one from 1 to 5"),
-        ("blur-1", -1, "blur-1: the seed is -1; expected an integer from 0 to 4294967295"),
-    ],
-)
-def test_what_is_unknown_is_refused(shift: str, seed: int, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        shifted(random_set(), shift, seed)
-
-
 def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> None:
     images = random_set(3)
     Image.fromarray(images.images[1]).save(tmp_path / "1.png")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
-from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan
+from bnood.data.datamodule import ImageDataModule, channel_constants
 from bnood.data.sources import has_test_images, training_split
 
 SETTINGS: dict[str, Any] = {
@@ -92,19 +92,6 @@ def test_batches_are_those_of_version_0_1(augmentation: Any, seed: int, tmp_path
     assert digest.hexdigest()[:16] == VERSION_0_1[augmentation, seed]
     assert data.validation_set is not None
     assert rows(torch.cat(model.validation_images)) == rows(data.validation_set.images) * 2
-
-
-def test_an_epoch_depends_on_seed_epoch_and_step_alone() -> None:
-    def plan(seed: int, epoch: int, first: int = 7, padding: int | None = 0) -> torch.Tensor:
-        return epoch_plan(50, 8, seed, epoch, first, padding)
-
-    first = plan(0, 0)
-    assert first.shape == (6, 4, 8) and plan(0, 0, padding=None).shape == (6, 1, 8)
-    assert len(first[:, 0].unique()) == 48  # full batches: two images are left out
-    assert torch.equal(first, plan(0, 0))
-    assert not torch.equal(first[:, 1:], plan(0, 0, first=8)[:, 1:])
-    assert not torch.equal(first[0, 1:], first[1, 1:])
-    assert len({rows(plan(seed, epoch)[None, :, 0])[0] for seed in range(3) for epoch in range(3)}) == 9
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -15,7 +15,6 @@ from torchvision import datasets
 from bnood.data.image_set import StreamedSet
 from bnood.data.sources import data_root, images, load_images
 from bnood.data.synthetic import synthetic_images
-from bnood.errors import UserError
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,19 +86,6 @@ def test_datasets_are_streamed_with_the_labels_that_they_carry_or_are_given() ->
     for options, labels in (({}, [4, 1]), ({"labels": [0, 3]}, [0, 3]), ({"labels": None}, None)):
         labelled = images(items, name="mine", **options).labels  # type: ignore[arg-type]
         assert (None if labelled is None else labelled.tolist()) == labels
-
-
-def test_what_images_cannot_be_read_from_is_refused() -> None:
-    for source, options, message in (
-        (Items([0, 0]), {"labels": [0, -1]}, "Items: labels are -1 to 0; expected class indices from 0 up"),
-        (Items([0, 0]), {"labels": [0.0, np.nan]}, r"Items: labels are float64 \[2\]; expected int64"),
-        (Items([0, 0]), {"image_size": 32}, "Items: image_size and count are for names and paths"),
-        ("shapes", {"image_size": 0}, "image_size is 0; expected a number of pixels from 1 up"),
-        ("~nobody-of-this-name/x", {}, r"~nobody-of-this-name/x: it cannot be read \(No such file"),
-        ("x" * 300, {}, r"x: it cannot be read \(OSError: .*File name too long"),
-    ):
-        with pytest.raises(UserError, match=message):
-            images(source, **options)
 
 
 # --- torchvision's readers on files in the original formats --------------------------------------------------------
