@@ -108,7 +108,7 @@ LAB: list[tuple[str | dict[str, Any], str]] = [
     ({"grid": {"depth": 100_000}}, "the grid of mlp: depth is 100000; expected a whole number from 1 to 1000"),
     ({"grid": {"width": 2**40}}, "width is 1099511627776; expected a whole number from 1 to 10000"),
     ({"grid": {"depth": 1000, "width": 8000}}, "depth 1000, width 8000 and batch_size 20 need 6e+10 numbers in memory"),
-    ({"grid": {"epochs": 10**9}}, "epochs is 1000000000; expected a whole number from 1 to 100000"),
+    ({"grid": {"epochs": 10**9}}, "epochs is 1000000000; expected a whole number from 1 to 1000000"),
     ({"grid": {"activation": "relu"}}, "there is no key activation"),
     ({"train_count": 500}, "bright has 80 images with labels; train_count 500 and validation_count 20 need 520 with"),
     ({"images": "shapes", "train_count": 10**12}, "train_count is 1000000000000; expected a whole number from 1 to"),

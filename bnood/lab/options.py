@@ -33,7 +33,7 @@ class Grid:
             if not getattr(self, name):
                 raise UserError(f"{where}{name} is empty; expected one or more")
         least = 3 if self.architecture == "plain" else 1
-        _check(self, where, depth=(least, 1000), width=(1, 10_000), epochs=(1, 100_000))
+        _check(self, where, depth=(least, 1000), width=(1, 10_000), epochs=(1, 10**6))
         if "gn" in self.norms and self.width % 8:
             raise UserError(f"{where}width is {self.width}; GroupNorm's 8 groups need a multiple of 8")
         if not 0 < self.learning_rate < math.inf:

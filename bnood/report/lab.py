@@ -26,12 +26,11 @@ def write_lab_report(folder: Path, table: pd.DataFrame, **page: Any) -> list[Pat
 
     `table` is the long one (:mod:`bnood.lab.train`), `page` goes to :func:`bnood.report.page.write_page`.
     """
-    is_gradient = table["quantity"] == "gradient_norm"
-    first_epoch = table[is_gradient & (table["epoch"] <= 1) & (table["value"] > 0)]
+    first_epoch = table[(table["quantity"] == "gradient_norm") & (table["epoch"] <= 1) & (table["value"] > 0)]
     legend = [(display(norm), colour) for norm, colour in NORM_COLOURS.items() if norm in set(table["norm"])]
     pictures = [
         Picture("gradients", GRADIENTS, _panels(first_epoch, _gradients), 2, legend),
-        Picture("learning", LEARNING, _panels(table[~is_gradient], _learning), 2, legend),
+        Picture("learning", LEARNING, _panels(table[table["layer"] == 0], _learning), 2, legend),
     ]
     drawn = [picture for picture in pictures if picture.panels]  # a network that diverges at once has nothing to draw
     return write_page(folder, "lab", pictures=drawn, **page)
