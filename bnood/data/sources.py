@@ -159,7 +159,7 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels from the name of each image's folder: the integer that it is, else its number among the sorted names."""
+    """Labels from the folders' names, which are class indices themselves or numbered; and the sorted names if numbered."""
     if all(name.isdecimal() for name in folders):
         return np.array([int(name) for name in folders]), None
     names, labels = np.unique(folders, return_inverse=True)

@@ -18,7 +18,7 @@ def lab_table(
     accuracy: Mapping[str, float] = ACCURACY, relu: Mapping[str, float] = dict.fromkeys(ACCURACY, 0.9),
     validation: float = 0.0, seeds: tuple[int, ...] = (0, 1, 2),
 ) -> pd.DataFrame:  # fmt: skip
-    """An invented lab: sigmoid and ReLU MLPs of 3 layers; validation accuracy is `validation` below that in training."""
+    """An invented lab: sigmoid and ReLU MLPs of 3 layers; validation accuracy is `validation` below the other."""
     found: list[dict[str, object]] = []
     for seed in seeds:
         draw = np.random.RandomState(seed)
