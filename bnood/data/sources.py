@@ -159,7 +159,7 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels from the folders' names, which are class indices themselves or numbered; and the sorted names if numbered."""
+    """Labels that number the folders by their sorted names, and these; the names themselves, if they are integers."""
     if all(name.isdecimal() for name in folders):
         return np.array([int(name) for name in folders]), None
     names, labels = np.unique(folders, return_inverse=True)
