@@ -102,8 +102,7 @@ def _work(options: StudyOptions, specs: Sequence["RunSpec"], command: str) -> No
 
 def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: list[dict[str, Any]]) -> None:
     """Open every image set once before anything is trained or written: hours may pass before it is needed."""
-    from bnood.data.labels import read_classes
-    from bnood.data.sources import images
+    from bnood.data.sources import images, read_classes
     from bnood.evaluation.run import check_id_split, load_run_images
     from bnood.training.yaml_files import read_yaml
 

@@ -222,8 +222,7 @@ def _evaluate_model(
     import torch
 
     from bnood import tracking
-    from bnood.data.labels import read_classes
-    from bnood.data.sources import images
+    from bnood.data.sources import images, read_classes
     from bnood.evaluation.evaluate import evaluate
 
     network, sets, question = load(options, spec), options.sets, _question(options, spec, evaluation)
