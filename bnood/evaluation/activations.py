@@ -4,7 +4,7 @@ Raw magnitudes cannot be compared across norms or runs. The reference is the net
 own running statistics, so that one reference serves every condition and a figure moves only because activations do.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -53,7 +53,6 @@ def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference
     }
 
 
-@dataclass(frozen=True)
 class ClassMix:
     """The reference images by predicted class: what a set's mix of classes alone does to the units.
 
@@ -63,40 +62,31 @@ class ClassMix:
     where there are more than 100, from the start.
     """
 
-    group: np.ndarray  # int [K], the class or group of classes that each class belongs to
-    means: np.ndarray  # float32 [R, G, D] for its size, mean features of each group's images; 0 where it has none
-    sizes: np.ndarray  # float64 [R, G], images of each group
-    maximum: np.ndarray  # float64 [R], largest mean over all images
-    coarser: "ClassMix | None" = None  # the same with classes grouped; None where they are, or cannot be
-
-    @classmethod
-    def of(
-        cls, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
-    ) -> "ClassMix":
+    def __init__(
+        self, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
+    ) -> None:
         """From the reference's features ``[N, D]``, predicted classes ``[N]`` and resample counts ``[R, N]``."""
-        coarser = None
+        self.group = np.arange(classes)  # the class or group of classes that each class belongs to
+        self.coarser: ClassMix | None = None  # the same with classes grouped
         if head is not None and classes > CLASS_GROUPS:
-            coarser = cls._grouped(features, prediction, grouped_classes(head.weight.numpy(), CLASS_GROUPS), counts)
+            group = grouped_classes(head.weight.numpy(), CLASS_GROUPS)
             if classes > MANY_CLASSES:
-                return coarser
-        own = cls._grouped(features, prediction, np.arange(classes), counts)
-        return replace(own, coarser=coarser)
-
-    @classmethod
-    def _grouped(
-        cls, features: np.ndarray, prediction: np.ndarray, group: np.ndarray, counts: np.ndarray
-    ) -> "ClassMix":
-        groups = int(group.max()) + 1
-        means = np.zeros((len(counts), groups, features.shape[1]), np.float32)
-        sizes = np.zeros((len(counts), groups))
-        for label in np.unique(group[prediction]):
-            own = np.flatnonzero(group[prediction] == label)
+                self.group = group
+            else:
+                self.coarser = ClassMix(features, group[prediction], int(group.max()) + 1, counts)
+                self.coarser.group = group
+        groups = int(self.group.max()) + 1
+        # Mean features of each group's images, 0 where it has none, in float32 for their size; numbers of its images.
+        self.means = np.zeros((len(counts), groups, features.shape[1]), np.float32)
+        self.sizes = np.zeros((len(counts), groups))
+        for label in np.unique(self.group[prediction]):
+            own = np.flatnonzero(self.group[prediction] == label)
             drawn = counts[:, own]
-            sizes[:, label] = drawn.sum(axis=1)
+            self.sizes[:, label] = drawn.sum(axis=1)
             # A resample without any image of the class gets a mean that is never used.
-            drawn[sizes[:, label] == 0, 0] = 1
-            means[:, label] = weighted_means(features[own], drawn)
-        return cls(group, means, sizes, weighted_means(features, counts).max(axis=1))
+            drawn[self.sizes[:, label] == 0, 0] = 1
+            self.means[:, label] = weighted_means(features[own], drawn)
+        self.maximum = weighted_means(features, counts).max(axis=1)  # largest mean over all images
 
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.

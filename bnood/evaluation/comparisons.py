@@ -61,6 +61,7 @@ class Sets:
 
     def halve(self, name: str, images: Images, role: str, seed: int, split: str) -> None:
         """Score one half of a set, adapt to the other."""
+        _check_new(name, self.scored)
         _check_size(images)
         first, second = halves(len(images), seed, name=name)
         named = images.renamed(name)
@@ -98,26 +99,21 @@ def arranged(
     if held_out is not None and options.held_out_images and len(held_out):
         sets.held_out = held_out.subset(in_proportion(held_out.labels, len(held_out), options.held_out_images, seed))
     for name, images in ood_sets.items():
-        if name in sets.scored:
-            raise _named_twice(name)
         sets.halve(name, images, "ood", seed, f"target:{name}")
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
-    made = {name: name for name in options.shifts if name not in shifted_sets}
+    made = [name for name in options.shifts if name not in shifted_sets]
     if made and id_set is None:
-        raise UserError(f"shift {next(iter(made))!r}: there are no ID images that it could be made of")
+        raise UserError(f"shift {made[0]!r}: there are no ID images that it could be made of")
     for name, images in {**{name: shifted(id_set, name, seed) for name in made}, **shifted_sets}.items():  # type: ignore[arg-type]
         if images.labels is None:
             raise UserError(f"{name}: the images have no labels; expected labels, since accuracy is what can be won")
-        if name in sets.scored:
-            raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
         sets.halve(name, images, "id", seed, f"target:{name}")
         for ood in ood_sets:
             sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
-    if options.placebo:
-        if not sets.id_name:
-            raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
-        for ood in ood_sets:
-            _add_placebo(sets, ood, options)
+    if options.placebo and not sets.id_name:
+        raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
+    for ood in ood_sets if options.placebo else ():
+        _add_placebo(sets, ood, options)
     return sets
 
 
@@ -150,17 +146,15 @@ def by_name(sets: Iterable[Images]) -> dict[str, Images]:
     """Sets by their names. Raises ``UserError`` where two have one name."""
     found: dict[str, Images] = {}
     for images in sets:
-        if images.name in found:
-            raise _named_twice(images.name)
+        _check_new(images.name, found)
         found[images.name] = images
     return found
 
 
-def _named_twice(name: str) -> UserError:
-    return UserError(
-        f"{name}: a set of the name {name!r} is already being evaluated; expected each set once, "
-        "under a name (of its file or folder) of its own"
-    )
+def _check_new(name: str, known: Mapping[str, Images]) -> None:
+    if name in known:
+        once = "expected each set once, under a name (of its file or folder) of its own"
+        raise UserError(f"{name}: a set of the name {name!r} is already being evaluated; {once}")
 
 
 def _check_size(images: Images) -> None:

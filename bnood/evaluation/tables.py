@@ -62,10 +62,9 @@ class Scored:
 
 
 class Tables:
-    """Collects what was scored; ``scores``, ``units`` and ``results`` are the tables of it.
+    """Collects what was scored of ``sets``; ``scores``, ``units`` and ``results`` are the tables of it.
 
-    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are
-    grouped by the network's ``head`` for the class-mix control.
+    ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are grouped by the network's ``head``.
     """
 
     def __init__(
@@ -114,8 +113,8 @@ class Tables:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The table of metrics, and the same rows with their replicates.
 
-        ``names`` holds the columns run, network, norm and seed, ``fitted_under`` the detectors whose detection is
-        measured and under what each was fitted, ``order`` the statistics in the order of the rows.
+        ``names`` holds the columns run, network, norm and seed; ``fitted_under`` is for every detector that is
+        measured; ``order`` is that of the statistics.
         """
         rows: list[dict[str, Any]] = []
 
@@ -176,7 +175,7 @@ class Tables:
             assert p99 is not None
             self._reference = UnitReference.of_means(p99, unit_means)
             classes = outputs.logits.shape[1]
-            self._class_mix = ClassMix.of(features, scored.prediction, classes, counts, self._head)
+            self._class_mix = ClassMix(features, scored.prediction, classes, counts, self._head)
         # Copies, because a view would keep the means of all units in memory.
         scored.figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
         if labelled:
@@ -208,17 +207,11 @@ class Tables:
 
         def measured(group: list[tuple[Where, Scored, Scored]]) -> list[tuple[tuple[Where, str, str], np.ndarray]]:
             known, found = group[0][1], []
-            id_counts, counts = self.counts_of(known), [self.counts_of(other) for _, _, other in group]
+            id_counts, others = self.counts_of(known), [(where, each, self.counts_of(each)) for where, _, each in group]
             for detector in detectors:
-                if detector not in known.scores:
-                    continue
-                usable = [
-                    (where, other.scores[detector], of_other)
-                    for (where, _, other), of_other in zip(group, counts, strict=True)
-                    if detector in other.scores
-                ]
-                sets = [(scores, of_other) for _, scores, of_other in usable]
-                metrics = detection_metrics_of_sets(known.scores[detector], id_counts, sets)
+                usable = [other for other in others if detector in known.scores and detector in other[1].scores]
+                sets = [(other.scores[detector], counts) for _, other, counts in usable]
+                metrics = detection_metrics_of_sets(known.scores[detector], id_counts, sets) if sets else []
                 for (where, _, _), of_set in zip(usable, metrics, strict=True):
                     found += [((where, detector, metric), resampled) for metric, resampled in of_set.items()]
             return found

@@ -75,7 +75,7 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
     predicted = RNG.integers(0, 4, 200)
     predicted[predicted == 3] = 1  # nothing was sorted into class 3
     seen = np.array([0] * 30 + [2] * 15 + [3] * 5)
-    found = ClassMix.of(REFERENCE, predicted, 4, COUNTS).control(seen, OTHER_COUNTS)
+    found = ClassMix(REFERENCE, predicted, 4, COUNTS).control(seen, OTHER_COUNTS)
     ratios = found["class_mix_max_ratio"]
     for row in range(21):
         images = np.repeat(np.arange(200), COUNTS[row])
@@ -92,7 +92,7 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
 
 
 def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
-    mix = ClassMix.of(REFERENCE, np.zeros(200, int), 3, COUNTS)
+    mix = ClassMix(REFERENCE, np.zeros(200, int), 3, COUNTS)
     found = mix.control(np.full(50, 2), OTHER_COUNTS)
     assert np.array_equal(found["class_mix_max_ratio"], np.ones(21))
 
@@ -104,9 +104,9 @@ def test_classes_are_grouped_where_too_few_images_carry_the_mix() -> None:
     weight[6:] = weight[0] * np.linspace(1, 2, 19)[:, None]  # one direction: one group of 20 classes, 160 images
     head = Head(torch.from_numpy(weight), torch.zeros(25))
     assert np.unique(grouped_classes(weight, 20)[[0, *range(6, 25)]]).size == 1
-    without = ClassMix.of(REFERENCE, predicted, 25, COUNTS).control(np.full(50, 7), OTHER_COUNTS)
+    without = ClassMix(REFERENCE, predicted, 25, COUNTS).control(np.full(50, 7), OTHER_COUNTS)
     assert list(without) == ["class_mix_effective_n"] and without["class_mix_effective_n"][0] == pytest.approx(8)
-    found = ClassMix.of(REFERENCE, predicted, 25, COUNTS, head).control(np.full(50, 7), OTHER_COUNTS)
+    found = ClassMix(REFERENCE, predicted, 25, COUNTS, head).control(np.full(50, 7), OTHER_COUNTS)
     assert found["class_mix_effective_n"][0] == pytest.approx(160)
     own = REFERENCE[(predicted == 0) | (predicted > 5)].astype(np.float64).mean(axis=0)
     assert found["class_mix_max_ratio"][0] == pytest.approx(own.max() / REFERENCE.mean(axis=0).max(), rel=1e-5)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bnood.errors import UserError
-from bnood.evaluation.detectors.detector import Detector, NotApplicable
+from bnood.evaluation.detectors.detector import Detector
 from bnood.evaluation.scores import energy
-from bnood.statistics import batchnorm_layers, executed_layers, has_batchnorm
+from bnood.statistics import batchnorm_layers, executed_layers
 
 
 class BATS(Detector):
@@ -38,14 +38,8 @@ class BATS(Detector):
         self.lam, self.layers = lam, layers
 
     @contextmanager
-    def context(self, network: Any) -> Iterator[None]:
-        """Within it, the chosen BatchNorm layers of ``network.model`` clip what they give.
-
-        Raises ``NotApplicable`` if there are none, ``UserError`` for one that does not call torch's ``batch_norm``.
-        """
-        model: nn.Module = network.model
-        if not has_batchnorm(model):
-            raise NotApplicable("no BatchNorm layer")
+    def context(self, model: nn.Module) -> Iterator[None]:
+        """Within it, the chosen BatchNorm layers clip; ``UserError`` for one that does not call torch's batch_norm."""
         with _Clipping(self.lam) as clipping, ExitStack() as hooks:
             for layer in batchnorm_layers(model).values():
                 hooks.callback(layer.register_forward_pre_hook(clipping.enter).remove)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from bnood.evaluation.detectors.detector import Detector
 from bnood.evaluation.scores import energy
-from bnood.networks.outputs import Head
 
 
 class ReAct(Detector):
@@ -22,8 +21,7 @@ class ReAct(Detector):
     needs_head = True
     percentile = 90.0
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
-        assert head is not None
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         self.threshold = float(np.percentile(features.double().numpy(), self.percentile))
         self.head = head
 
@@ -46,8 +44,7 @@ class BATSFeatures(Detector):
     needs_head = True
     lam = 3.25
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
-        assert head is not None
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         std, mean = torch.std_mean(features.double(), dim=0, correction=0)
         self.low, self.high, self.head = mean - self.lam * std, mean + self.lam * std, head
 

@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from bnood.errors import UserError
 from bnood.evaluation.detectors.detector import Detector, NotApplicable, import_optional
-from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics
 
 
@@ -28,7 +27,7 @@ class Gaussian(Detector):
     def __init__(self) -> None:
         import_optional("sklearn.covariance", self.name)  # refuse now, not after the forward passes
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         if len(features) < 2:
             raise NotApplicable("a covariance needs two fitting images")
         library = import_optional("sklearn.covariance", self.name)

@@ -81,7 +81,7 @@ class FromPytorchOOD(Detector):
         layer.load_state_dict({"weight": head.weight, "bias": head.bias})
         return {"head": layer.requires_grad_(False), **settings}
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         of_logits = self.reads == "logits"
         arguments = self._arguments(head) if self.needs_head and head is not None else {}
         build = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from bnood.evaluation.detectors.detector import Detector
 from bnood.evaluation.scores import SCORES, checked_logits, msp
-from bnood.networks.outputs import Head
 
 # Where every image is classified rightly, the likelihood grows without end as T falls, and the lowest is taken.
 _LOWEST, _HIGHEST = 0.01, 100.0
@@ -36,8 +35,7 @@ class Temperature(Detector):
     fitted_on = "held_out"
     needs_labels = True
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
-        assert labels is not None
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         self.temperature = fit_temperature(logits, labels.numpy())
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
