@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -60,16 +60,25 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches."""
+    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches.
+
+    As it stands: the running statistics.
+    """
 
     name: str  # canonical
     batch_size: int = 0  # images in a batch that is normalised together; 0 where the statistics are fixed
     ood_fraction: float | None = None  # of each batch, or of the images behind the statistics; None: sides not mixed
     logits_only: bool = False  # only scores of the logits and figures of the units, and no other detector
+    pattern = "running"
+
+    @classmethod
+    def parse(cls, found: re.Match[str]) -> "Condition":
+        """The condition of a name; ``UserError`` for values that make no sense."""
+        return cls(found[0])
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
-        raise NotImplementedError
+        return Estimate(), Estimate()
 
     def alone(self, splits: Splits, id_split: str) -> Estimate | None:
         """What ID images are normalised with that are compared with no OOD set; None where that is no question."""
@@ -77,24 +86,11 @@ class Condition:
 
     def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within it the model normalises each batch; for statistics that depend on the batch."""
-        raise NotImplementedError
+        return use_statistics(model, "batch")
 
     def paired(self, splits: Splits) -> bool:
         """Whether what the ID side is normalised with depends on the OOD set that it is compared with."""
         return self.ood_fraction is not None
-
-
-class Running(Condition):
-    """The moving averages of training."""
-
-    pattern = "running"
-
-    @classmethod
-    def parse(cls, found: re.Match[str]) -> Condition:
-        return cls("running")
-
-    def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
-        return Estimate(), Estimate()
 
 
 class Batch(Condition):
@@ -111,9 +107,6 @@ class Batch(Condition):
         if not 0 < fraction < 1:
             raise UserError(f"statistics {found[0]}: the OOD fraction has to lie between 0 and 1; pure is batch:{size}")
         return cls(f"batch:{size}@{fraction:g}", size, fraction)
-
-    def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        return use_statistics(model, "batch")
 
 
 @dataclass(frozen=True)
@@ -168,7 +161,7 @@ class Recalibrated(Condition):
             return cls(name, logits_only=bool(form), source=source, form=form)
         if not 0 < float(fraction) <= 1:
             raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
-        return cls(f"recalibrated:mixture@{float(fraction):g}", 0, float(fraction), source=source)
+        return cls(f"recalibrated:mixture@{float(fraction):g}", ood_fraction=float(fraction), source=source)
 
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
@@ -180,9 +173,10 @@ class Recalibrated(Condition):
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         if self.source != "target":
-            both = Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented")
+            parts: tuple[tuple[str, int], ...] = ((REFERENCE, splits.count(REFERENCE)),)
             if self.ood_fraction is not None:
-                both = Estimate(_mixture(self.ood_fraction, splits, id_split, ood_split))
+                parts = _mixture(self.ood_fraction, splits, id_split, ood_split)
+            both = Estimate(parts, augmented=self.source == "augmented")
             return both, both
         ours, theirs = splits.count(id_split), splits.sizes[ood_split]
         if splits.matched or self.form:
@@ -207,7 +201,7 @@ class Path(Recalibrated):
         return cls(f"path:{share:g}", logits_only=True, share=share)
 
 
-KINDS: tuple[Any, ...] = (Running, Batch, Prior, Recalibrated, Path)
+KINDS: tuple[type[Condition], ...] = (Condition, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:

@@ -39,7 +39,6 @@ class Replicates:
     seeds: tuple[int, ...]  # S seeds, ascending
     values: np.ndarray  # float64 [S], the quantity on all images
     draws: np.ndarray  # float64 [S, R], in each bootstrap resample of the images, paired over seeds
-    dropped: frozenset[int] = frozenset()  # seeds that one side of a comparison had and another had not
 
     def __post_init__(self) -> None:
         if self.draws.shape[1] < 2:
@@ -52,13 +51,12 @@ class Replicates:
         return linear([(1.0, self), (-1.0, other)])
 
     def only(self, seeds: Iterable[int]) -> "Replicates":
-        """The part with these seeds; the others are noted as dropped. Raises :class:`Unusable` if none is left."""
+        """The part with these seeds. Raises :class:`Unusable` if none is left."""
         wanted = set(seeds)
         kept = [position for position, seed in enumerate(self.seeds) if seed in wanted]
         if not kept:
             raise Unusable("no seed is common to all that is compared")
-        dropped = self.dropped | (set(self.seeds) ^ {self.seeds[position] for position in kept})
-        return Replicates(tuple(self.seeds[k] for k in kept), self.values[kept], self.draws[kept], dropped)
+        return Replicates(tuple(self.seeds[k] for k in kept), self.values[kept], self.draws[kept])
 
     def interval(self, level: float = 0.95) -> Interval:
         """:func:`seeds_interval` of the mean over seeds; of one seed, the percentile interval over images alone."""
@@ -88,11 +86,6 @@ class Ratio:
     def seeds(self) -> tuple[int, ...]:
         """Of both."""
         return self.numerator.seeds
-
-    @property
-    def dropped(self) -> frozenset[int]:
-        """Of either."""
-        return self.numerator.dropped | self.denominator.dropped
 
     @property
     def values(self) -> np.ndarray:
@@ -147,7 +140,7 @@ def linear(parts: Sequence[tuple[float, Replicates]]) -> Replicates:
         raise Unusable(f"the sides of a comparison have {sorted(resamples)} resamples: evaluate all with one number")
     values = np.sum([weight * part.values for weight, part in kept], axis=0)
     draws = np.sum([weight * part.draws for weight, part in kept], axis=0)
-    return Replicates(kept[0][1].seeds, values, draws, frozenset().union(*(part.dropped for _, part in kept)))
+    return Replicates(kept[0][1].seeds, values, draws)
 
 
 def mean_of(parts: Sequence[Replicates]) -> Replicates:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images, ImageSet
 from bnood.data.sources import images as load
@@ -43,24 +44,17 @@ def evaluate_run(
     run: Run,
     sets: SetOptions,
     options: EvaluationOptions,
-    *,
     wandb: "TrackingOptions",
     command: str,
-    progress: Callable[[str], object] | None = None,
-    say: Callable[[str], object] | None = None,
+    progress: Callable[[str], object],
+    say: Callable[[str], object],
     folder: Path | None = None,
 ) -> Path:
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
-    Args:
-        run: the trained run.
-        sets, options, wandb: which images are scored, how, and what is logged to Weights & Biases.
-        command: what to type to get this evaluation again, for the report.
-        progress: is called with the name of each step that begins.
-        say: is called with lines that the user should read, such as how to upload an offline W&B run.
-
-    Raises:
-        UserError: for bad input; what lay in the folder before is still there then.
+    The ``command`` that gives this evaluation again is for the report; ``progress`` is called with the name of each
+    step, ``say`` with lines that the user should read, such as how to upload an offline W&B run.
+    Raises ``UserError`` for bad input; what lay in the folder before is still there then.
     """
     from bnood import tracking
 
@@ -79,14 +73,13 @@ def evaluate_run(
         augment = training_augmentation(data.get("augmentation", "crop_flip"))
         found = evaluate(run.network, **images._asdict(), options=options, augment=augment, progress=progress)
         found.record |= {ASKED: question, "summary": run.summary}
-        if progress is not None:
-            progress("figures and report")
+        progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
         written = found.write(folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
         tracking.log_evaluation(tracked, written, found.table)
     finally:
-        if (sync := tracking.finish(tracked)) and say is not None:
+        if sync := tracking.finish(tracked):
             say(sync)
     return written
 
@@ -105,11 +98,10 @@ def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[st
 
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
     """Refuse to score images as test images that a network, named ``trained``, was trained on by this section data."""
-    if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
-        raise UserError(
-            f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
-            "score its held-out images, with id_split val"
-        )
+    name = data["in_distribution"]
+    if sets.id_split == "test" and not has_test_images(name, sets.placed(data)["root"]):
+        held_out = "score its held-out images, with id_split val"
+        raise UserError(f"{name} has no test images of its own, {trained} was trained on them: {held_out}")
 
 
 def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> RunImages:
@@ -138,10 +130,8 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     if len(id_set) < 2:
         raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
     if sets.id_split == "test" and isinstance(id_set, ImageSet) and _share_contained(id_set, train) > 0.5:
-        raise UserError(
-            f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
-            "score those that were held out of training: id_split val"
-        )
+        same = "its test images are the training images (a file or folder has no splits)"
+        raise UserError(f"{id_set.name}: {same}; score those that were held out of training: id_split val")
     names = sets.ood if sets.ood is not None else data["ood"]
     ood = by_name(named(name).at_most(sets.ood_count, seed) for name in names)
     shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
@@ -151,8 +141,6 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
 def training_augmentation(kind: str) -> Augment | None:
     """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
-    from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
-
     if kind == "none":
         return lambda images, generator: images
     padding = PADDING if kind == "crop_flip" else 0
