@@ -32,25 +32,32 @@ class UnitReference:
         """From ``p99`` and the means ``[R, D]`` of the reference images' features; UserError where all are equal."""
         spread = means.std(axis=1, ddof=1)
         if not (spread > 0).all():
-            raise UserError(
-                "the penultimate units all have the same mean on in-distribution images (all zero, perhaps), so "
-                "activations cannot be compared with it: has the training diverged?"
-            )
+            same = "the penultimate units all have the same mean on in-distribution images (all zero, perhaps)"
+            raise UserError(f"{same}, so activations cannot be compared with it: has the training diverged?")
         return cls(p99, spread, means.max(axis=1))
+
+    def figures(self, means: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+        """The figures of the units (docs/method.md), from means of features ``[R, D]`` and ``share_above`` ``[R]``."""
+        return {
+            "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / self.spread,
+            "unit_mean_max_ratio": means.max(axis=1) / self.maximum,
+            "share_above_id_p99": shares,
+        }
+
+    def per_unit(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Per unit ``[D]``: number, mean, std (ddof 1), maximum and share above the reference's 99th percentile."""
+        return {
+            "unit": np.arange(features.shape[1]),
+            "mean": features.mean(axis=0, dtype=np.float64),
+            "std": features.std(axis=0, ddof=1, dtype=np.float64) if len(features) > 1 else np.zeros(features.shape[1]),
+            "max": features.max(axis=0).astype(np.float64),
+            "share_above_id_p99": (features > self.p99).mean(axis=0, dtype=np.float64),
+        }
 
 
 def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
     """The share of each image's units, features ``[N, D]``, that are above ``p99`` ``[D]``: float64 ``[N]``."""
     return (features > p99).mean(axis=1, dtype=np.float64)
-
-
-def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """The figures of the units (docs/method.md), from means of features ``[R, D]`` and of ``share_above`` ``[R]``."""
-    return {
-        "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / reference.spread,
-        "unit_mean_max_ratio": means.max(axis=1) / reference.maximum,
-        "share_above_id_p99": shares,
-    }
 
 
 class ClassMix:
@@ -125,24 +132,12 @@ def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
     return np.unique(group, return_inverse=True)[1]
 
 
-def unit_table(features: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """Per unit ``[D]``: number, mean, std (ddof 1), maximum and share above the reference's 99th percentile."""
-    return {
-        "unit": np.arange(features.shape[1]),
-        "mean": features.mean(axis=0, dtype=np.float64),
-        "std": features.std(axis=0, ddof=1, dtype=np.float64) if len(features) > 1 else np.zeros(features.shape[1]),
-        "max": features.max(axis=0).astype(np.float64),
-        "share_above_id_p99": (features > reference.p99).mean(axis=0, dtype=np.float64),
-    }
-
-
 def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, eps: float = 1e-5) -> pd.DataFrame:
     """How far a set's target statistics are from the running ones, per BatchNorm layer, as means over its channels.
 
-    With m and v mean and variance (plus ``eps``, as the layer adds it, which keeps constant channels finite), r for
-    running and o for the target: ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r);
-    ``symmetric_kl``, Jeffreys' divergence of the two Gaussians in nats,
-    (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2. ``position`` counts the target's layers from 0.
+    With m and v mean and variance (plus ``eps``, as the layer adds it), r for running and o for the target:
+    ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r); ``symmetric_kl``, Jeffreys' divergence of
+    the two Gaussians in nats, (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2.
     """
     rows = []
     for position, layer in enumerate(target):

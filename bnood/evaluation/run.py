@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.corruptions import is_made_here
-from bnood.data.image_set import Images, ImageSet
+from bnood.data.image_set import Images
 from bnood.data.sources import images as load
 from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
@@ -59,7 +59,6 @@ def evaluate_run(
     from bnood import tracking
 
     question, data = asked(run.folder, sets, options), run.config["data"]
-    check_id_split(data, sets, run.name)
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tracked = tracking.start_run(
@@ -112,6 +111,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
+    check_id_split(data, sets, run.name)
 
     def named(name: str, split: str = "test") -> Images:
         size = data.get("image_size", 32)
@@ -127,11 +127,6 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
         held_out = held_out.subset(chosen)
     else:
         id_set = named(data["in_distribution"])
-    if len(id_set) < 2:
-        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
-    if sets.id_split == "test" and isinstance(id_set, ImageSet) and _share_contained(id_set, train) > 0.5:
-        same = "its test images are the training images (a file or folder has no splits)"
-        raise UserError(f"{id_set.name}: {same}; score those that were held out of training: id_split val")
     names = sets.ood if sets.ood is not None else data["ood"]
     ood = by_name(named(name).at_most(sets.ood_count, seed) for name in names)
     shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
@@ -157,10 +152,3 @@ def training_command(run: Run) -> str:
     if stopped := run.summary.get("stopped"):
         return f"# {run.name}: stopped after epoch {stopped['epoch'] + 1} of {stopped['run']} by scripts/study.py"
     return f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again"
-
-
-def _share_contained(images: ImageSet, others: ImageSet) -> float:
-    """Share of the images (of 1,000 at most) that are among the others, pixel by pixel."""
-    known = {hash(image.tobytes()) for image in others.images}
-    some = images.images[:: -(-len(images) // 1000)]
-    return float(np.mean([hash(image.tobytes()) in known for image in some]))

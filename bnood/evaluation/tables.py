@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from bnood.data.image_set import Images
-from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_table
+from bnood.evaluation.activations import ClassMix, UnitReference, share_above
 from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
@@ -181,11 +181,11 @@ class Tables:
         if labelled:
             scored.figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
         if self._reference is not None:
-            of_means = unit_figures(unit_means, shares[:, 0].copy(), self._reference)
+            of_means = self._reference.figures(unit_means, shares[:, 0].copy())
             if role == "ood":
                 of_means |= self._class_mix.control(scored.prediction, counts)
             scored.figures |= {("units", name): values for name, values in of_means.items()}
-            scored.units = unit_table(features, self._reference)
+            scored.units = self._reference.per_unit(features)
 
     def counts_of(self, scored: Scored) -> np.ndarray:
         """Resample counts ``[1 + R, n]`` of the images that were scored."""

@@ -41,14 +41,12 @@ class Detector(ABC):
 
     def check_given(self, images: bool, labels: bool, head: bool) -> None:
         """Refuse to be fitted without the images, labels or head that this detector needs."""
+        what = f"detector {self.name!r}"
         if self.needs_head and not head:
-            raise UserError(
-                f"detector {self.name!r} needs weight and bias of the network's last linear layer: give head="
-            )
+            raise UserError(f"{what} needs weight and bias of the network's last linear layer: give head=")
         if self.fitted_on != "nothing" and not (images and (labels or not self.needs_labels)):
             kind = "training images" if self.fitted_on == "train" else "ID images held out of training"
-            labelled = "labelled " if self.needs_labels else ""
-            raise UserError(f"detector {self.name!r} is fitted on {labelled}{kind}, and none were given")
+            raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and none were given")
 
     def fit(
         self,
@@ -59,10 +57,9 @@ class Detector(ABC):
     ) -> Self:
         """Choose the detector's parameters on in-distribution images; no OOD image ever takes part.
 
-        Takes float32 features ``[N, D]`` and logits ``[N, K]`` (None where ``fitted_on`` is ``"nothing"``), int64
-        labels ``[N]``, and the network's last linear layer. Raises ``UserError`` if something is missing or does not
-        fit, :class:`NotApplicable` if the detector cannot be fitted on these images, for instance for too few of a
-        class.
+        Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear
+        layer, or those of them that the detector needs. Raises ``UserError`` if one is missing or does not fit,
+        :class:`NotApplicable` if the detector cannot be fitted on these images, for instance for too few of a class.
         """
         known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         given = features is not None and logits is not None and len(features) > 0
@@ -101,22 +98,20 @@ class Detector(ABC):
         """Scores ``[N]``, higher = more ID."""
 
     def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        what = f"detector {self.name!r} needs"
+        what, shapes = f"detector {self.name!r} needs", f"{list(features.shape)} and {list(logits.shape)}"
         if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
-            shapes = f"{list(features.shape)} and {list(logits.shape)}"
             raise UserError(f"{what} features [N, D] and logits [N, K] of the same images, not {shapes}")
-        classes, width = logits.shape[1], features.shape[1]
+        n, width, classes = *features.shape, logits.shape[1]
         if head is not None and head.weight.shape != (classes, width):
-            shapes = f"{list(head.weight.shape)}; expected {[classes, width]} (classes, features)"
-            raise UserError(f"{what} a head that fits the outputs, but its weight is {shapes}")
+            raise UserError(f"{what} a head of shape {[classes, width]}, not {list(head.weight.shape)}")
         if self.reads == "features" and width == 0:
             raise NotApplicable("the network's head takes feature maps, so there are no features")
         if not torch.isfinite(features).all():
             raise UserError(f"{what} features without NaN or infinity: has training diverged?")
         if labels is None:
             return
-        if labels.shape != (len(logits),) or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {len(logits)} images")
+        if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
+            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {n} images")
         smallest = int(torch.bincount(labels, minlength=classes).min())
         if self.class_conditional and smallest < IMAGES_PER_CLASS:
             raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
@@ -127,7 +122,5 @@ def import_optional(module: str, detector: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"detector {detector!r} needs {error.name or module}, which is not installed:"
-            " pip install 'bnood[detectors]' (pytorch-ood and scikit-learn)"
-        ) from error
+        missing = f"detector {detector!r} needs {error.name or module}, which is not installed"
+        raise UserError(f"{missing}: pip install 'bnood[detectors]' (pytorch-ood and scikit-learn)") from error

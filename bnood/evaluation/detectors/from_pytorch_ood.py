@@ -82,28 +82,23 @@ class FromPytorchOOD(Detector):
         return {"head": layer.requires_grad_(False), **settings}
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
-        of_logits = self.reads == "logits"
-        arguments = self._arguments(head) if self.needs_head and head is not None else {}
-        build = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
-        self._library = build(**{"model" if of_logits else "encoder": None}, **arguments)
+        arguments = self._arguments(head) if self.needs_head else {}
+        library = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
+        self._library = library(**{"model" if self.reads == "logits" else "encoder": None}, **arguments)
         if self.fitted_on == "nothing":
             return
         if labels is None:  # the library's way to say that all images are in-distribution
             labels = torch.zeros(len(logits), dtype=torch.int64)
         try:
-            if of_logits:
-                self._library.fit_logits(logits, labels)
-            else:
-                self._library.fit_features(features, labels)
+            read = {"features": features, "logits": logits}[self.reads]
+            getattr(self._library, f"fit_{self.reads}")(read, labels)
         except (ValueError, RuntimeError) as error:  # too few images, or a matrix that cannot be inverted
             raise NotApplicable(f"{self.name}: {' '.join(str(error).split())}") from error
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
         if not self._is_fitted:
             self.fit()
-        of_logits = self.reads == "logits"
-        read, predict = (
-            (logits, self._library.predict_logits) if of_logits else (features, self._library.predict_features)
-        )
+        read = {"features": features, "logits": logits}[self.reads]
+        predict = getattr(self._library, f"predict_{self.reads}")
         rows = max(1, _ELEMENTS // (read.shape[1] * (logits.shape[1] if self.makes_cube else 1)))
         return -torch.cat([predict(part) for part in read.split(rows)])

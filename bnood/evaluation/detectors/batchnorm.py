@@ -1,27 +1,27 @@
-"""BATS (Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022), the paper's form.
+"""Detectors that are about BatchNorm: clipping to its typical set (BATS), distance to its means (NMD)."""
 
-The form of the authors' code is :class:`bnood.evaluation.detectors.clipped_features.BATSFeatures`.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from bnood.errors import UserError
 from bnood.evaluation.detectors.detector import Detector
 from bnood.evaluation.scores import energy
-from bnood.statistics import batchnorm_layers, executed_layers
+from bnood.statistics import BatchNormStatistics, batchnorm_layers, executed_layers
 
 
 class BATS(Detector):
     """The output of BatchNorm layers is clipped inside the network; ``score`` takes the logits of such a pass.
 
-    A layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so its output
+    The paper's form (Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022): a
+    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so its output
     gamma x + beta is clipped to beta - lambda |gamma| and beta + lambda |gamma|; then the energy score.
 
     Args:
@@ -94,3 +94,41 @@ class _Clipping(TorchFunctionMode):
                 self.layers = {batchnorm_layers(model)[name] for name in names[-count:]}
 
         return find
+
+
+class NeuralMeanDiscrepancy(Detector):
+    """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
+
+    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; here
+    it is divided by the running standard deviation. The paper hands the vector of them to a classifier that is trained
+    on ID and a few OOD images; here no OOD image takes part.
+    """
+
+    name = "nmd"
+    needs = "channel_means"
+    reference: BatchNormStatistics | None = None
+
+    def fit(self, running: BatchNormStatistics) -> Self:  # type: ignore[override]
+        """Take the network's running statistics, ``read_statistics(model)``, whatever statistics are in force."""
+        self.reference = running
+        return self
+
+    def score(self, channel_means: Mapping[str, Tensor]) -> np.ndarray:  # type: ignore[override]
+        """Scores ``[N]`` float64 from ``{layer: [N, C]}``, :attr:`bnood.networks.outputs.Outputs.channel_means`."""
+        if self.reference is None:
+            raise UserError("detector 'nmd' has to be fitted before it scores: call fit(read_statistics(model))")
+        squares, channels = torch.zeros(()), 0
+        for name, means in channel_means.items():
+            if name not in self.reference:
+                raise UserError(f"detector 'nmd': layer {name!r} keeps no running statistics")
+            running = self.reference[name]
+            # A channel that was constant in training has variance 0; the smallest float32 step keeps it finite.
+            scale = running.var + torch.finfo(torch.float32).eps
+            squares = squares + ((means.double() - running.mean) ** 2 / scale).sum(dim=1)
+            channels += means.shape[1]
+        if channels == 0:
+            raise UserError("detector 'nmd' needs the channel means of at least one BatchNorm layer")
+        return -(squares / channels).sqrt().numpy()
+
+    def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:
+        raise NotImplementedError
