@@ -28,7 +28,7 @@ def mixed(form: str) -> Callable[[Tensor, Tensor, str], Tensor]:
     ],
 )
 def test_layer_forms_are_those_of_a_network_that_is_changed_layer_by_layer(form: str, layers: slice) -> None:
-    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    network = small_network(plain=True)
     found = run(network, statistics=(f"recalibrated:target/{form}",))
     names = batchnorm_names(network.model)
     assert len(names) == 7

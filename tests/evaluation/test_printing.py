@@ -16,7 +16,7 @@ STATISTICS = ("running", "recalibrated:target", "recalibrated:mixture@0.5")
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
     return evaluate(
-        small_network(architecture="wide_resnet", depth=10, width=1), **small_sets(), statistics=STATISTICS,
+        small_network(plain=True), **small_sets(), statistics=STATISTICS,
         detectors=("msp", "energy"), resamples=30, placebo=True, shifts=("noise-3",),
     )  # fmt: skip
 
@@ -50,14 +50,10 @@ def test_rows_hold_the_figures_of_the_metric_table(found: Evaluation) -> None:
     sets = ["far"] * 3 + ["near"] * 3 + ["far (noise-3)"] * 2 + ["near (noise-3)"] * 2
     assert [row[0] for row in rows if row[0]] == sets
     mixture = {"statistics": "recalibrated:mixture@0.5"}
-    auroc = figure(found, "far", "msp", "auroc", companion="", **mixture)
-    first, change = (
-        100 * auroc[["value", "low", "high"]],
-        100 * auroc[["difference", "difference_low", "difference_high"]],
-    )
+    auroc = 100 * figure(found, "far", "msp", "auroc", companion="", **mixture).loc["value":"difference_high"]
     row = next(row for row in rows if row[1] == "recalibrated:mixture@0.5")
-    assert row[3] == "{:.1f} [{:.1f}, {:.1f}]".format(*first)
-    assert row[4].rstrip("*") == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*change)
+    assert row[3] == "{:.1f} [{:.1f}, {:.1f}]".format(*auroc[:3])
+    assert row[4].rstrip("*") == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*auroc[3:])
     assert row[7] == f"{figure(found, 'far', 'msp', 'mean', **mixture)['value']:.2f}"
     assert row[8] == f"{figure(found, 'far', 'units', 'unit_mean_max_ratio', **mixture)['value']:.2f}"
     # The ID accuracy is that of the images that were under the same mixture.
@@ -65,11 +61,11 @@ def test_rows_hold_the_figures_of_the_metric_table(found: Evaluation) -> None:
     assert row[10] == "50/70"
 
 
-def test_the_table_reads_the_same_from_a_file(found: Evaluation) -> None:
-    file = io.StringIO()
-    found.table.to_csv(file, index=False)
-    file.seek(0)
-    assert cells(pd.read_csv(file), None) == cells(found.table, None)
+def test_the_table_reads_the_same_from_a_file_and_several_runs_name_themselves(found: Evaluation) -> None:
+    rows = cells(found.table, None)
+    assert cells(pd.read_csv(io.StringIO(found.table.to_csv(index=False))), None) == rows
+    both = cells(pd.concat([found.table, found.table.assign(run="other")], ignore_index=True), None)
+    assert {row[0] for row in both if row[0]} == {"small", "other"} and [row[1:] for row in both] == 2 * rows
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -86,13 +82,6 @@ def test_notes_and_names_with_brackets_are_printed_as_they_are(found: Evaluation
     assert any("[bold]far[/x]" in line for line in lines)
     assert any("[red]title" in line for line in lines)
     assert lines[-1] == "note: runs/[a]: a note"
-
-
-def test_several_runs_share_a_table_and_name_themselves(found: Evaluation) -> None:
-    both = pd.concat([found.table, found.table.assign(run="other")], ignore_index=True)
-    rows = cells(both, None)
-    assert {row[0] for row in rows if row[0]} == {"small", "other"}
-    assert [row[1:] for row in rows if row] == 2 * cells(found.table, None)
 
 
 def test_changes_that_are_not_beyond_the_placebos_are_marked(found: Evaluation) -> None:

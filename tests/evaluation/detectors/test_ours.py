@@ -1,13 +1,13 @@
-"""ReAct, temperature and BATS on features: by hand on a net of two units, and against SciPy's minimiser."""
+"""Our own detectors: by hand on a net of two units, against SciPy's minimiser and scikit-learn."""
 
 import numpy as np
 import pytest
 import scipy.optimize
+import sklearn.covariance
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
-from bnood.evaluation.detectors.clipped_features import BATSFeatures, ReAct
-from bnood.evaluation.detectors.logit_scores import Temperature, fit_temperature
+from bnood.evaluation.detectors.ours import BATSFeatures, Gaussian, ReAct, Temperature, fit_temperature
 from bnood.networks.outputs import Head
 
 RNG = np.random.default_rng(0)
@@ -73,3 +73,12 @@ def test_scores_of_react_temperature_and_bats_on_features_are_their_definitions(
     logits = np.clip(wide.double().numpy(), low, high) @ head.weight.double().numpy().T + head.bias.double().numpy()
     found = BATSFeatures().fit(*given).score(wide, torch.zeros(9, 5))
     np.testing.assert_allclose(found, logsumexp(logits, axis=1), rtol=1e-12)
+
+
+def test_gaussian_is_scikit_learns_shrunk_mahalanobis_distance() -> None:
+    features, new, logits = torch.rand(150, 10), torch.randn(60, 10), torch.zeros(150, 2)
+    oracle = sklearn.covariance.LedoitWolf().fit(features.double().numpy())
+    found = Gaussian().fit(features, logits).score(new, logits[:60])
+    np.testing.assert_allclose(found, -oracle.mahalanobis(new.double().numpy()), rtol=1e-9)
+    few = torch.randn(20, 50)  # fewer images than features
+    assert np.isfinite(Gaussian().fit(few, logits[:20]).score(few, logits[:20])).all()
