@@ -13,21 +13,17 @@ import torch
 
 from bnood.errors import UserError
 
-# Resamples are drawn and used some rows at a time. With steps four times smaller, threads that share the work spend
-# half of their time waiting for the interpreter between them; larger ones only take more memory.
+# Resamples are used some rows at a time. With steps four times smaller, threads that share the work spend half of
+# their time waiting for the interpreter; larger ones only take more memory.
 _VALUES_PER_CHUNK = 1 << 18
 # A matrix product of so few rows would wait for memory; of so many more, their float64 copies would fill it.
 _ROWS_PER_PRODUCT = 64
 
 
 def set_counts(name: str, n: int, resamples: int, seed: int) -> np.ndarray:
-    """The set ``name`` as it is, then its resamples: ``[1 + resamples, n]`` uint8.
+    """The set ``name`` as it is, every image once, then its resamples: ``[1 + resamples, n]`` uint8.
 
-    Row 0 counts every image once, so that a metric under it is the value itself. The other rows depend on the arguments
-    alone, whatever other sets there are.
-
-    >>> set_counts("svhn", 4, 2, seed=0)[0].tolist()
-    [1, 1, 1, 1]
+    A metric under row 0 is the value itself; the other rows depend on the arguments alone.
     """
     resampled = resample_counts(n, resamples, [seed, zlib.crc32(name.encode())])
     return np.concatenate([np.ones((1, n), np.uint8), resampled])
@@ -36,11 +32,7 @@ def set_counts(name: str, n: int, resamples: int, seed: int) -> np.ndarray:
 def resample_counts(n: int, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
     """How often each of ``n`` images is drawn in each resample: ``[resamples, n]`` uint8, every row sums to ``n``.
 
-    The counts depend on the arguments alone: ``RandomState``'s stream is frozen (NumPy Enhancement Proposal 19), so
-    that another version of NumPy gives the same ones.
-
-    >>> resample_counts(5, 3, seed=0).sum(axis=1).tolist()
-    [5, 5, 5]
+    Every version of NumPy gives the same counts: ``RandomState``'s stream is frozen (NumPy Enhancement Proposal 19).
     """
     random = np.random.RandomState(seed)
     counts = np.empty((resamples, n), np.uint8)

@@ -51,6 +51,7 @@ class Engine:
     ) -> None:
         self.sets, self.passes, self.fitting, self.tables, self.tell = sets, passes, fitting, tables, tell
         self.options, self.notes, self.splits = passes.options, passes.notes, sets.splits(passes.options)
+        self.fitted_under_running: Fitted = {}
 
     def run(self, conditions: list[Condition]) -> None:
         """All passes of all conditions."""
@@ -78,7 +79,7 @@ class Engine:
 
     def _fixed(self, jobs: list[_Job]) -> None:
         """Score every set under each of its statistics, by the detectors fitted for each of its comparisons."""
-        fitted = {each: {} if each is None else self._fitted_to(each) for each in {job.fitted_to: None for job in jobs}}
+        fitted = {each: {} if each is None else self._fitted(each) for each in {job.fitted_to: None for job in jobs}}
         wanted: dict[str, dict[Estimate, dict[Estimate | None, None]]] = defaultdict(lambda: defaultdict(dict))
         for job in jobs:
             for name, estimate in job.sides:
@@ -99,13 +100,11 @@ class Engine:
             sides = {name: [scored[name, estimate, job.fitted_to]] for name, estimate in job.sides}
             self._rows(job.condition, job.pair, sides, job.ours, job.theirs)
 
-    def _fitted_to(self, estimate: Estimate) -> Fitted:
-        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if not estimate.images or self.options.fitted_under == "running":
-            return self.fitted_under_running
-        return self._fitted(estimate)
-
     def _fitted(self, estimate: Estimate) -> Fitted:
+        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
+        if self.fitted_under_running and (not estimate.images or self.options.fitted_under == "running"):
+            return self.fitted_under_running
+
         def run(images: Images) -> Outputs:
             return self._run([images], self.passes.whole(images), [self.passes.fixed(estimate)], False)[0][""]
 
@@ -157,13 +156,10 @@ class Engine:
         self, condition: Condition, counts: dict[str, int], batches: int, shuffle: int, fitted: Fitted
     ) -> dict[str, Scored]:
         """What is scored of each set in one random order, with ``counts`` of its images in each batch."""
-        if shuffle == 0:
-            self.tell(f"{' and '.join(counts)} under {condition.name}")
+        self.tell(f"{' and '.join(counts)} under {condition.name}")
         sets = [self.sets.scored[name] for name in counts]
-        orders = [
-            shuffled(images.name, len(images), shuffle, self.options.seed)[: batches * counts[images.name]]
-            for images in sets
-        ]
+        orders = [shuffled(each.name, len(each), shuffle, self.options.seed) for each in sets]
+        orders = [order[: batches * count] for order, count in zip(orders, counts.values(), strict=True)]
         drawn = in_batches(orders, batches)
         (outputs,) = self._run(sets, drawn, [partial(condition.context, self.passes.network.model)])
         found = {}
@@ -229,8 +225,7 @@ class Engine:
         known, other = sides.get(pair.id_name, []), sides.get(pair.ood_name, [])
         first, second = estimates or (Estimate(), Estimate())
         ours = where(first, pair.id_name, "id", pair.dataset if condition.paired(self.splits) else "")
-        kind = "control" if pair.companion else pair.comparison
-        theirs = where(second, pair.dataset, "ood", pair.companion, kind)
+        theirs = where(second, pair.dataset, "ood", pair.companion, "control" if pair.companion else pair.comparison)
         if known and pair.comparison == "ood":
             self.tables.add(ours, known)
         if other and pair.comparison == "ood" and not pair.companion:

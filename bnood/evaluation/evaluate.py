@@ -118,9 +118,10 @@ def evaluate(
         if skipped := [name for name in options.statistics if name != "running"]:
             names = f"{' and '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} skipped"
             notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {names}"] = None
-    first = next(iter(ood_sets.values()), id_set)
-    if first is not None and len(first):
-        probe = np.array([[0, k] for k in range(min(8, len(first)))])
+    if not ood_sets:
+        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
+    if few := min(8, len(first := next(iter(ood_sets.values())))):
+        probe = np.array([[0, k] for k in range(few)])
         network.probe(next(read_batches([first], [probe], network.transform)))
 
     def labelled(images: Images | None) -> Any:

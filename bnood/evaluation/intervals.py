@@ -21,20 +21,17 @@ class Unusable(UserError):
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval; ``standard_error`` is 0 where nothing varied."""
+    """An estimate with its interval."""
 
     effect: float
     low: float
     high: float
-    standard_error: float
+    standard_error: float  # 0 where nothing varied
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """One quantity, measured with every seed.
-
-    Raises :class:`Unusable` for fewer than two resamples, and values that are not finite.
-    """
+    """One quantity, measured with every seed; :class:`Unusable` for under two resamples, and values not finite."""
 
     seeds: tuple[int, ...]  # S seeds, ascending
     values: np.ndarray  # float64 [S], the quantity on all images
@@ -131,7 +128,7 @@ class Ratio:
 def linear(parts: Sequence[tuple[float, Replicates]]) -> Replicates:
     """The weighted sum of quantities, per seed and per resample, on the seeds that all of them have.
 
-    Raises :class:`Unusable` where they have no seed in common, or not the same number of resamples.
+    Raises :class:`Unusable` where there is none, or not one number of resamples.
     """
     common = set.intersection(*(set(part.seeds) for _, part in parts))
     kept = [(weight, part.only(common)) for weight, part in parts]
@@ -161,10 +158,8 @@ def seeds_interval(
     At a stated 95 % it covers 95 to 99 %, for any number of seeds. Noise that is particular to a seed *and* its images
     is in both parts, so that the interval is then rather too wide than too narrow.
 
-    Args:
-        values: ``[..., S]``, each seed on all images; leading dimensions are studies of their own.
-        draws: ``[..., S, R]``, each seed in R >= 2 bootstrap resamples of the images, the same for every seed.
-        level: of confidence, in (0, 1).
+    ``values`` ``[..., S]`` are each seed on all images, ``draws`` ``[..., S, R]`` each seed in R >= 2 bootstrap
+    resamples of the images, the same for every seed; leading dimensions are studies of their own.
     """
     seeds, resamples = draws.shape[-2:]
     var_seeds = values.var(axis=-1, ddof=1) / seeds

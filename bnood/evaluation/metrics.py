@@ -67,8 +67,6 @@ def detection_metrics(
     one of each set; without them R is 1 and every image counts once. Equal and infinite scores are handled exactly.
     Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
 
-    >>> {name: values.tolist() for name, values in detection_metrics([2.0, 1.0], [1.0]).items()}["auroc"]
-    [0.75]
     >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
     [0.75, 1.0]
     """
@@ -211,9 +209,6 @@ def calibration_gaps(confidence: np.ndarray, correct: np.ndarray, bins: int = 15
     The expected calibration error (Guo et al. 2017, equation 3) is the sum over columns of the absolute mean over *all*
     images: means alone, which resamples only weigh differently. The bins are torchmetrics': a confidence on an edge
     belongs to the bin above it, and a confidence of exactly 1 has a bin of its own.
-
-    >>> float(abs(calibration_gaps(np.array([0.75, 0.75, 0.25]), np.array([1, 1, 0]), bins=2).mean(axis=0)).sum())
-    0.25
     """
     gaps = np.zeros((len(confidence), bins + 1))
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, "right") - 1

@@ -31,7 +31,7 @@ ASKED = "asked"  # the key of evaluation.json that holds the options
 
 
 class RunImages(NamedTuple):
-    """The images that a run is evaluated on; see :func:`bnood.evaluation.evaluate.evaluate`."""
+    """The images that a run is evaluated on, as :func:`bnood.evaluation.evaluate.evaluate` takes them."""
 
     id_set: Images
     train_set: Images
@@ -61,12 +61,12 @@ def evaluate_run(
     question, data = asked(run.folder, sets, options), run.config["data"]
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tags = [f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"]
+    config = {"run": run.name, **question, "training": run.config}
+    folder = folder or run.folder / FOLDER
     tracked = tracking.start_run(
-        wandb, name=f"{run.name}-ood", job_type="evaluation",
-        tags=[f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"],
-        config={"run": run.name, **question, "training": run.config},
-        folder=run.folder if folder is None else folder.parent,
-    )  # fmt: skip
+        wandb, name=f"{run.name}-ood", job_type="evaluation", tags=tags, config=config, folder=folder.parent
+    )
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
         augment = training_augmentation(data.get("augmentation", "crop_flip"))
@@ -75,12 +75,12 @@ def evaluate_run(
         progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
-        written = found.write(folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
-        tracking.log_evaluation(tracked, written, found.table)
+        found.write(folder, title=title, commands=commands, config=run.config)
+        tracking.log_evaluation(tracked, folder, found.table)
     finally:
         if sync := tracking.finish(tracked):
             say(sync)
-    return written
+    return folder
 
 
 def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[str, Any]:
@@ -134,13 +134,13 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)
 
 
-def training_augmentation(kind: str) -> Augment | None:
+def training_augmentation(kind: str) -> Augment:
     """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
-    if kind == "none":
-        return lambda images, generator: images
     padding = PADDING if kind == "crop_flip" else 0
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        if kind == "none":
+            return images
         draws = draw_crops(len(images), generator, padding)
         return crop_and_flip(padded(images, padding), torch.arange(len(images)), draws, padding)
 

@@ -15,7 +15,8 @@ from small_evaluation import CLASSES, SIDE, identities, outputs, small_network, 
 
 from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
-from bnood.evaluation.comparisons import arranged, fitting_images
+from bnood.evaluation.comparisons import arranged, fitting_images, in_proportion
+from bnood.evaluation.detectors.ours import fit_temperature
 from bnood.evaluation.evaluate import Evaluation, evaluate
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.run import RunImages, load_run_images
@@ -98,10 +99,7 @@ def test_fitting_images_are_balanced_and_not_those_of_the_statistics_where_n_all
 
 def test_fewer_images_are_scored_on_request(root: Path) -> None:
     images = load(make_run(root), SetOptions(id_count=12, ood_count=11, ood=("far",)))
-    assert len(images.id_set) == 12 and list(images.ood_sets) == ["far"] and len(images.ood_sets["far"]) == 11
-    test = np.load(root / "known" / "test.npz")
-    known = {image.tobytes(): label for image, label in zip(test["images"], test["labels"], strict=True)}
-    assert [known[image.tobytes()] for image in images.id_set.images] == images.id_set.labels.tolist()
+    assert len(images.id_set) == 12 and {name: len(each) for name, each in images.ood_sets.items()} == {"far": 11}
 
 
 def test_what_is_asked_of_an_evaluation_comes_before_the_runs_own() -> None:
@@ -152,25 +150,15 @@ def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> No
     assert record["detectors"].keys() == {"react", "temperature"} and record["held_out"] == 30
     assert record["notes"] == evaluation.notes == []
     assert torch.__version__.startswith(record["versions"]["torch"])
-    assert record["machine"] and "commit" in record
-    json.dumps(record, allow_nan=False)
+    assert record["machine"] and json.dumps(record, allow_nan=False)
     assert set(evaluation.table["seed"]) == {4} and set(evaluation.table["run"]) == {"small"}
 
 
 def test_react_and_temperature_are_fitted_on_held_out_images(root: Path, evaluation: Evaluation) -> None:
-    images = load(make_run(root))
-    model = small_network(seed=4).model
-    _, features = outputs(model, images.held_out.images)
-    react = evaluation.record["detectors"]["react"]
-    assert react["threshold"] == pytest.approx(np.percentile(features.numpy().astype(float), 90), rel=1e-4)
-    far = evaluation.scores.query("statistics == 'running' and dataset == 'far'")
-    sets = arranged(images.id_set, images.train_set, None, images.ood_sets, {}, OPTIONS)
-    logits, features = outputs(model, sets.scored["far"].images)
-    with torch.no_grad():
-        clipped = model.network.head(features.clamp(max=react["threshold"])).double()
-    np.testing.assert_allclose(far["react"], clipped.logsumexp(dim=1), rtol=1e-3, atol=1e-3)
-    cooled = (logits.double() / evaluation.record["detectors"]["temperature"]["temperature"]).softmax(dim=1).amax(dim=1)
-    np.testing.assert_allclose(far["temperature"], cooled, rtol=1e-3, atol=1e-3)
+    held_out, fitted = load(make_run(root)).held_out, evaluation.record["detectors"]
+    logits, features = outputs(small_network(seed=4).model, held_out.images)
+    assert fitted["react"]["threshold"] == pytest.approx(np.percentile(features.double().numpy(), 90), rel=1e-4)
+    assert fitted["temperature"]["temperature"] == pytest.approx(fit_temperature(logits, held_out.labels), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +173,11 @@ def test_how_many_images_are_held_out(root: Path, split: str, wanted: int, held_
     assert len(identities(sets.held_out.images)) == held_out
 
 
-def test_classes_keep_their_proportion_among_held_out_images(tmp_path: Path, root: Path) -> None:
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    save(tmp_path, "train", replace(small_set("known", 100, 1), labels=np.repeat(np.arange(CLASSES), 20)))
-    drawn = []
-    for seed in (0, 1):
-        images = load(make_run(tmp_path, validation=50), SetOptions(id_split="val"), held_out_images=10, seed=seed)
-        assert np.bincount(images.held_out.labels).tolist() == [2] * CLASSES
-        assert np.bincount(images.id_set.labels).tolist() == [8] * CLASSES
-        drawn.append(identities(images.held_out.images))
-    assert drawn[0] != drawn[1]
+def test_classes_keep_their_proportion_among_held_out_images() -> None:
+    labels = np.repeat(np.arange(CLASSES), 10)
+    first, second = (in_proportion(labels, 50, 10, seed) for seed in (0, 1))
+    assert np.bincount(labels[first]).tolist() == [2] * CLASSES and len(set(first)) == 10
+    assert not np.array_equal(first, second)
 
 
 def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -> None:
