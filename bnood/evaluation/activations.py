@@ -4,8 +4,6 @@ Raw magnitudes cannot be compared across norms or runs. The reference is the net
 own running statistics, so that one reference serves every condition and a figure moves only because activations do.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -19,22 +17,15 @@ CLASS_GROUPS = 20
 MANY_CLASSES = 100
 
 
-@dataclass(frozen=True)
 class UnitReference:
-    """The in-distribution reference of one network."""
+    """The in-distribution reference of one network, per resample."""
 
-    p99: np.ndarray  # float64 [D], each unit's 99th percentile over the reference images
-    spread: np.ndarray  # float64 [R], standard deviation over units (ddof 1) of the per-unit means, per resample
-    maximum: np.ndarray  # float64 [R], largest per-unit mean, per resample
-
-    @classmethod
-    def of_means(cls, p99: np.ndarray, means: np.ndarray) -> "UnitReference":
-        """From ``p99`` and the means ``[R, D]`` of the reference images' features; UserError where all are equal."""
-        spread = means.std(axis=1, ddof=1)
-        if not (spread > 0).all():
+    def __init__(self, p99: np.ndarray, means: np.ndarray) -> None:
+        """From each unit's 99th percentile ``[D]`` and the means ``[R, D]`` of the reference images' features."""
+        self.p99, self.spread, self.maximum = p99, means.std(axis=1, ddof=1), means.max(axis=1)
+        if not (self.spread > 0).all():
             same = "the penultimate units all have the same mean on in-distribution images (all zero, perhaps)"
             raise UserError(f"{same}, so activations cannot be compared with it: has the training diverged?")
-        return cls(p99, spread, means.max(axis=1))
 
     def figures(self, means: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
         """The figures of the units (docs/method.md), from means of features ``[R, D]`` and ``share_above`` ``[R]``."""

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,13 @@ class Evaluation:
         return self.record["notes"]
 
     def __str__(self) -> str:
-        from bnood.evaluation.printing import as_text
+        from rich.console import Console
 
-        return as_text(self.table, self.record["run"], self.notes)
+        from bnood.evaluation.printing import print_results
+
+        with (console := Console(file=StringIO(), width=160)).capture() as printed:
+            print_results(console, self.table, self.record["run"], self.notes)
+        return printed.get()
 
     def write(
         self, folder: Path | str, *, title: str = "", commands: Sequence[str] = (), config: dict[str, Any] | None = None
@@ -134,7 +139,7 @@ def evaluate(
     shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
     sets = arranged(labelled(id_set), labelled(train_set), labelled(held_out), ood_sets, shifted, options)
     passes = Passes(network, sets.adaptation, options, augment, notes)
-    fitting = Fitting(network, sets, options, notes)
+    fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
     started = time.perf_counter()
     Engine(sets, passes, fitting, tables, progress).run(conditions)

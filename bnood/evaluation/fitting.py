@@ -8,10 +8,9 @@ from bnood.data.image_set import Images
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import Sets
 from bnood.evaluation.detectors import Detector, NotApplicable, make_detector
-from bnood.evaluation.options import DEFAULT_DETECTORS, EvaluationOptions
-from bnood.evaluation.passes import Notes
+from bnood.evaluation.options import DEFAULT_DETECTORS
+from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import SCORES
-from bnood.networks.network import Network
 from bnood.networks.outputs import Outputs
 from bnood.statistics import has_batchnorm, read_statistics
 
@@ -25,8 +24,9 @@ class Fitting:
     detectors these are left out with a note instead.
     """
 
-    def __init__(self, network: Network, sets: Sets, options: EvaluationOptions, notes: Notes) -> None:
-        self.network, self.sets, self.options, self.notes = network, sets, options, notes
+    def __init__(self, passes: Passes, sets: Sets) -> None:
+        self.network, self.options, self.notes, self.sets = passes.network, passes.options, passes.notes, sets
+        options = passes.options
         self.images: dict[str, Images] = {}  # what each detector is fitted on, if on anything
         self.usable: Fitted = {}  # the detectors that can be used, unfitted
         self.record: dict[str, dict[str, float]] = {}  # what was fitted
@@ -42,7 +42,7 @@ class Fitting:
         self.own_pass = [detector for detector in self.usable.values() if detector.needs == "own_pass"]
         self.channel_means = any(detector.needs == "channel_means" for detector in self.usable.values())
         # What the detectors of one condition keep at most: each the features of all fitting images.
-        width = network.feature_width + network.num_classes
+        width = self.network.feature_width + self.network.num_classes
         self.kept_bytes = sum(4 * width * len(images) for images in self.images.values())
 
     def fitted_under(self) -> dict[str, str]:

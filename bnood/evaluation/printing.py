@@ -68,13 +68,6 @@ def not_beyond_placebo(table: pd.DataFrame) -> pd.Series:
     return within.reindex(table.index, fill_value=False)
 
 
-def as_text(table: pd.DataFrame, title: str, notes: Sequence[str], width: int = 160) -> str:
-    """The printed table and its notes as plain text."""
-    console = Console(file=io.StringIO(), width=width)
-    print_results(console, table, title, notes)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
 def print_results(console: Console, table: pd.DataFrame, title: str, notes: Sequence[str]) -> None:
     """Print the table in the console's width, then what was left out and why."""
     console.print(results_table(table, title, console.width))

@@ -35,12 +35,11 @@ UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after a
 class RecalibrationCheck:
     """What recalibrating on the traffic would do.
 
-    ``figures`` hold, per set and quantity, the values under running and under the traffic's statistics and their
-    difference, with its bootstrap interval where images are paired; accuracy, flips and AUROC are fractions.
-    ``layers`` say how far the traffic's statistics, and those of half of the ID images (``id_``), are from the running
-    ones (:meth:`~bnood.statistics.BatchNormStatistics.distance`). ``stability`` says how far apart the estimates of two
-    disjoint parts of n images are, as a fraction of the traffic's distance from the running statistics: below 0.5, n
-    images are enough to see the shift. ``bake(model, check.statistics)`` makes the traffic's statistics permanent.
+    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference,
+    with its bootstrap interval where images are paired; accuracy, flips and AUROC are fractions.
+    ``layers``: how far the traffic's statistics, and those of half of the ID images (``id_``), are from running ones.
+    ``stability``: how far apart the estimates of two disjoint parts of n images are, as a fraction of the traffic's
+    distance from the running statistics; below 0.5, n images are enough to see the shift.
     """
 
     advice: str  # recalibrate, do not: nothing to gain, do not: out-of-distribution or cannot tell; see advise
@@ -49,7 +48,7 @@ class RecalibrationCheck:
     figures: pd.DataFrame
     layers: pd.DataFrame
     stability: pd.DataFrame
-    statistics: BatchNormStatistics | None  # None without BatchNorm
+    statistics: BatchNormStatistics | None  # the traffic's, for ``bake``; None without BatchNorm
 
     def __str__(self) -> str:
         lines = []
@@ -87,8 +86,7 @@ def check_recalibration(
     """
     options = options_with(settings)
     seed = options.seed
-    sets = (id_set, traffic) if ood_set is None else (id_set, traffic, ood_set)
-    for images in sets:
+    for images in (id_set, traffic, *([] if ood_set is None else [ood_set])):
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
     if not 0 < ood_fraction < 1:
@@ -103,8 +101,7 @@ def check_recalibration(
         return Passes(network, named, options).statistics(wanted)
 
     def logits(images: Images, statistics: BatchNormStatistics) -> Tensor:
-        passes = Passes(network, {}, options)
-        context = partial(use_statistics, network.model, statistics)
+        passes, context = Passes(network, {}, options), partial(use_statistics, network.model, statistics)
         return passes.outputs([images], passes.whole(images), [context])[0].logits
 
     adaptation, scoring = (traffic.subset(half) for half in halves(len(traffic), seed, traffic.name))
@@ -147,9 +144,9 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     The numbers were chosen on two ResNet-18s trained on CIFAR-10, with noise, blur and SVHN, from 200 scored images.
     Known mistake there: strong noise with 25 % of OOD images is taken for OOD, although recalibrating would help.
     """
-    by_name = figures[figures["set"] == "traffic"].set_index("quantity")
-    before, after = by_name.loc["auroc_msp", ["running", "traffic_statistics"]]
-    rise = by_name.loc["mean_msp", "difference"]
+    of_traffic = figures[figures["set"] == "traffic"].set_index("quantity")
+    before, after = of_traffic.loc["auroc_msp", ["running", "traffic_statistics"]]
+    rise = of_traffic.loc["mean_msp", "difference"]
     told = f"AUROC of ID images against traffic {before:.2f}, "
     told += f"under the traffic's statistics {after:.2f}; MSP {rise:+.3f}"
     if before >= UNFAMILIAR and after <= SUITED and rise > 0:
@@ -175,12 +172,9 @@ def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], opti
             found = weighted_means(np.stack(values, axis=1), counts)
             difference = found[:, 1] - found[:, 0]
             rows.append((role, quantity, len(images), *found[0], difference[0], *interval(difference[1:])))
-    for quantity, score, known in (
-        ("auroc_msp", msp, after[0]),
-        ("auroc_energy", energy, after[0]),
-        ("auroc_msp_each_under_its_own", msp, before[0]),
-    ):
-        first, second = auroc(score(before[0]), score(before[1])), auroc(score(known), score(after[1]))
+    own = "auroc_msp_each_under_its_own"
+    for quantity, score, known in (("auroc_msp", msp, after), ("auroc_energy", energy, after), (own, msp, before)):
+        first, second = auroc(score(before[0]), score(before[1])), auroc(score(known[0]), score(after[1]))
         rows.append(("traffic", quantity, len(sets[1]), first, second, second - first, np.nan, np.nan))
     names = ["set", "quantity", "n", "running", "traffic_statistics", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=names)

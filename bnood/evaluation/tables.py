@@ -163,17 +163,15 @@ class Tables:
             right = scored.prediction == label
             columns |= {("", "accuracy"): right, ("", "nll"): cross_entropies(outputs.logits, label)}
             gaps = [calibration_gaps(msp, right)]
-        is_reference = self._reference is None and role == "id" and features.shape[1] > 1
         p99 = None if self._reference is None else self._reference.p99
-        if is_reference:
+        if is_reference := self._reference is None and role == "id" and features.shape[1] > 1:
             p99 = np.percentile(features, 99, axis=0).astype(np.float64)
         of_units = [] if p99 is None else [features, share_above(features, p99)]
         means = weighted_means(np.column_stack([*of_units, *columns.values(), *gaps]), counts)
         width = 0 if p99 is None else features.shape[1]
         unit_means, shares, rest = np.split(means, [width, width + (p99 is not None)], axis=1)
-        if is_reference:
-            assert p99 is not None
-            self._reference = UnitReference.of_means(p99, unit_means)
+        if is_reference and p99 is not None:
+            self._reference = UnitReference(p99, unit_means)
             classes = outputs.logits.shape[1]
             self._class_mix = ClassMix(features, scored.prediction, classes, counts, self._head)
         # Copies, because a view would keep the means of all units in memory.

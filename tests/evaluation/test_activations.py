@@ -18,7 +18,7 @@ OTHER_COUNTS = np.concatenate([np.ones((1, 50), np.uint8), resample_counts(50, 2
 
 
 def reference_of(features: np.ndarray) -> UnitReference:
-    return UnitReference.of_means(np.percentile(features, 99, axis=0), weighted_means(features, COUNTS))
+    return UnitReference(np.percentile(features, 99, axis=0), weighted_means(features, COUNTS))
 
 
 def test_figures_equal_numpy_on_the_resampled_images() -> None:

@@ -20,13 +20,9 @@ from bnood.networks.outputs import Outputs
 
 RESAMPLES, SEED = 40, 5
 OPTIONS: dict[str, Any] = {
-    "statistics": ("running", "batch:16", "batch:16@0.25", "recalibrated"),
-    "detectors": ("msp", "energy", "max_logit"),
-    "shuffles": 2,
-    "calibration_images": 64,
-    "forward_batch": 64,
-    "resamples": RESAMPLES,
-    "seed": SEED,
+    **{"statistics": ("running", "batch:16", "batch:16@0.25", "recalibrated"), "shuffles": 2},
+    **{"detectors": ("msp", "energy", "max_logit"), "calibration_images": 64, "forward_batch": 64},
+    **{"resamples": RESAMPLES, "seed": SEED},
 }
 
 
@@ -96,21 +92,17 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Recorded) -> None:
         for cell in cells:
             logits = cell.logits.numpy().astype(np.float64)
             msp, energy = softmax(logits, axis=1).max(axis=1), logsumexp(logits, axis=1)
-            found = {
-                ("msp", "mean"): msp.mean(),
-                ("energy", "mean"): energy.mean(),
-                ("max_logit", "mean"): logits.max(axis=1).mean(),
-                ("msp", "share_above_0.9"): (msp > 0.9).mean(),
-            }
+            means = {"msp": msp, "energy": energy, "max_logit": logits.max(axis=1)}
+            found = {(name, "mean"): values.mean() for name, values in means.items()}
+            found["msp", "share_above_0.9"] = (msp > 0.9).mean()
             if cell.where.role == "id":
                 labels = made.scored["known"].labels[cell.index]
                 right = logits.argmax(axis=1) == labels
                 found["", "accuracy"] = right.mean()
                 found["", "nll"] = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
                 bins = np.minimum((msp * 15).astype(int), 14)
-                found["", "ece"] = sum(
-                    abs(right[bins == b].mean() - msp[bins == b].mean()) * (bins == b).mean() for b in set(bins)
-                )
+                of_bins = [(right[bins == b].mean(), msp[bins == b].mean(), (bins == b).mean()) for b in set(bins)]
+                found["", "ece"] = sum(abs(accuracy - mean) * share for accuracy, mean, share in of_bins)
             for name, value in found.items():
                 expected.setdefault(name, []).append(value)
         actual = {(row["detector"], row["metric"]): row["value"] for _, row in rows.iterrows()}

@@ -1,6 +1,6 @@
 """Detectors that are about BatchNorm: clipping to its typical set (BATS), distance to its means (NMD)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,11 +40,11 @@ class BATS(Detector):
     @contextmanager
     def context(self, model: nn.Module) -> Iterator[None]:
         """Within it, the chosen BatchNorm layers clip; ``UserError`` for one that does not call torch's batch_norm."""
-        with _Clipping(self.lam) as clipping, ExitStack() as hooks:
+        with _Clipping(self.lam, self.layers) as clipping, ExitStack() as hooks:
             for layer in batchnorm_layers(model).values():
                 hooks.callback(layer.register_forward_pre_hook(clipping.enter).remove)
                 hooks.callback(layer.register_forward_hook(clipping.leave, always_call=True).remove)
-            hooks.callback(model.register_forward_pre_hook(clipping.last(self.layers), with_kwargs=True).remove)
+            hooks.callback(model.register_forward_pre_hook(clipping.find, with_kwargs=True).remove)
             yield
             if not clipping.layers:
                 raise UserError("BATS clipped nothing: the model was not called as a whole")
@@ -59,10 +59,10 @@ class _Clipping(TorchFunctionMode):
     Not a hook on the layer's output: subclasses such as timm's BatchNormAct2d have an activation behind the norm.
     """
 
-    def __init__(self, lam: float) -> None:
+    def __init__(self, lam: float, count: int) -> None:
         super().__init__()
-        self.lam = lam
-        self.layers: set[nn.Module] = set()
+        self.lam, self.count = lam, count
+        self.layers: set[nn.Module] = set()  # those of them that run last
         self.running: Any = None  # the layer that runs now
         self.done = False
 
@@ -85,23 +85,18 @@ class _Clipping(TorchFunctionMode):
         if layer in self.layers and not self.done:
             raise UserError(f"BATS cannot clip a {type(layer).__name__}: it does not call torch's batch_norm")
 
-    def last(self, count: int) -> Callable[..., None]:
-        """A pre-hook for the model: before its first pass, one without clipping finds the layers that run last."""
-
-        def find(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.layers:
-                names = executed_layers(model, None, call=lambda bare, _: bare.forward(*args, **kwargs))
-                self.layers = {batchnorm_layers(model)[name] for name in names[-count:]}
-
-        return find
+    def find(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model's first pass, one without clipping finds the layers that run last."""
+        if not self.layers:
+            names = executed_layers(model, None, call=lambda bare, _: bare.forward(*args, **kwargs))
+            self.layers = {batchnorm_layers(model)[name] for name in names[-self.count :]}
 
 
 class NeuralMeanDiscrepancy(Detector):
     """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
 
     A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; here
-    it is divided by the running standard deviation. The paper hands the vector of them to a classifier that is trained
-    on ID and a few OOD images; here no OOD image takes part.
+    it is divided by the running standard deviation. The paper trains a classifier on them with a few OOD images.
     """
 
     name = "nmd"
