@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import weighted_means
+from bnood.evaluation.intervals import weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics
 

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions, Names, SetOptions, listed
 from bnood.tracking import TrackingOptions
+from bnood.training.atomic import check_replaceable
 from bnood.training.command_line import one_line_parsing
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     with one_line_parsing(parser, given):
         config = parser.parse_args(given)
     if config.out is not None:
-        from bnood.training.atomic import check_replaceable
-
         check_replaceable(config.out)
     sets = SetOptions(**{name: config[name] for name in SetOptions.__dataclass_fields__})
     options = EvaluationOptions(**{name: config[name] for name in EvaluationOptions.__dataclass_fields__})
@@ -201,11 +200,10 @@ def _print(console: "Console", title: str, written: list[Path], notes: list[str]
     from bnood.evaluation.evaluate import RECORD
     from bnood.evaluation.printing import print_results
 
-    for folder in written:
-        record = json.loads((folder / RECORD).read_text())
-        notes = [*notes, *(f"{record['run']}: {note}" for note in record["notes"])]
-    tables = [pd.read_csv(folder / "table.csv") for folder in written]
-    print_results(console, pd.concat(tables, ignore_index=True), title, notes)
+    records = [json.loads((folder / RECORD).read_text()) for folder in written]
+    notes = [*notes, *(f"{record['run']}: {note}" for record in records for note in record["notes"])]
+    table = pd.concat([pd.read_csv(folder / "table.csv") for folder in written], ignore_index=True)
+    print_results(console, table, title, notes)
     for line in (*lines, *(f"report: {folder / 'report.html'}" for folder in written)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

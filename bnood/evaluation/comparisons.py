@@ -50,7 +50,6 @@ class Sets:
     held_out: Images | None = None  # ID images that were not trained on and are not scored
 
     def splits(self, options: EvaluationOptions) -> Splits:
-        """What the conditions can estimate statistics on."""
         sizes = {name: len(images) for name, images in self.adaptation.items()}
         return Splits(sizes, options.calibration_images, options.calibration == "matched")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import row_chunks
+from bnood.evaluation.intervals import row_chunks
 
 Values: TypeAlias = "Tensor | np.ndarray | list[float]"
 

@@ -17,8 +17,8 @@ from bnood.data.image_set import Images
 from bnood.data.labels import folder_labels
 from bnood.data.splits import halves
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.conditions import Estimate
+from bnood.evaluation.intervals import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import auroc
 from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Passes
@@ -84,8 +84,7 @@ def check_recalibration(
     Raises:
         UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.
     """
-    options = options_with(settings)
-    seed = options.seed
+    seed = (options := options_with(settings)).seed
     for images in (id_set, traffic, *([] if ood_set is None else [ood_set])):
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
@@ -107,8 +106,8 @@ def check_recalibration(
     adaptation, scoring = (traffic.subset(half) for half in halves(len(traffic), seed, traffic.name))
     second_half = id_set.subset(halves(len(id_set), seed, id_set.name)[1]).at_most(len(adaptation), seed)
     target = estimate(adaptation)
-    running = read_statistics(network.model)
-    running = BatchNormStatistics({name: running[name] for name in target})  # the layers that run
+    all_running = read_statistics(network.model)
+    running = BatchNormStatistics({name: all_running[name] for name in target})  # of the layers that run
     before, after = ([logits(images, each) for images in (id_set, scoring)] for each in (running, target))
     id_set, note = folder_labels(id_set, classes, before[0].shape[1])
     figures = _figures([id_set, scoring], before, after, options)

@@ -16,7 +16,7 @@ import torch
 
 from bnood.data.image_set import Images
 from bnood.evaluation.activations import ClassMix, UnitReference, share_above
-from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
+from bnood.evaluation.intervals import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
 from bnood.networks.outputs import Head, Outputs

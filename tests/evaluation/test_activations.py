@@ -6,7 +6,7 @@ import torch
 
 from bnood.errors import UserError
 from bnood.evaluation.activations import ClassMix, UnitReference, grouped_classes, layer_distances, share_above
-from bnood.evaluation.bootstrap import resample_counts, weighted_means
+from bnood.evaluation.intervals import resample_counts, weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics, LayerStatistics
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from pytorch_ood.metrics import OODMetrics
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import resample_counts, weighted_means
+from bnood.evaluation.intervals import resample_counts, weighted_means
 from bnood.evaluation.metrics import (
     DETECTION_METRICS,
     Values,
@@ -239,7 +239,7 @@ def test_what_has_no_metric_is_refused(call, message: str) -> None:  # type: ign
         call()
 
 
-@pytest.mark.parametrize("module", ["bootstrap", "metrics", "scores"])
+@pytest.mark.parametrize("module", ["intervals", "metrics", "scores"])
 def test_examples_in_the_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"bnood.evaluation.{module}"))
     assert result.attempted >= 2 and result.failed == 0

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from small_evaluation import Cell, Recorded, recorded, small_network, small_set, small_sets
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import interval, set_counts
+from bnood.evaluation.intervals import interval, set_counts
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 

@@ -27,10 +27,7 @@ class LogitScore(Detector):
 
 
 class Temperature(Detector):
-    """MSP of logits divided by a temperature (Guo et al., ICML 2017, section 4.2); no prediction changes.
-
-    The temperature minimises the negative log-likelihood of held-out labelled ID images.
-    """
+    """MSP of logits divided by a temperature (Guo et al., ICML 2017, section 4.2), fitted on held-out ID images."""
 
     name = "temperature"
     reads = "logits"
@@ -94,8 +91,7 @@ class ReAct(Detector):
 class BATSFeatures(Detector):
     """Each unit is clipped to its mean plus or minus 3.25 standard deviations over ID images (Zhu et al. 2022).
 
-    The form of the authors' ``test_ood.py``, with its lambda for CIFAR-10 and ResNet-18, in float64; the paper's is
-    :class:`bnood.evaluation.detectors.batchnorm.BATS`.
+    The form of the authors' ``test_ood.py``, with its lambda for CIFAR-10 and ResNet-18; ``BATS`` is the paper's.
     """
 
     name = "bats_features"
