@@ -140,15 +140,14 @@ class Engine:
 
     def _batches(self, condition: Condition, counts: dict[str, int]) -> int:
         """How many batches there are with these numbers of images of each set; what a reader should know is noted."""
-        sizes, size = {name: len(self.sets.scored[name]) for name in counts}, condition.batch_size
-        batches = min(sizes[name] // count for name, count in counts.items())
-        *known, other = counts
+        sizes, size = [len(self.sets.scored[name]) for name in counts], condition.batch_size
+        batches = min(n // count for n, count in zip(sizes, counts.values(), strict=True))
+        other, share = [*counts][-1], [*counts.values()][-1] / size
         if batches == 0:
-            beside = f" and {sizes[known[0]]} in-distribution ones" if known else ""
-            short = f"{sizes[other]} images{beside} do not fill a batch of {size}"
+            short = f"{' and '.join(map(str, sizes))} images do not fill a batch of {size}"
             self.notes[f"{other}: {short}: {condition.name} is skipped"] = None
-        elif abs(counts[other] / size - (condition.ood_fraction or 1)) > 0.01:
-            shown = f"{counts[other]} of {size} images, {counts[other] / size:.3g}"
+        elif abs(share - (condition.ood_fraction or 1)) > 0.01:
+            shown = f"{counts[other]} of {size} images, {share:.3g}"
             self.notes[f"{condition.name}: the OOD fraction comes to {shown}"] = None
         return batches
 

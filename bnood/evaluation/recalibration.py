@@ -84,7 +84,8 @@ def check_recalibration(
     Raises:
         UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.
     """
-    seed = (options := options_with(settings)).seed
+    options = options_with(settings)
+    seed = options.seed
     for images in (id_set, traffic, *([] if ood_set is None else [ood_set])):
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")

@@ -116,9 +116,8 @@ def test_what_is_asked_of_an_evaluation_comes_before_the_runs_own() -> None:
     ],
 )
 def test_what_cannot_be_evaluated_is_named(root: Path, sets: Any, options: dict[str, Any], named: str) -> None:
-    images = load(make_run(root), SetOptions(**sets))
     with pytest.raises(UserError, match=named) as raised:
-        evaluate(small_network(), **images._asdict(), **options)
+        evaluate(small_network(), **load(make_run(root), SetOptions(**sets))._asdict(), **options)
     assert "\n" not in str(raised.value)
 
 
