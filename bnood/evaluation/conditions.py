@@ -78,10 +78,6 @@ class Condition:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
         return Estimate(), Estimate()
 
-    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
-        """What ID images are normalised with that are compared with no OOD set; None where that is no question."""
-        return None
-
     def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within it the model normalises each batch; for statistics that depend on the batch."""
         return use_statistics(model, "batch")
@@ -164,10 +160,6 @@ class Recalibrated(Condition):
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
 
-    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
-        known = self.source == "target" and id_split in splits.sizes
-        return self._of_target(id_split, splits.count(id_split)) if known else None
-
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         if self.ood_fraction is not None:
             return (Estimate(_mixture(self.ood_fraction, splits, id_split, ood_split)),) * 2
@@ -175,12 +167,11 @@ class Recalibrated(Condition):
             return (Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented"),) * 2
         ours, theirs = splits.count(id_split), splits.sizes[ood_split]
         if splits.matched or self.form:
-            ours = theirs = min(count for count in (ours, theirs, splits.most) if count)
-        return self._of_target(id_split, ours), self._of_target(ood_split, theirs)
-
-    def _of_target(self, split: str, count: int) -> Estimate:
-        parts = ((split, min(count, ONE_BATCH) if self.form else count),)
-        return Estimate(parts, form=self.form, share=self.share)
+            most = min(splits.most, ONE_BATCH) if self.form else splits.most
+            ours = theirs = min(count for count in (ours, theirs, most) if count)
+        of_sides = ((id_split, ours),), ((ood_split, theirs),)
+        known, other = (Estimate(parts, form=self.form, share=self.share) for parts in of_sides)
+        return known, other
 
 
 class Path(Recalibrated):

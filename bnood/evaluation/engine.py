@@ -73,9 +73,9 @@ class Engine:
             yield _Job(condition, pair, *condition.estimates(self.splits, pair.id_split, pair.ood_split))
         # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
         known = {pair.id_name: pair.id_split for pair in pairs if pair.comparison == "ood" and pair.id_name}
-        for name, split in known.items() if condition.paired(self.splits) else ():
-            if (own := condition.alone(self.splits, split)) is not None:
-                yield _Job(condition, Pair(name, "", split, "", ""), own, own)
+        alone = condition.paired(self.splits) and condition.ood_fraction is None
+        for name, split in known.items() if alone else ():
+            yield _Job(condition, Pair(name, "", split, "", ""), *condition.estimates(self.splits, split, split))
 
     def _fixed(self, jobs: list[_Job]) -> None:
         """Score every set under each of its statistics, by the detectors fitted for each of its comparisons."""

@@ -20,7 +20,6 @@ class Column(NamedTuple):
     shown_from: int
     interval_from: int = 9
     change: bool = False
-    factor: int = 100
 
 
 COLUMNS = {
@@ -28,8 +27,8 @@ COLUMNS = {
     "change from\nrunning": Column("row", "", "auroc", 0, 2, change=True),
     "FPR95": Column("row", "", "fpr95", 0, 3),
     "FPR95, OOD\npositive": Column("row", "", "fpr95_ood_positive", 1, 3),
-    "OOD\nMSP": Column("ood", "msp", "mean", 2, factor=1),
-    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2, factor=1),
+    "OOD\nMSP": Column("ood", "msp", "mean", 2),
+    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2),
     "ID\nacc.": Column("id", "", "accuracy", 0),
 }
 CAPTION = (
@@ -117,7 +116,7 @@ def _of_row(own: pd.DataFrame, column: Column, detail: int, star: str) -> str:
     names = ["difference", "difference_low", "difference_high"] if column.change else ["value", "low", "high"]
     if column.metric not in own.index or pd.isna(own.loc[column.metric, names[0]]):
         return "-"
-    value, low, high = own.loc[column.metric, names] * column.factor
+    value, low, high = 100 * own.loc[column.metric, names]
     sign = "+" if column.change else ""
     text = f"{value:{sign}.1f}" + (f" [{low:{sign}.1f}, {high:{sign}.1f}]" if detail >= column.interval_from else "")
     return text + star * column.change
@@ -125,10 +124,12 @@ def _of_row(own: pd.DataFrame, column: Column, detail: int, star: str) -> str:
 
 def _of_set(alone: pd.DataFrame, column: Column, dataset: str, shifted: str) -> str:
     """A figure of the OOD set, or of the ID images that go with it: its own where both share batch or statistics."""
-    rows = alone[(alone["role"] == column.side) & (alone["detector"] == column.detector)]
-    rows = rows[rows["metric"] == column.metric]
+    of_side = (alone["role"] == column.side) & (alone["detector"] == column.detector)
+    rows = alone[of_side & (alone["metric"] == column.metric)]
     if column.side == "ood":
         rows = rows[rows["dataset"] == dataset]
     else:
         rows = rows[rows["companion"].isin(["", dataset]) & ((rows["dataset"] == shifted) | (shifted == ""))]
-    return f"{rows['value'].iloc[0] * column.factor:.{1 if column.factor == 100 else 2}f}" if len(rows) else "-"
+    if not len(rows):
+        return "-"
+    return f"{rows['value'].iloc[0]:.2f}" if column.detector else f"{100 * rows['value'].iloc[0]:.1f}"
