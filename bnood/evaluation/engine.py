@@ -51,7 +51,7 @@ class Engine:
     ) -> None:
         self.sets, self.passes, self.fitting, self.tables, self.tell = sets, passes, fitting, tables, tell
         self.options, self.notes, self.splits = passes.options, passes.notes, sets.splits(passes.options)
-        self.fitted_under_running: Fitted = {}
+        self.fitted_under_running: Fitted | None = None
 
     def run(self, conditions: list[Condition]) -> None:
         """All passes of all conditions."""
@@ -102,7 +102,7 @@ class Engine:
 
     def _fitted(self, estimate: Estimate) -> Fitted:
         """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if self.fitted_under_running and (not estimate.images or self.options.fitted_under == "running"):
+        if self.fitted_under_running is not None and (not estimate.images or self.options.fitted_under == "running"):
             return self.fitted_under_running
 
         def run(images: Images) -> Outputs:
@@ -117,7 +117,7 @@ class Engine:
         size, fraction = condition.batch_size, condition.ood_fraction
         ood = min(size - 1, max(1, round((fraction or 0) * size)))  # at least one image of each side in a mixed batch
         done: dict[tuple[str, ...], dict[str, list[Scored]]] = {}
-        fitted: dict[str, Fitted] = {}  # by the split that fills up the batches
+        fitted: dict[str, Fitted] = {}  # by the split that fills up the batches, the last one alone for their memory
         for pair in self.sets.pairs_of(condition):
             if fraction is None:
                 groups = [{name: size} for name in (pair.id_name, pair.ood_name) if name]
@@ -130,8 +130,9 @@ class Engine:
             sides: dict[str, list[Scored]] = {}
             for counts in groups:
                 if tuple(counts) not in done:
+                    self.tell(f"{' and '.join(counts)} under {condition.name}")
                     if (batches := self._batches(condition, counts)) and filler not in fitted:
-                        fitted[filler] = self._fitted_in_batches(condition, list(counts.values()), filler)
+                        fitted = {filler: self._fitted_in_batches(condition, list(counts.values()), filler)}
                     shuffles = range(self.options.shuffles if batches else 0)
                     found = [self._shuffle(condition, counts, batches, each, fitted[filler]) for each in shuffles]
                     done[tuple(counts)] = {name: [each[name] for each in found] for name in counts}
@@ -140,12 +141,12 @@ class Engine:
 
     def _batches(self, condition: Condition, counts: dict[str, int]) -> int:
         """How many batches there are with these numbers of images of each set; what a reader should know is noted."""
-        sizes, size = [len(self.sets.scored[name]) for name in counts], condition.batch_size
-        batches = min(n // count for n, count in zip(sizes, counts.values(), strict=True))
+        sizes, size = {name: len(self.sets.scored[name]) for name in counts}, condition.batch_size
+        batches = min(sizes[name] // count for name, count in counts.items())
         other, share = [*counts][-1], [*counts.values()][-1] / size
         if batches == 0:
-            short = f"{' and '.join(map(str, sizes))} images do not fill a batch of {size}"
-            self.notes[f"{other}: {short}: {condition.name} is skipped"] = None
+            few = " and ".join(f"{n} images of {name}" for name, n in sizes.items())
+            self.notes[f"{other}: {few} do not fill a batch of {size}: {condition.name} is skipped"] = None
         elif abs(share - (condition.ood_fraction or 1)) > 0.01:
             shown = f"{counts[other]} of {size} images, {share:.3g}"
             self.notes[f"{condition.name}: the OOD fraction comes to {shown}"] = None
@@ -155,7 +156,6 @@ class Engine:
         self, condition: Condition, counts: dict[str, int], batches: int, shuffle: int, fitted: Fitted
     ) -> dict[str, Scored]:
         """What is scored of each set in one random order, with ``counts`` of its images in each batch."""
-        self.tell(f"{' and '.join(counts)} under {condition.name}")
         sets = [self.sets.scored[name] for name in counts]
         orders = [shuffled(each.name, len(each), shuffle, self.options.seed) for each in sets]
         orders = [order[: batches * count] for order, count in zip(orders, counts.values(), strict=True)]
@@ -171,7 +171,7 @@ class Engine:
     def _fitted_in_batches(self, condition: Condition, counts: list[int], filler: str) -> Fitted:
         """Detectors fitted in batches of fitting images, filled up with images of a split, both cycled."""
         if self.options.fitted_under == "running":
-            return self.fitted_under_running
+            return self._fitted(Estimate())
 
         def run(images: Images) -> Outputs:
             sets = [images, *([self.sets.adaptation[filler]] if filler else [])]
