@@ -94,7 +94,7 @@ class Batch(Condition):
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        size, fraction = _checked_size(found[1], found[0]), found[2] and float(found[2])
+        size, fraction = _checked_size(found[1], found[0]), None if found[2] is None else float(found[2])
         if fraction is None:
             return cls(f"batch:{size}", size)
         if not 0 < fraction < 1:
@@ -141,7 +141,7 @@ class Recalibrated(Condition):
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        source, fraction, form = found[1], found[2] and float(found[2]), found[3] or ""
+        source, form, fraction = found[1], found[3] or "", None if found[2] is None else float(found[2])
         wrong = ""
         if (source == "mixture") != (fraction is not None):
             rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"

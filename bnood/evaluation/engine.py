@@ -198,7 +198,9 @@ class Engine:
             with context(), detector.context(model):
                 yield
 
-        everything = [each for context in contexts for each in (context, *(partial(within, context, d) for d in own))]
+        everything: list[Context] = [
+            each for context in contexts for each in (context, *(partial(within, context, d) for d in own))
+        ]
         found = self.passes.outputs(sets, batches, everything, detect and self.fitting.channel_means)
         names = ["", *(detector.name for detector in own)]
         return [dict(zip(names, some, strict=True)) for some in _chunks(found, len(names))]

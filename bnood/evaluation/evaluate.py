@@ -146,8 +146,7 @@ def evaluate(
     progress("metrics and intervals")
     forwarded = time.perf_counter()
     columns = {"run": network.name, "network": network.name, "norm": network.norm, "seed": network.seed or 0}
-    order = [condition.name for condition in conditions]
-    table, replicates = tables.results(columns, fitting.fitted_under(), order)
+    table, replicates = tables.results(columns, fitting.fitted_under(), [condition.name for condition in conditions])
     record = _record(sets, passes, fitting)
     record |= {"seconds_forward": forwarded - started, "seconds_metrics": time.perf_counter() - forwarded}
     return Evaluation(table, tables.scores(), tables.units(), replicates, _layers(sets, passes, conditions), record)

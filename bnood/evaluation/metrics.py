@@ -34,7 +34,7 @@ def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> floa
     """
     if not 0 < tpr <= 1:
         raise UserError(f"tpr has to lie above 0 and be at most 1 (0.95, say), not {tpr}")
-    return float(_detection(id_scores, None, [(ood_scores, None)], tpr)[0]["fpr95"][0])
+    return float(detection_metrics_of_sets(id_scores, None, [(ood_scores, None)], tpr)[0]["fpr95"][0])
 
 
 def fpr95_ood_positive(id_scores: Values, ood_scores: Values) -> float:
@@ -72,20 +72,13 @@ def detection_metrics(
     """
     if (id_counts is None) != (ood_counts is None):
         raise UserError("resamples need counts of both the ID and the OOD images, or of neither")
-    return _detection(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
+    return detection_metrics_of_sets(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
 
 
 def detection_metrics_of_sets(
-    id_scores: Values, id_counts: np.ndarray, ood: Sequence[tuple[Values, np.ndarray]]
-) -> list[dict[str, np.ndarray]]:
-    """``detection_metrics`` of several OOD sets, scores ``[M]`` and counts ``[R, M]``, against the same ID images."""
-    return _detection(id_scores, id_counts, ood)
-
-
-def _detection(
     id_scores: Values, id_counts: np.ndarray | None, ood: Sequence[tuple[Values, np.ndarray | None]], tpr: float = 0.95
 ) -> list[dict[str, np.ndarray]]:
-    """The detection metrics of each set, a few resamples at a time."""
+    """``detection_metrics`` of several OOD sets, scores ``[M]`` and counts ``[R, M]``, against the same ID images."""
     ids = _scores(id_scores, "ID scores")
     id_order = np.argsort(ids)
     ids = ids[id_order]

@@ -67,8 +67,7 @@ class Passes:
 
     def whole(self, images: Images) -> list[np.ndarray]:
         """All images in order, as batches for statistics that do not depend on them."""
-        size = self.options.forward_batch
-        pairs = in_batches([np.arange(len(images))], 1)[0]
+        size, (pairs,) = self.options.forward_batch, in_batches([np.arange(len(images))], 1)
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def together(self, images: Images, channel_means: bool) -> int:

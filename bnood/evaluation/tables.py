@@ -126,11 +126,10 @@ class Tables:
 
         for where, shuffles in self._alone.items():
             n = len(shuffles[0].index)
-            for detector, metric in shuffles[0].figures:
-                found = [each.figures.get((detector, metric)) for each in shuffles]
-                if all(each is not None for each in found):  # the class-mix control can lack in a shuffle
-                    resampled = np.mean(found, axis=0)  # type: ignore[arg-type]
-                    add(where, detector, metric, resampled, *((n, 0) if where.role == "id" else (0, n)))
+            for name in shuffles[0].figures:
+                found = [each.figures[name] for each in shuffles if name in each.figures]
+                if len(found) == len(shuffles):  # the class-mix control can lack in a shuffle
+                    add(where, *name, np.mean(found, axis=0), *((n, 0) if where.role == "id" else (0, n)))
         for (where, detector, metric), resamples in self._detection(list(fitted_under)).items():
             known, other = self._compared[where][0]
             add(where, detector, metric, np.mean(resamples, axis=0), len(known.index), len(other.index))
