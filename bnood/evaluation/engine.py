@@ -80,21 +80,22 @@ class Engine:
     def _fixed(self, jobs: list[_Job]) -> None:
         """Score every set under each of its statistics, by the detectors fitted for each of its comparisons."""
         fitted = {each: {} if each is None else self._fitted(each) for each in {job.fitted_to: None for job in jobs}}
-        wanted: dict[str, dict[Estimate, dict[Estimate | None, None]]] = defaultdict(lambda: defaultdict(dict))
+        users: dict[tuple[str, Estimate], dict[Estimate | None, None]] = defaultdict(dict)
         for job in jobs:
-            for name, estimate in job.sides:
-                wanted[name][estimate][job.fitted_to] = None
+            for side in job.sides:
+                users[side][job.fitted_to] = None
         scored: dict[tuple[str, Estimate, Estimate | None], Scored] = {}
         for name, images in self.sets.scored.items():
             batches, index = self.passes.whole(images), np.arange(len(images))
             for detect in (True, False):
-                estimates = [each for each, users in wanted[name].items() if (set(users) != {None}) == detect]
+                wanted = (side for side, of in users.items() if (set(of) != {None}) == detect)
+                estimates = [estimate for of, estimate in wanted if of == name]
                 for some in _chunks(estimates, self.passes.together(images, self.fitting.channel_means)):
                     self.tell(f"{name} under {', '.join(map(str, some))}")
                     found = self._run([images], batches, [self.passes.fixed(each) for each in some], detect)
                     for estimate, outputs in zip(some, found, strict=True):
                         each = self._summed_up(name, index, outputs, str(estimate))
-                        for user in wanted[name][estimate]:
+                        for user in users[name, estimate]:
                             scored[name, estimate, user] = self._with_detectors(each, outputs, fitted[user])
         for job in jobs:
             sides = {name: [scored[name, estimate, job.fitted_to]] for name, estimate in job.sides}
@@ -198,9 +199,9 @@ class Engine:
             with context(), detector.context(model):
                 yield
 
-        everything: list[Context] = [
-            each for context in contexts for each in (context, *(partial(within, context, d) for d in own))
-        ]
+        everything: list[Context] = []
+        for context in contexts:
+            everything += [context, *(partial(within, context, detector) for detector in own)]
         found = self.passes.outputs(sets, batches, everything, detect and self.fitting.channel_means)
         names = ["", *(detector.name for detector in own)]
         return [dict(zip(names, some, strict=True)) for some in _chunks(found, len(names))]

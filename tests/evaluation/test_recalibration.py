@@ -115,16 +115,6 @@ def test_without_batchnorm_the_advice_is_one_line() -> None:
     assert str(found) == "do not: nothing to gain (the network has no BatchNorm layer, so it keeps no statistics)"
 
 
-def test_labels_that_number_folders_need_the_list_of_classes(network: Network) -> None:
-    folders = ImageSet("id", ID.images, ID.labels % 2, ("a", "b"))
-    quick = {"resamples": 2, "stability": False}
-    assert "used without labels" in check_recalibration(network, folders, TRAFFIC, **quick).notes[0]
-    found = check_recalibration(network, folders, TRAFFIC, classes=["b", "c", "a", "d"], **quick)
-    indexed = ImageSet("id", ID.images, np.array([2, 0])[ID.labels % 2])
-    wanted = check_recalibration(network, indexed, TRAFFIC, **quick)
-    assert figure(found, "id", "accuracy")["running"] == figure(wanted, "id", "accuracy")["running"]
-
-
 @pytest.mark.parametrize(
     ("before", "after", "rise", "advice"),
     [
