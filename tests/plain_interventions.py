@@ -16,12 +16,7 @@ def batchnorm_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def own(running: Tensor, found: Tensor, what: str) -> Tensor:
-    """What a layer with target statistics normalises with, for ``mean`` and ``var``."""
-    return found
-
-
-def matched_copy(model: nn.Module, images: np.ndarray, layers: Iterable[str], mix: Mix = own) -> nn.Module:
+def matched_copy(model: nn.Module, images: np.ndarray, layers: Iterable[str], mix: Mix) -> nn.Module:
     """A copy whose ``layers``, in their order, normalise with ``mix(running, target, "mean" or "var")``.
 
     After each layer the whole network is run again, so that the next one sees what it will see.

@@ -1,6 +1,8 @@
 """A small network with made-up statistics, and sets that differ: enough to check an evaluation without training."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -37,18 +39,11 @@ class Small(nn.Module):
         return self.network(((pixels - 127.5) / 63.75).permute(0, 3, 1, 2))
 
 
-def small_network(
-    norm: str = "bn",
-    seed: int = 0,
-    architecture: str = "resnet",
-    depth: int = 20,
-    width: int = 8,
-    dropout: bool = False,
-    name: str = "small",
-) -> Network:
-    """ResNet-20 of width 8 in evaluation mode; its running statistics are those of no data at all."""
+def small_network(norm: str = "bn", seed: int = 0, plain: bool = False, dropout: bool = False) -> Network:
+    """ResNet-20 of width 8, or ``plain`` one with 7 BatchNorm layers; its running statistics are those of no data."""
     torch.manual_seed(seed)
-    model = Small(build_model(architecture, depth, width, norm, 4, CLASSES))  # type: ignore[arg-type]
+    shape = ("wide_resnet", 10, 1) if plain else ("resnet", 20, 8)
+    model = Small(build_model(*shape, norm, 4, CLASSES))  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
@@ -58,12 +53,12 @@ def small_network(
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
     with torch.no_grad():  # every class is predicted for some images, and confidences lie on both sides of 0.9
-        head, logits = model.network.head, model.eval()(torch.from_numpy(small_set("any", 100, 99).images))
-        head.weight.mul_(3 / logits.std(dim=0).mean())
-        head.bias.sub_(model(torch.from_numpy(small_set("any", 100, 99).images)).mean(dim=0))
+        head, images = model.network.head, torch.from_numpy(small_set("any", 100, 99).images)
+        head.weight.mul_(3 / model.eval()(images).std(dim=0).mean())
+        head.bias.sub_(model(images).mean(dim=0))
     if dropout:
         model.network.head = nn.Sequential(nn.Dropout(0.5), model.network.head)
-    return Network(model.eval(), name=name, norm=norm, seed=seed)
+    return Network(model.eval(), name="small", norm=norm, seed=seed)
 
 
 def small_set(name: str, n: int, seed: int, mean: float = 128, contrast: float = 40, labels: bool = True) -> ImageSet:
@@ -77,12 +72,11 @@ def small_set(name: str, n: int, seed: int, mean: float = 128, contrast: float =
 def small_sets(n_id: int = 70, ood: tuple[tuple[str, int], ...] = (("far", 100), ("near", 65))) -> dict[str, Any]:
     """The images of an evaluation, as arguments of ``evaluate``; ``ood`` names each set and its size."""
     looks = ((60, 20), (150, 55), (200, 30))
-    sets = {name: small_set(name, n, 10 + k, *looks[k]) for k, (name, n) in enumerate(ood)}
     return {
         "id_set": small_set("known", n_id, 1),
         "train_set": small_set("known", 190, 2),
         "held_out": small_set("held-out", 40, 3),
-        "ood_sets": sets,
+        "ood_sets": {name: small_set(name, n, 10 + k, *looks[k]) for k, (name, n) in enumerate(ood)},
     }
 
 
@@ -100,6 +94,20 @@ def identities(images: np.ndarray) -> set[bytes]:
     return {image.tobytes() for image in images}
 
 
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """With some modules in training mode: afterwards their modes, their buffers and their hooks are as before."""
+    model.train()
+    model.network.blocks[0].eval()
+    flags, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
+    yield
+    assert [module.training for module in model.modules()] == flags
+    after = model.state_dict()
+    assert after.keys() == state.keys() and all(torch.equal(values, state[key]) for key, values in after.items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert all(module.track_running_stats for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
 @dataclass(frozen=True)
 class Cell:
     """One set under one condition and shuffle, with the outputs that its scores came from."""
@@ -113,22 +121,14 @@ class Cell:
 
 @dataclass
 class Recorded:
-    """An evaluation, and what went through the network.
-
-    Attributes:
-        cells: every set under every condition.
-        estimated: for each estimate the images that went through the network to make it.
-        passed: number of images that went through the network in all.
-        tables, passes, scored: the engine's own.
-    """
+    """An evaluation, and what went through the network."""
 
     network: Network
     found: Evaluation | None = None
-    cells: list[Cell] = field(default_factory=list)
-    estimated: dict[Estimate, list[bytes]] = field(default_factory=dict)
-    passed: int = 0
-    tables: Tables | None = None
-    passes: Passes | None = None
+    cells: list[Cell] = field(default_factory=list)  # every set under every condition
+    estimated: dict[Estimate, list[bytes]] = field(default_factory=dict)  # the images that went through to make each
+    passed: int = 0  # number of images that went through the network in all
+    passes: Passes | None = None  # the engine's own
     scored: dict[str, ImageSet] = field(default_factory=dict)
 
     @property
@@ -141,8 +141,8 @@ class Recorded:
     def pixels(self, cell: Cell) -> np.ndarray:
         return self.scored[cell.where.dataset].images[cell.index]
 
-    def statistics(self, parts: tuple[tuple[str, int], ...], **more: Any) -> BatchNormStatistics:
-        return self.passes.estimates[Estimate(parts, **more)]
+    def statistics(self, parts: tuple[tuple[str, int], ...]) -> BatchNormStatistics:
+        return self.passes.estimates[Estimate(parts)]
 
 
 def recorded(network: Network, sets: dict[str, Any], **settings: Any) -> Recorded:
@@ -154,7 +154,7 @@ def recorded(network: Network, sets: dict[str, Any], **settings: Any) -> Recorde
     class RecordedTables(Tables):
         def __init__(self, scored: Any, *args: Any) -> None:
             super().__init__(scored, *args)
-            ran.tables, ran.scored = self, dict(scored)
+            ran.scored = dict(scored)
 
         def summed_up(self, name: str, index: np.ndarray, outputs: Any) -> Any:
             scored = super().summed_up(name, index, outputs)

@@ -4,13 +4,11 @@ Raw magnitudes cannot be compared across norms or runs. The reference is the net
 own running statistics, so that one reference serves every condition and a figure moves only because activations do.
 """
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import pandas as pd
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import weighted_means
+from bnood.evaluation.intervals import weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics
 
@@ -19,24 +17,33 @@ CLASS_GROUPS = 20
 MANY_CLASSES = 100
 
 
-@dataclass(frozen=True)
 class UnitReference:
-    """The in-distribution reference of one network."""
+    """The in-distribution reference of one network, per resample."""
 
-    p99: np.ndarray  # float64 [D], each unit's 99th percentile over the reference images
-    spread: np.ndarray  # float64 [R], standard deviation over units (ddof 1) of the per-unit means, per resample
-    maximum: np.ndarray  # float64 [R], largest per-unit mean, per resample
+    def __init__(self, p99: np.ndarray, means: np.ndarray) -> None:
+        """From each unit's 99th percentile ``[D]`` and the means ``[R, D]`` of the reference images' features."""
+        self.p99, self.spread, self.maximum = p99, means.std(axis=1, ddof=1), means.max(axis=1)
+        if not (self.spread > 0).all():
+            same = "the penultimate units all have the same mean on in-distribution images (all zero, perhaps)"
+            raise UserError(f"{same}, so activations cannot be compared with it: has the training diverged?")
 
-    @classmethod
-    def of_means(cls, p99: np.ndarray, means: np.ndarray) -> "UnitReference":
-        """From ``p99`` and the means ``[R, D]`` of the reference images' features; UserError where all are equal."""
-        spread = means.std(axis=1, ddof=1)
-        if not (spread > 0).all():
-            raise UserError(
-                "the penultimate units all have the same mean on in-distribution images (all zero, perhaps), so "
-                "activations cannot be compared with it: has the training diverged?"
-            )
-        return cls(p99, spread, means.max(axis=1))
+    def figures(self, means: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+        """The figures of the units (docs/method.md), from means of features ``[R, D]`` and ``share_above`` ``[R]``."""
+        return {
+            "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / self.spread,
+            "unit_mean_max_ratio": means.max(axis=1) / self.maximum,
+            "share_above_id_p99": shares,
+        }
+
+    def per_unit(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Per unit ``[D]``: number, mean, std (ddof 1), maximum and share above the reference's 99th percentile."""
+        return {
+            "unit": np.arange(features.shape[1]),
+            "mean": features.mean(axis=0, dtype=np.float64),
+            "std": features.std(axis=0, ddof=1, dtype=np.float64) if len(features) > 1 else np.zeros(features.shape[1]),
+            "max": features.max(axis=0).astype(np.float64),
+            "share_above_id_p99": (features > self.p99).mean(axis=0, dtype=np.float64),
+        }
 
 
 def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
@@ -44,16 +51,6 @@ def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
     return (features > p99).mean(axis=1, dtype=np.float64)
 
 
-def unit_figures(means: np.ndarray, shares: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """The figures of the units (docs/method.md), from means of features ``[R, D]`` and of ``share_above`` ``[R]``."""
-    return {
-        "unit_mean_spread_ratio": means.std(axis=1, ddof=1) / reference.spread,
-        "unit_mean_max_ratio": means.max(axis=1) / reference.maximum,
-        "share_above_id_p99": shares,
-    }
-
-
-@dataclass(frozen=True)
 class ClassMix:
     """The reference images by predicted class: what a set's mix of classes alone does to the units.
 
@@ -63,40 +60,31 @@ class ClassMix:
     where there are more than 100, from the start.
     """
 
-    group: np.ndarray  # int [K], the class or group of classes that each class belongs to
-    means: np.ndarray  # float32 [R, G, D] for its size, mean features of each group's images; 0 where it has none
-    sizes: np.ndarray  # float64 [R, G], images of each group
-    maximum: np.ndarray  # float64 [R], largest mean over all images
-    coarser: "ClassMix | None" = None  # the same with classes grouped; None where they are, or cannot be
-
-    @classmethod
-    def of(
-        cls, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
-    ) -> "ClassMix":
+    def __init__(
+        self, features: np.ndarray, prediction: np.ndarray, classes: int, counts: np.ndarray, head: Head | None = None
+    ) -> None:
         """From the reference's features ``[N, D]``, predicted classes ``[N]`` and resample counts ``[R, N]``."""
-        coarser = None
+        self.group = np.arange(classes)  # the class or group of classes that each class belongs to
+        self.coarser: ClassMix | None = None  # the same with classes grouped
         if head is not None and classes > CLASS_GROUPS:
-            coarser = cls._grouped(features, prediction, grouped_classes(head.weight.numpy(), CLASS_GROUPS), counts)
+            group = grouped_classes(head.weight.numpy(), CLASS_GROUPS)
             if classes > MANY_CLASSES:
-                return coarser
-        own = cls._grouped(features, prediction, np.arange(classes), counts)
-        return replace(own, coarser=coarser)
-
-    @classmethod
-    def _grouped(
-        cls, features: np.ndarray, prediction: np.ndarray, group: np.ndarray, counts: np.ndarray
-    ) -> "ClassMix":
-        groups = int(group.max()) + 1
-        means = np.zeros((len(counts), groups, features.shape[1]), np.float32)
-        sizes = np.zeros((len(counts), groups))
-        for label in np.unique(group[prediction]):
-            own = np.flatnonzero(group[prediction] == label)
+                self.group = group
+            else:
+                self.coarser = ClassMix(features, group[prediction], int(group.max()) + 1, counts)
+                self.coarser.group = group
+        groups = int(self.group.max()) + 1
+        # Mean features of each group's images, 0 where it has none, in float32 for their size; numbers of its images.
+        self.means = np.zeros((len(counts), groups, features.shape[1]), np.float32)
+        self.sizes = np.zeros((len(counts), groups))
+        for label in np.unique(self.group[prediction]):
+            own = np.flatnonzero(self.group[prediction] == label)
             drawn = counts[:, own]
-            sizes[:, label] = drawn.sum(axis=1)
+            self.sizes[:, label] = drawn.sum(axis=1)
             # A resample without any image of the class gets a mean that is never used.
-            drawn[sizes[:, label] == 0, 0] = 1
-            means[:, label] = weighted_means(features[own], drawn)
-        return cls(group, means, sizes, weighted_means(features, counts).max(axis=1))
+            drawn[self.sizes[:, label] == 0, 0] = 1
+            self.means[:, label] = weighted_means(features[own], drawn)
+        self.maximum = weighted_means(features, counts).max(axis=1)  # largest mean over all images
 
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.
@@ -135,24 +123,12 @@ def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
     return np.unique(group, return_inverse=True)[1]
 
 
-def unit_table(features: np.ndarray, reference: UnitReference) -> dict[str, np.ndarray]:
-    """Per unit ``[D]``: number, mean, std (ddof 1), maximum and share above the reference's 99th percentile."""
-    return {
-        "unit": np.arange(features.shape[1]),
-        "mean": features.mean(axis=0, dtype=np.float64),
-        "std": features.std(axis=0, ddof=1, dtype=np.float64) if len(features) > 1 else np.zeros(features.shape[1]),
-        "max": features.max(axis=0).astype(np.float64),
-        "share_above_id_p99": (features > reference.p99).mean(axis=0, dtype=np.float64),
-    }
-
-
 def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, eps: float = 1e-5) -> pd.DataFrame:
     """How far a set's target statistics are from the running ones, per BatchNorm layer, as means over its channels.
 
-    With m and v mean and variance (plus ``eps``, as the layer adds it, which keeps constant channels finite), r for
-    running and o for the target: ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r);
-    ``symmetric_kl``, Jeffreys' divergence of the two Gaussians in nats,
-    (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2. ``position`` counts the target's layers from 0.
+    With m and v mean and variance (plus ``eps``, as the layer adds it), r for running and o for the target:
+    ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r); ``symmetric_kl``, Jeffreys' divergence of
+    the two Gaussians in nats, (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2.
     """
     rows = []
     for position, layer in enumerate(target):

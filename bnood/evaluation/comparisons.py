@@ -50,7 +50,6 @@ class Sets:
     held_out: Images | None = None  # ID images that were not trained on and are not scored
 
     def splits(self, options: EvaluationOptions) -> Splits:
-        """What the conditions can estimate statistics on."""
         sizes = {name: len(images) for name, images in self.adaptation.items()}
         return Splits(sizes, options.calibration_images, options.calibration == "matched")
 
@@ -61,7 +60,7 @@ class Sets:
 
     def halve(self, name: str, images: Images, role: str, seed: int, split: str) -> None:
         """Score one half of a set, adapt to the other."""
-        _check_size(images)
+        _check(name, images, self.scored)
         first, second = halves(len(images), seed, name=name)
         named = images.renamed(name)
         self.scored[name], self.roles[name], self.adaptation[split] = named.subset(second), role, named.subset(first)
@@ -75,16 +74,11 @@ def arranged(
     shifted_sets: Mapping[str, Images],
     options: EvaluationOptions,
 ) -> Sets:
-    """Split the sets and say what is compared.
-
-    Raises ``UserError`` for sets of fewer than two images or of one name, shifted sets without labels, or no OOD set.
-    """
+    """Split the sets and say what is compared; ``UserError`` for too few images, equal names or missing labels."""
     seed = options.seed
-    if not ood_sets:
-        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     sets = Sets("" if id_set is None else id_set.name)
     if id_set is not None and train_set is not None:
-        _check_size(id_set)
+        _check(id_set.name, id_set, {})
         sets.scored[id_set.name], sets.roles[id_set.name] = id_set, "id"
     elif id_set is not None:
         sets.halve(id_set.name, id_set, "id", seed, REFERENCE)
@@ -98,35 +92,29 @@ def arranged(
     if held_out is not None and options.held_out_images and len(held_out):
         sets.held_out = held_out.subset(in_proportion(held_out.labels, len(held_out), options.held_out_images, seed))
     for name, images in ood_sets.items():
-        if name in sets.scored:
-            raise _named_twice(name)
         sets.halve(name, images, "ood", seed, f"target:{name}")
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
-    made = {name: name for name in options.shifts if name not in shifted_sets}
+    made = [name for name in options.shifts if name not in shifted_sets]
     if made and id_set is None:
-        raise UserError(f"shift {next(iter(made))!r}: there are no ID images that it could be made of")
+        raise UserError(f"shift {made[0]!r}: there are no ID images that it could be made of")
     for name, images in {**{name: shifted(id_set, name, seed) for name in made}, **shifted_sets}.items():  # type: ignore[arg-type]
         if images.labels is None:
             raise UserError(f"{name}: the images have no labels; expected labels, since accuracy is what can be won")
-        if name in sets.scored:
-            raise UserError(f"{name}: a shifted set has the name of another set; expected a name of its own")
         sets.halve(name, images, "id", seed, f"target:{name}")
         for ood in ood_sets:
             sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
-    if options.placebo:
-        if not sets.id_name:
-            raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
-        for ood in ood_sets:
-            _add_placebo(sets, ood, options)
+    if options.placebo and not sets.id_name:
+        raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
+    for ood in ood_sets if options.placebo else ():
+        _add_placebo(sets, ood, options)
     return sets
 
 
 def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
-    """The placebo of an OOD set: what a condition does where there is nothing to detect.
+    """The placebo of an OOD set: B1 under statistics of A0 against B2 under those of A1, averaged with these swapped.
 
-    The ID images are divided into A0 and A1, each of the size of the OOD adaptation split (at most 30 % of the ID
-    images), and the rest, B1 and B2. The placebo is the AUROC of B1 under statistics of A0 against B2 under statistics
-    of A1, averaged with B1 and B2 swapped. The parts of adaptation splits of equal size are the same.
+    A0 and A1 are ID images, each of the size of the OOD adaptation split (at most 30 % of all), B1 and B2 the rest.
+    The parts of adaptation splits of equal size are the same.
     """
     whole = sets.scored[sets.id_name]
     size = min(len(sets.adaptation[f"target:{ood}"]), options.calibration_images, int(PLACEBO_SHARE * len(whole)))
@@ -134,36 +122,28 @@ def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
         raise UserError(f"{whole.name}: {len(whole)} images are too few for a placebo; expected at least 7")
     order = np.random.RandomState([options.seed, zlib.crc32(b"placebo"), size]).permutation(len(whole))
     rest = order[2 * size :]
-    parts = {"A0": order[:size], "A1": order[size : 2 * size], "B1": rest[::2], "B2": rest[1::2]}
-    names = {part: f"{whole.name}/placebo-{size}/{part}" for part in parts}
-    for part, index in parts.items():
-        name, images = names[part], whole.subset(np.sort(index)).renamed(names[part])
-        if part in ("A0", "A1"):
-            sets.adaptation[name] = images
-        else:
-            sets.scored[name], sets.roles[name] = images, ""
-    for first, second in (("B1", "B2"), ("B2", "B1")):
-        sets.pairs.append(Pair(names[first], names[second], names["A0"], names["A1"], ood, comparison="placebo"))
+    a0, a1, b1, b2 = (f"{whole.name}/placebo-{size}/{part}" for part in ("A0", "A1", "B1", "B2"))
+    for name, index in ((a0, order[:size]), (a1, order[size : 2 * size]), (b1, rest[::2]), (b2, rest[1::2])):
+        of = sets.adaptation if name in (a0, a1) else sets.scored
+        of[name] = whole.subset(np.sort(index)).renamed(name)
+    for first, second in ((b1, b2), (b2, b1)):
+        sets.roles[first] = ""
+        sets.pairs.append(Pair(first, second, a0, a1, ood, comparison="placebo"))
 
 
 def by_name(sets: Iterable[Images]) -> dict[str, Images]:
     """Sets by their names. Raises ``UserError`` where two have one name."""
     found: dict[str, Images] = {}
     for images in sets:
-        if images.name in found:
-            raise _named_twice(images.name)
+        _check(images.name, images, found)
         found[images.name] = images
     return found
 
 
-def _named_twice(name: str) -> UserError:
-    return UserError(
-        f"{name}: a set of the name {name!r} is already being evaluated; expected each set once, "
-        "under a name (of its file or folder) of its own"
-    )
-
-
-def _check_size(images: Images) -> None:
+def _check(name: str, images: Images, known: Mapping[str, Images]) -> None:
+    if name in known:
+        once = "expected each set once, under a name (of its file or folder) of its own"
+        raise UserError(f"{name}: a set of the name {name!r} is already being evaluated; {once}")
     if len(images) < 2:
         raise UserError(f"{images.name}: it has {len(images)} image(s); expected at least 2")
 
@@ -171,7 +151,7 @@ def _check_size(images: Images) -> None:
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
     """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all).
 
-    ``order`` is a permutation of the images; statistics are estimated on its first ``calibration``, which come last.
+    Statistics are estimated on the first ``calibration`` of the images in their ``order``; these come last.
     """
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -22,6 +22,7 @@ FAMILIES = {
 }
 ONE_BATCH = 1000  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
+Parts = tuple[tuple[str, int], ...]
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -29,7 +30,7 @@ _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 class Estimate:
     """Fixed statistics, by what they are estimated on; equal estimates are the same statistics."""
 
-    parts: tuple[tuple[str, int], ...] = ()  # adaptation splits and numbers of their images; none: running statistics
+    parts: Parts = ()  # adaptation splits and numbers of their images; none: running statistics
     augmented: bool = False  # whether the images pass through the training augmentation
     form: str = ""  # first:K, last:K, only:K, mean or variance; "" for all of all layers
     share: float = 1.0  # lambda of the path from the running statistics
@@ -60,41 +61,30 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """One entry of the grammar. A subclass has a ``pattern`` and a class method ``parse`` of what it matches."""
+    """One entry of the grammar; the running statistics. Others have a ``pattern`` and ``parse`` what it matches."""
 
     name: str  # canonical
     batch_size: int = 0  # images in a batch that is normalised together; 0 where the statistics are fixed
     ood_fraction: float | None = None  # of each batch, or of the images behind the statistics; None: sides not mixed
     logits_only: bool = False  # only scores of the logits and figures of the units, and no other detector
+    pattern = "running"
+
+    @classmethod
+    def parse(cls, found: re.Match[str]) -> "Condition":
+        """The condition of a name; ``UserError`` for values that make no sense."""
+        return cls(found[0])
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         """What the ID side and the OOD side of a comparison are normalised with; for fixed statistics."""
-        raise NotImplementedError
-
-    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
-        """What ID images are normalised with that are compared with no OOD set; None where that is no question."""
-        return None
+        return Estimate(), Estimate()
 
     def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within it the model normalises each batch; for statistics that depend on the batch."""
-        raise NotImplementedError
+        return use_statistics(model, "batch")
 
     def paired(self, splits: Splits) -> bool:
         """Whether what the ID side is normalised with depends on the OOD set that it is compared with."""
         return self.ood_fraction is not None
-
-
-class Running(Condition):
-    """The moving averages of training."""
-
-    pattern = "running"
-
-    @classmethod
-    def parse(cls, found: re.Match[str]) -> Condition:
-        return cls("running")
-
-    def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
-        return Estimate(), Estimate()
 
 
 class Batch(Condition):
@@ -104,16 +94,12 @@ class Batch(Condition):
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        size = _checked_size(found[1], found[0])
-        if found[2] is None:
+        size, fraction = _checked_size(found[1], found[0]), None if found[2] is None else float(found[2])
+        if fraction is None:
             return cls(f"batch:{size}", size)
-        fraction = float(found[2])
         if not 0 < fraction < 1:
             raise UserError(f"statistics {found[0]}: the OOD fraction has to lie between 0 and 1; pure is batch:{size}")
         return cls(f"batch:{size}@{fraction:g}", size, fraction)
-
-    def context(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        return use_statistics(model, "batch")
 
 
 @dataclass(frozen=True)
@@ -155,43 +141,37 @@ class Recalibrated(Condition):
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        source, fraction, form = found[1], found[2], found[3] or ""
+        source, form, fraction = found[1], found[3] or "", None if found[2] is None else float(found[2])
+        wrong = ""
         if (source == "mixture") != (fraction is not None):
             rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"
-            raise UserError(f"statistics {found[0]}: it {rule}, as in recalibrated:mixture@0.5")
-        if form and source != "target":
-            raise UserError(f"statistics {found[0]}: only target takes a layer form, as in recalibrated:target/{form}")
-        if re.fullmatch(r"(first|last):0+", form):
-            raise UserError(f"statistics {found[0]}: {form} is no layer; first and last count from 1")
-        if fraction is None:
-            name = f"recalibrated:{source}{form and '/' + form}"
-            return cls(name, logits_only=bool(form), source=source, form=form)
-        if not 0 < float(fraction) <= 1:
-            raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
-        return cls(f"recalibrated:mixture@{float(fraction):g}", 0, float(fraction), source=source)
+            wrong = f"it {rule}, as in recalibrated:mixture@0.5"
+        elif form and source != "target":
+            wrong = f"only target takes a layer form, as in recalibrated:target/{form}"
+        elif re.fullmatch(r"(first|last):0+", form):
+            wrong = f"{form} is no layer; first and last count from 1"
+        elif fraction is not None and not 0 < fraction <= 1:
+            wrong = "the OOD fraction has to lie above 0 and be at most 1"
+        if wrong:
+            raise UserError(f"statistics {found[0]}: {wrong}")
+        name = f"recalibrated:{source}" + (f"@{fraction:g}" if fraction else "") + (f"/{form}" if form else "")
+        return cls(name, ood_fraction=fraction, logits_only=bool(form), source=source, form=form)
 
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
 
-    def alone(self, splits: Splits, id_split: str) -> Estimate | None:
-        if self.source != "target" or id_split not in splits.sizes:
-            return None
-        return self._of_target(id_split, splits.count(id_split))
-
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
+        if self.ood_fraction is not None:
+            return (Estimate(_mixture(self.ood_fraction, splits, id_split, ood_split)),) * 2
         if self.source != "target":
-            both = Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented")
-            if self.ood_fraction is not None:
-                both = Estimate(_mixture(self.ood_fraction, splits, id_split, ood_split))
-            return both, both
+            return (Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented"),) * 2
         ours, theirs = splits.count(id_split), splits.sizes[ood_split]
         if splits.matched or self.form:
-            ours = theirs = min(count for count in (ours, theirs, splits.most) if count)
-        return self._of_target(id_split, ours), self._of_target(ood_split, theirs)
-
-    def _of_target(self, split: str, count: int) -> Estimate:
-        parts = ((split, min(count, ONE_BATCH) if self.form else count),)
-        return Estimate(parts, form=self.form, share=self.share)
+            most = min(splits.most, ONE_BATCH) if self.form else splits.most
+            ours = theirs = min(count for count in (ours, theirs, most) if count)
+        of_sides = ((id_split, ours),), ((ood_split, theirs),)
+        known, other = (Estimate(parts, form=self.form, share=self.share) for parts in of_sides)
+        return known, other
 
 
 class Path(Recalibrated):
@@ -207,7 +187,7 @@ class Path(Recalibrated):
         return cls(f"path:{share:g}", logits_only=True, share=share)
 
 
-KINDS: tuple[Any, ...] = (Running, Batch, Prior, Recalibrated, Path)
+KINDS: tuple[type[Condition], ...] = (Condition, Batch, Prior, Recalibrated, Path)
 
 
 def parse_statistics(names: Sequence[str]) -> list[Condition]:
@@ -235,7 +215,7 @@ def _checked_size(text: str, name: str) -> int:
     return int(text)
 
 
-def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> tuple[tuple[str, int], ...]:
+def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> Parts:
     """As many ID and OOD images as make up the OOD fraction, and the splits allow."""
     if fraction == 1:
         return ((ood_split, splits.count(ood_split)),)

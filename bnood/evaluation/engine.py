@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,6 +36,12 @@ class _Job(NamedTuple):
         """The statistics that detectors are fitted under; None: without detectors."""
         return None if self.condition.logits_only or not self.pair.ood_name else self.ours
 
+    @property
+    def sides(self) -> list[tuple[str, Estimate]]:
+        """The ID set and the OOD set, where there is one, and the statistics of each."""
+        both = (self.pair.id_name, self.ours), (self.pair.ood_name, self.theirs)
+        return [(name, estimate) for name, estimate in both if name]
+
 
 class Engine:
     """Runs the passes of all conditions and hands what they give to the tables."""
@@ -45,18 +51,16 @@ class Engine:
     ) -> None:
         self.sets, self.passes, self.fitting, self.tables, self.tell = sets, passes, fitting, tables, tell
         self.options, self.notes, self.splits = passes.options, passes.notes, sets.splits(passes.options)
+        self.fitted_under_running: Fitted | None = None
 
     def run(self, conditions: list[Condition]) -> None:
         """All passes of all conditions."""
         self.fitted_under_running = self._fitted(Estimate())
-        jobs: dict[Estimate | None, list[_Job]] = defaultdict(list)
-        for condition in conditions:
-            if not condition.batch_size:
-                for job in self._jobs(condition):
-                    jobs[job.fitted_to].append(job)
-        at_once = max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))
-        for some in _chunks(list(jobs), at_once):
-            self._fixed({fitted_to: jobs[fitted_to] for fitted_to in some})
+        jobs = [job for condition in conditions if not condition.batch_size for job in self._jobs(condition)]
+        fitted_to = list(dict.fromkeys(job.fitted_to for job in jobs))
+        jobs.sort(key=lambda job: fitted_to.index(job.fitted_to))
+        for some in _chunks(fitted_to, max(1, BYTES_FITTED // max(1, self.fitting.kept_bytes))):
+            self._fixed([job for job in jobs if job.fitted_to in some])
         for condition in conditions:
             if condition.batch_size:
                 self._in_batches(condition)
@@ -69,42 +73,39 @@ class Engine:
             yield _Job(condition, pair, *condition.estimates(self.splits, pair.id_split, pair.ood_split))
         # Beside the ID images as they are compared with each OOD set, those under as many images as there are.
         known = {pair.id_name: pair.id_split for pair in pairs if pair.comparison == "ood" and pair.id_name}
-        for name, split in known.items() if condition.paired(self.splits) else ():
-            if (own := condition.alone(self.splits, split)) is not None:
-                yield _Job(condition, Pair(name, "", split, "", ""), own, own)
+        alone = condition.paired(self.splits) and condition.ood_fraction is None
+        for name, split in known.items() if alone else ():
+            yield _Job(condition, Pair(name, "", split, "", ""), *condition.estimates(self.splits, split, split))
 
-    def _fixed(self, jobs: dict[Estimate | None, list[_Job]]) -> None:
+    def _fixed(self, jobs: list[_Job]) -> None:
         """Score every set under each of its statistics, by the detectors fitted for each of its comparisons."""
-        fitted = {each: {} if each is None else self._fitted_to(each) for each in jobs}
-        wanted: dict[str, dict[Estimate, dict[Estimate | None, None]]] = defaultdict(lambda: defaultdict(dict))
-        for job in (job for group in jobs.values() for job in group):
-            for name, estimate in ((job.pair.id_name, job.ours), (job.pair.ood_name, job.theirs)):
-                if name:
-                    wanted[name][estimate][job.fitted_to] = None
+        fitted = {each: {} if each is None else self._fitted(each) for each in {job.fitted_to: None for job in jobs}}
+        users: dict[tuple[str, Estimate], dict[Estimate | None, None]] = defaultdict(dict)
+        for job in jobs:
+            for side in job.sides:
+                users[side][job.fitted_to] = None
         scored: dict[tuple[str, Estimate, Estimate | None], Scored] = {}
         for name, images in self.sets.scored.items():
             batches, index = self.passes.whole(images), np.arange(len(images))
             for detect in (True, False):
-                estimates = [each for each, users in wanted[name].items() if (set(users) != {None}) == detect]
+                wanted = (side for side, of in users.items() if (set(of) != {None}) == detect)
+                estimates = [estimate for of, estimate in wanted if of == name]
                 for some in _chunks(estimates, self.passes.together(images, self.fitting.channel_means)):
                     self.tell(f"{name} under {', '.join(map(str, some))}")
                     found = self._run([images], batches, [self.passes.fixed(each) for each in some], detect)
                     for estimate, outputs in zip(some, found, strict=True):
                         each = self._summed_up(name, index, outputs, str(estimate))
-                        for user in wanted[name][estimate]:
+                        for user in users[name, estimate]:
                             scored[name, estimate, user] = self._with_detectors(each, outputs, fitted[user])
-        for job in (job for group in jobs.values() for job in group):
-            known = [scored[job.pair.id_name, job.ours, job.fitted_to]] if job.pair.id_name else []
-            other = [scored[job.pair.ood_name, job.theirs, job.fitted_to]] if job.pair.ood_name else []
-            self._rows(job.condition, job.pair, (job.ours, job.theirs), known, other)
-
-    def _fitted_to(self, estimate: Estimate) -> Fitted:
-        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
-        if not estimate.images or self.options.fitted_under == "running":
-            return self.fitted_under_running
-        return self._fitted(estimate)
+        for job in jobs:
+            sides = {name: [scored[name, estimate, job.fitted_to]] for name, estimate in job.sides}
+            self._rows(job.condition, job.pair, sides, job.ours, job.theirs)
 
     def _fitted(self, estimate: Estimate) -> Fitted:
+        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
+        if self.fitted_under_running is not None and (not estimate.images or self.options.fitted_under == "running"):
+            return self.fitted_under_running
+
         def run(images: Images) -> Outputs:
             return self._run([images], self.passes.whole(images), [self.passes.fixed(estimate)], False)[0][""]
 
@@ -115,70 +116,66 @@ class Engine:
     def _in_batches(self, condition: Condition) -> None:
         """Pure batches of each set, or mixed batches of both sides of each comparison."""
         size, fraction = condition.batch_size, condition.ood_fraction
-        done: dict[tuple[str, ...], list[list[Scored]]] = {}
-        wanted: list[tuple[tuple[str, ...], list[int]]]
-        fitted = None if fraction is not None else self._fitted_in_batches(condition, [size], [])
+        ood = min(size - 1, max(1, round((fraction or 0) * size)))  # at least one image of each side in a mixed batch
+        done: dict[tuple[str, ...], dict[str, list[Scored]]] = {}
+        fitted: dict[str, Fitted] = {}  # by the split that fills up the batches, the last one alone for their memory
         for pair in self.sets.pairs_of(condition):
             if fraction is None:
-                wanted = [((name,), [size]) for name in (pair.id_name, pair.ood_name) if name]
+                groups = [{name: size} for name in (pair.id_name, pair.ood_name) if name]
             elif pair.id_name:
-                ood = min(size - 1, max(1, round(fraction * size)))  # at least one image of each side in every batch
-                wanted = [((pair.id_name, pair.ood_name), [size - ood, ood])]
+                groups = [{pair.id_name: size - ood, pair.ood_name: ood}]
             else:
                 self.notes[f"{condition.name} needs ID images: it is skipped"] = None
                 continue
-            for names, counts in wanted:
-                if names not in done:
-                    filler = [self.sets.adaptation[pair.ood_split]] if fraction is not None else []
-                    done[names] = self._shuffles(condition, names, counts, fitted, filler)
-            sides = [scored for names, _ in wanted for scored in done[names]]
-            self._rows(condition, pair, (None, None), sides[0] if pair.id_name else [], sides[-1])
+            filler = "" if fraction is None else pair.ood_split
+            sides: dict[str, list[Scored]] = {}
+            for counts in groups:
+                if tuple(counts) not in done:
+                    self.tell(f"{' and '.join(counts)} under {condition.name}")
+                    if (batches := self._batches(condition, counts)) and filler not in fitted:
+                        fitted = {filler: self._fitted_in_batches(condition, list(counts.values()), filler)}
+                    shuffles = range(self.options.shuffles if batches else 0)
+                    found = [self._shuffle(condition, counts, batches, each, fitted[filler]) for each in shuffles]
+                    done[tuple(counts)] = {name: [each[name] for each in found] for name in counts}
+                sides |= done[tuple(counts)]
+            self._rows(condition, pair, sides)
 
-    def _shuffles(
-        self,
-        condition: Condition,
-        names: tuple[str, ...],
-        counts: list[int],
-        fitted: Fitted | None,
-        filler: list[Images],
-    ) -> list[list[Scored]]:
-        """What is scored of each set, in every random order: ``counts`` of its images in each batch."""
-        sets = [self.sets.scored[name] for name in names]
-        size = condition.batch_size
-        batches = min(len(images) // count for images, count in zip(sets, counts, strict=True))
+    def _batches(self, condition: Condition, counts: dict[str, int]) -> int:
+        """How many batches there are with these numbers of images of each set; what a reader should know is noted."""
+        sizes, size = {name: len(self.sets.scored[name]) for name in counts}, condition.batch_size
+        batches = min(sizes[name] // count for name, count in counts.items())
+        other, share = [*counts][-1], [*counts.values()][-1] / size
         if batches == 0:
-            beside = "" if len(sets) == 1 else f" and {len(sets[0])} in-distribution ones"
-            short = f"{len(sets[-1])} images{beside} do not fill a batch of {size}"
-            self.notes[f"{names[-1]}: {short}: {condition.name} is skipped"] = None
-            return [[] for _ in sets]
-        if abs(counts[-1] / size - (condition.ood_fraction or 1)) > 0.01:
-            shown = f"{counts[-1]} of {size} images, {counts[-1] / size:.3g}"
+            few = " and ".join(f"{n} images of {name}" for name, n in sizes.items())
+            self.notes[f"{other}: {few} do not fill a batch of {size}: {condition.name} is skipped"] = None
+        elif abs(share - (condition.ood_fraction or 1)) > 0.01:
+            shown = f"{counts[other]} of {size} images, {share:.3g}"
             self.notes[f"{condition.name}: the OOD fraction comes to {shown}"] = None
-        self.tell(f"{' and '.join(names)} under {condition.name}")
-        if fitted is None:
-            fitted = self._fitted_in_batches(condition, counts, filler)
-        found: list[list[Scored]] = [[] for _ in sets]
-        for shuffle in range(self.options.shuffles):
-            orders = [
-                shuffled(images.name, len(images), shuffle, self.options.seed)[: batches * count]
-                for images, count in zip(sets, counts, strict=True)
-            ]
-            drawn = in_batches(orders, batches)
-            (outputs,) = self._run(sets, drawn, [partial(condition.context, self.passes.network.model)])
-            for position, (name, order) in enumerate(zip(names, orders, strict=True)):
-                rows = torch.from_numpy(np.concatenate(drawn)[:, 0] == position)
-                own = {key: each.at(rows) for key, each in outputs.items()}
-                each = self._summed_up(name, order, own, condition.name)
-                found[position].append(self._with_detectors(each, own, fitted))
+        return batches
+
+    def _shuffle(
+        self, condition: Condition, counts: dict[str, int], batches: int, shuffle: int, fitted: Fitted
+    ) -> dict[str, Scored]:
+        """What is scored of each set in one random order, with ``counts`` of its images in each batch."""
+        sets = [self.sets.scored[name] for name in counts]
+        orders = [shuffled(each.name, len(each), shuffle, self.options.seed) for each in sets]
+        orders = [order[: batches * count] for order, count in zip(orders, counts.values(), strict=True)]
+        drawn = in_batches(orders, batches)
+        (outputs,) = self._run(sets, drawn, [partial(condition.context, self.passes.network.model)])
+        found = {}
+        for position, (name, order) in enumerate(zip(counts, orders, strict=True)):
+            rows = torch.from_numpy(np.concatenate(drawn)[:, 0] == position)
+            own = {key: each.at(rows) for key, each in outputs.items()}
+            found[name] = self._with_detectors(self._summed_up(name, order, own, condition.name), own, fitted)
         return found
 
-    def _fitted_in_batches(self, condition: Condition, counts: list[int], filler: list[Images]) -> Fitted:
-        """Detectors fitted in batches of fitting images, filled up with images of ``filler``, both cycled."""
+    def _fitted_in_batches(self, condition: Condition, counts: list[int], filler: str) -> Fitted:
+        """Detectors fitted in batches of fitting images, filled up with images of a split, both cycled."""
         if self.options.fitted_under == "running":
-            return self.fitted_under_running
+            return self._fitted(Estimate())
 
         def run(images: Images) -> Outputs:
-            sets = [images, *filler]
+            sets = [images, *([self.sets.adaptation[filler]] if filler else [])]
             orders = [shuffled(each.name, len(each), 0, self.options.seed) for each in sets]
             batches = -(-len(images) // counts[0])
             cycled = [np.resize(order, batches * count) for order, count in zip(orders, counts, strict=True)]
@@ -195,17 +192,18 @@ class Engine:
         self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], detect: bool = True
     ) -> list[dict[str, Outputs]]:
         """For each context the outputs by "", and by their names those of detectors that need a pass of their own."""
-        names = ["", *(self.fitting.own_pass if detect else ())]
+        own, model = (self.fitting.own_pass if detect else []), self.passes.network.model
 
         @contextmanager
-        def within(context: Context, name: str) -> Iterator[None]:
-            with context(), ExitStack() as stack:
-                if name:
-                    stack.enter_context(self.fitting.usable[name].context(self.passes.network))  # type: ignore[attr-defined]
+        def within(context: Context, detector: Any) -> Iterator[None]:
+            with context(), detector.context(model):
                 yield
 
-        everything = [partial(within, context, name) for context in contexts for name in names]
+        everything: list[Context] = []
+        for context in contexts:
+            everything += [context, *(partial(within, context, detector) for detector in own)]
         found = self.passes.outputs(sets, batches, everything, detect and self.fitting.channel_means)
+        names = ["", *(detector.name for detector in own)]
         return [dict(zip(names, some, strict=True)) for some in _chunks(found, len(names))]
 
     def _summed_up(self, name: str, index: np.ndarray, outputs: dict[str, Outputs], where: str) -> Scored:
@@ -217,30 +215,23 @@ class Engine:
     def _with_detectors(self, scored: Scored, outputs: dict[str, Outputs], fitted: Fitted) -> Scored:
         return replace(scored, scores=scored.scores | self.fitting.scores(fitted, outputs))
 
-    def _rows(
-        self,
-        condition: Condition,
-        pair: Pair,
-        estimates: tuple[Estimate | None, Estimate | None],
-        known: list[Scored],
-        other: list[Scored],
-    ) -> None:
+    def _rows(self, condition: Condition, pair: Pair, sides: dict[str, list[Scored]], *estimates: Estimate) -> None:
         """Rows of both sides alone, and of their comparison where both were scored."""
 
-        def where(estimate: Estimate | None, *side: str) -> Where:
-            if estimate is None or not estimate.parts:
+        def where(estimate: Estimate, *side: str) -> Where:
+            if not estimate.parts:
                 return Where(condition.name, "", 0, *side)
-            return Where(condition.name, "one_batch" if estimate.form else estimator, estimate.images, *side)
+            estimator = "one_batch" if estimate.form else self.options.estimator
+            return Where(condition.name, estimator, estimate.images, *side)
 
-        estimator = self.options.estimator
-        ours = where(estimates[0], pair.id_name, "id", pair.dataset if condition.paired(self.splits) else "")
-        kind = "control" if pair.companion else pair.comparison
-        theirs = where(estimates[1], pair.dataset, "ood", pair.companion, kind)
-        if pair.comparison == "ood":
-            if known:
-                self.tables.add(ours, known)
-            if other and not pair.companion:
-                self.tables.add(theirs, other)
+        known, other = sides.get(pair.id_name, []), sides.get(pair.ood_name, [])
+        first, second = estimates or (Estimate(), Estimate())
+        ours = where(first, pair.id_name, "id", pair.dataset if condition.paired(self.splits) else "")
+        theirs = where(second, pair.dataset, "ood", pair.companion, "control" if pair.companion else pair.comparison)
+        if known and pair.comparison == "ood":
+            self.tables.add(ours, known)
+        if other and pair.comparison == "ood" and not pair.companion:
+            self.tables.add(theirs, other)
         if known and other:
             self.tables.compare(theirs, list(zip(known, other, strict=True)))
 

@@ -1,10 +1,10 @@
 """The engine: a network x statistics x detectors x image sets -> one tidy table with intervals."""
 
-import difflib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bnood.evaluation.comparisons import Sets, arranged
 from bnood.evaluation.conditions import Condition, parse_statistics
 from bnood.evaluation.engine import Engine
 from bnood.evaluation.fitting import Fitting
-from bnood.evaluation.options import EvaluationOptions
+from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
@@ -47,21 +47,20 @@ class Evaluation:
         return self.record["notes"]
 
     def __str__(self) -> str:
-        from bnood.evaluation.printing import as_text
+        from rich.console import Console
 
-        return as_text(self.table, self.record["run"], self.notes)
+        from bnood.evaluation.printing import print_results
+
+        with (console := Console(file=StringIO(), width=160)).capture() as printed:
+            print_results(console, self.table, self.record["run"], self.notes)
+        return printed.get()
 
     def write(
-        self,
-        folder: Path | str,
-        *,
-        title: str | None = None,
-        commands: Sequence[str] = (),
-        config: dict[str, Any] | None = None,
+        self, folder: Path | str, *, title: str = "", commands: Sequence[str] = (), config: dict[str, Any] | None = None
     ) -> Path:
-        """Write tables, record, figures and report into a folder, as a whole or not at all; docs/files.md lists them.
+        """Write tables, record, figures and report (docs/files.md) into a folder, as a whole or not at all.
 
-        For the report: its ``title``, the ``commands`` that give this evaluation again, the training's ``config``.
+        ``title``, ``commands`` that give this evaluation again and the training's ``config`` are for the report.
         Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
         from bnood.report.run import write_run_report  # brings matplotlib
@@ -90,33 +89,30 @@ def evaluate(
     ood_sets: Mapping[str, Images],
     shifted_sets: Mapping[str, Images] | None = None,
     options: EvaluationOptions | None = None,
-    statistics: Sequence[str] | None = None,
-    detectors: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     augment: Augment | None = None,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[str], object] = lambda step: None,
     **settings: Any,
 ) -> Evaluation:
-    """Evaluate a network under all statistics, with all detectors.
+    """Evaluate a network, which is left as it was, under all statistics, with all detectors.
 
     Args:
-        network: left as it was.
+        network: any network.
         id_set: the in-distribution images that are scored; None: scores alone, without detection.
         train_set: training images, for recalibration and for detectors; None: half of the ID set recalibrates.
         held_out: labelled ID images that are neither trained on nor scored, for ReAct and the temperature.
         ood_sets: the OOD sets by name; half of each is scored.
         shifted_sets: labelled ID images from elsewhere, by name; see ``options.shifts`` for those made here.
-        options: how; see :class:`EvaluationOptions`.
-        statistics, detectors, settings: take the place of those options.
+        options: how; the defaults of :class:`EvaluationOptions`.
         classes: names of the network's classes, in the order of its logits, for labels that come from folders.
         augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
         progress: is called with the name of each step that begins.
+        settings: ``statistics=``, ``detectors=`` and the other options by name, in place of those of ``options``.
 
     Raises:
         UserError: for anything that was given and does not fit.
     """
-    given = {"statistics": statistics, "detectors": detectors, **settings}
-    options = _options(options, {name: value for name, value in given.items() if value is not None or name in settings})
+    options = options_with(settings, options)
     if not isinstance(network, Network):
         raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
     conditions, notes = parse_statistics(options.statistics), Notes()
@@ -126,9 +122,10 @@ def evaluate(
         if skipped := [name for name in options.statistics if name != "running"]:
             names = f"{' and '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} skipped"
             notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {names}"] = None
-    first = next(iter(ood_sets.values()), id_set)
-    if first is not None and len(first):
-        probe = np.array([[0, k] for k in range(min(8, len(first)))])
+    if not ood_sets:
+        raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
+    if few := min(8, len(first := next(iter(ood_sets.values())))):
+        probe = np.array([[0, k] for k in range(few)])
         network.probe(next(read_batches([first], [probe], network.transform)))
 
     def labelled(images: Images | None) -> Any:
@@ -141,39 +138,24 @@ def evaluate(
     shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
     sets = arranged(labelled(id_set), labelled(train_set), labelled(held_out), ood_sets, shifted, options)
     passes = Passes(network, sets.adaptation, options, augment, notes)
-    fitting = Fitting(network, sets, options, notes)
+    fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
-    tell = progress or (lambda step: None)
     started = time.perf_counter()
-    Engine(sets, passes, fitting, tables, tell).run(conditions)
-    tell("metrics and intervals")
+    Engine(sets, passes, fitting, tables, progress).run(conditions)
+    progress("metrics and intervals")
     forwarded = time.perf_counter()
     columns = {"run": network.name, "network": network.name, "norm": network.norm, "seed": network.seed or 0}
-    order = [condition.name for condition in conditions]
-    table, replicates = tables.results(columns, fitting.fitted_under(), order)
-    record = _record(sets, passes, fitting) | {
-        "seconds_forward": forwarded - started,
-        "seconds_metrics": time.perf_counter() - forwarded,
-    }
+    table, replicates = tables.results(columns, fitting.fitted_under(), [condition.name for condition in conditions])
+    record = _record(sets, passes, fitting)
+    record |= {"seconds_forward": forwarded - started, "seconds_metrics": time.perf_counter() - forwarded}
     return Evaluation(table, tables.scores(), tables.units(), replicates, _layers(sets, passes, conditions), record)
-
-
-def _options(options: EvaluationOptions | None, settings: dict[str, Any]) -> EvaluationOptions:
-    known = [each.name for each in fields(EvaluationOptions)]
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise UserError(f"evaluate has no setting {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
-    return replace(options or EvaluationOptions(), **settings)
 
 
 def check_statistics(network: Network, options: EvaluationOptions) -> None:
     """Refuse to ask a network without BatchNorm for nothing but statistics that it lacks."""
     if not has_batchnorm(network.model) and "running" not in options.statistics:
-        raise UserError(
-            f"norm {network.norm} keeps no statistics, so that there is nothing to evaluate under "
-            f"{' or '.join(options.statistics)}; expected running among the statistics"
-        )
+        nothing = f"so that there is nothing to evaluate under {' or '.join(options.statistics)}"
+        raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
 
 
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
@@ -183,7 +165,7 @@ def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataF
         for pair in sets.pairs_of(condition) if condition.name == "recalibrated:target" else ():
             estimates = condition.estimates(sets.splits(passes.options), pair.id_split, pair.ood_split)
             for name, role, estimate in zip((pair.id_name, pair.ood_name), ("id", "ood"), estimates, strict=True):
-                if sets.roles.get(name) and estimate in passes.estimates:
+                if sets.roles.get(name):
                     found = layer_distances(read_statistics(passes.network.model), passes.estimates[estimate])
                     parts[name, estimate] = found.assign(dataset=name, role=role, n_calibration=estimate.images)
     return pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()

@@ -8,10 +8,9 @@ from bnood.data.image_set import Images
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import Sets
 from bnood.evaluation.detectors import Detector, NotApplicable, make_detector
-from bnood.evaluation.options import DEFAULT_DETECTORS, EvaluationOptions
-from bnood.evaluation.passes import Notes
+from bnood.evaluation.options import DEFAULT_DETECTORS
+from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import SCORES
-from bnood.networks.network import Network
 from bnood.networks.outputs import Outputs
 from bnood.statistics import has_batchnorm, read_statistics
 
@@ -25,8 +24,9 @@ class Fitting:
     detectors these are left out with a note instead.
     """
 
-    def __init__(self, network: Network, sets: Sets, options: EvaluationOptions, notes: Notes) -> None:
-        self.network, self.sets, self.options, self.notes = network, sets, options, notes
+    def __init__(self, passes: Passes, sets: Sets) -> None:
+        self.network, self.options, self.notes, self.sets = passes.network, passes.options, passes.notes, sets
+        options = passes.options
         self.images: dict[str, Images] = {}  # what each detector is fitted on, if on anything
         self.usable: Fitted = {}  # the detectors that can be used, unfitted
         self.record: dict[str, dict[str, float]] = {}  # what was fitted
@@ -38,11 +38,11 @@ class Fitting:
             except UserError as error:
                 if not isinstance(error, NotApplicable) and tuple(options.detectors) != DEFAULT_DETECTORS:
                     raise
-                self.notes[f"detector {name}: {error}"] = None
-        self.own_pass = [name for name, detector in self.usable.items() if detector.needs == "own_pass"]
+                self._note(name, error)
+        self.own_pass = [detector for detector in self.usable.values() if detector.needs == "own_pass"]
         self.channel_means = any(detector.needs == "channel_means" for detector in self.usable.values())
         # What the detectors of one condition keep at most: each the features of all fitting images.
-        width = network.feature_width + network.num_classes
+        width = self.network.feature_width + self.network.num_classes
         self.kept_bytes = sum(4 * width * len(images) for images in self.images.values())
 
     def fitted_under(self) -> dict[str, str]:
@@ -61,13 +61,13 @@ class Fitting:
             try:
                 if detector.needs == "channel_means":
                     detector.fit(read_statistics(self.network.model))  # type: ignore[arg-type]
-                elif images is not None:
+                elif images is None:
+                    detector.fit(head=self.network.head)
+                else:
                     found = outputs[id(images)]
                     detector.fit(found.features, found.logits, images.labels, self.network.head)
-                else:
-                    detector.fit(head=self.network.head)
             except NotApplicable as error:
-                self.notes[f"detector {name}: {error}"] = None
+                self._note(name, error)
                 continue
             except UserError as error:
                 raise UserError(f"{'the network' if images is None else images.name}: {error}") from error
@@ -86,28 +86,21 @@ class Fitting:
                 else:
                     found[name] = detector.score(given.features, given.logits)
             except NotApplicable as error:
-                self.notes[f"detector {name}: {error}"] = None
+                self._note(name, error)
         return found
 
     def _check(self, detector: Detector) -> None:
         """Find what a detector is fitted on; raise if it cannot be used."""
-        what = f"detector {detector.name!r}"
         if detector.needs != "features" and not has_batchnorm(self.network.model):
             raise NotApplicable("the network has no BatchNorm layer")
-        if detector.needs_head and self.network.head is None:
-            raise UserError(
-                f"{what} needs weight and bias of the network's last linear layer, and {self.network.name} has none "
-                "that makes its logits: give head="
-            )
-        if detector.fitted_on == "nothing":
-            return
-        images = self.sets.fitting
-        if detector.fitted_on == "held_out":
-            # A temperature fitted on labels that the network has learnt is too low; a percentile is not.
-            images = self.sets.held_out if self.sets.held_out is not None or detector.needs_labels else images
-        if images is None:
-            wanted = "training images" if detector.fitted_on == "train" else "labelled ID images held out of training"
-            raise UserError(f"{what} is fitted on {wanted}, and none were given")
-        if images.labels is None and detector.needs_labels:
-            raise UserError(f"{what} needs labels, and {images.name} has none")
-        self.images[detector.name] = images
+        images = {"nothing": None, "train": self.sets.fitting, "held_out": self.sets.held_out}[detector.fitted_on]
+        # A temperature fitted on labels that the network has learnt is too low; a percentile is not.
+        if images is None and detector.fitted_on == "held_out" and not detector.needs_labels:
+            images = self.sets.fitting
+        labels = None if images is None else images.labels
+        detector.check_given(images is not None, labels is not None, self.network.head is not None)
+        if images is not None:
+            self.images[detector.name] = images
+
+    def _note(self, name: str, error: UserError) -> None:
+        self.notes[f"detector {name}: {error}"] = None

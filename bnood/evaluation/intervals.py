@@ -1,19 +1,93 @@
-"""Estimates and intervals over seeds *and* images: what would other trainings, and other test images, have shown?
+"""Intervals: over images by the bootstrap, and over seeds *and* images.
 
-``tests/evaluation/test_intervals.py`` shows how often these intervals cover the truth, and that a percentile bootstrap
-over seeds and Satterthwaite's degrees of freedom cover less.
+What would other test images have shown, and what other trainings? A resample of n images is one row of *counts*, how
+often each was drawn. Drawn once per set, by the set's name, the same counts serve every condition, score and network,
+so that differences are *paired*. ``tests/evaluation/test_intervals.py`` shows how often the intervals over seeds cover
+the truth, and that a percentile bootstrap over seeds and Satterthwaite's degrees of freedom cover less.
 """
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
+import torch
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import interval
+
+# Resamples are used some rows at a time. With steps four times smaller, threads that share the work spend half of
+# their time waiting for the interpreter; larger ones only take more memory.
+_VALUES_PER_CHUNK = 1 << 18
+# A matrix product of so few rows would wait for memory; of so many more, their float64 copies would fill it.
+_ROWS_PER_PRODUCT = 64
+
+
+def set_counts(name: str, n: int, resamples: int, seed: int) -> np.ndarray:
+    """The set ``name`` as it is, every image once, then its resamples: ``[1 + resamples, n]`` uint8.
+
+    A metric under row 0 is the value itself; the other rows depend on the arguments alone.
+    """
+    resampled = resample_counts(n, resamples, [seed, zlib.crc32(name.encode())])
+    return np.concatenate([np.ones((1, n), np.uint8), resampled])
+
+
+def resample_counts(n: int, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
+    """How often each of ``n`` images is drawn in each resample: ``[resamples, n]`` uint8, every row sums to ``n``.
+
+    Every version of NumPy gives the same counts: ``RandomState``'s stream is frozen (NumPy Enhancement Proposal 19).
+    """
+    random = np.random.RandomState(seed)
+    counts = np.empty((resamples, n), np.uint8)
+    for rows in row_chunks(resamples, n):
+        # Drawing n images and counting them is the multinomial distribution, many times faster than np.multinomial.
+        drawn = random.randint(0, n, size=(rows.stop - rows.start, n), dtype=np.int32)
+        # More than 255 draws of one image cannot happen up to n = 255; beyond, the probability is below 1e-500.
+        counts[rows] = [np.bincount(row, minlength=n) for row in drawn]
+    return counts
+
+
+def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The means of M per-image quantities in each of R resamples: ``[N, M]`` and counts ``[R, N]`` -> ``[R, M]``.
+
+    Stack everything that is averaged over the same images as columns; it is one matrix product in float64.
+
+    >>> weighted_means(np.array([[1.0], [4.0]]), np.array([[1, 1], [2, 0]])).tolist()
+    [[2.5], [1.0]]
+    """
+    columns = torch.from_numpy(np.asarray(values, dtype=np.float64))
+    means = torch.empty(len(counts), columns.shape[1], dtype=torch.float64)
+    # By torch, whose threads the network's passes have woken already: NumPy's would compete with them for the cores.
+    for start in range(0, len(counts), _ROWS_PER_PRODUCT):
+        of_rows = means[start : start + _ROWS_PER_PRODUCT]
+        weights = torch.from_numpy(counts[start : start + _ROWS_PER_PRODUCT]).to(torch.float64)
+        torch.mm(weights, columns, out=of_rows)
+        of_rows /= weights.sum(dim=1, keepdim=True)
+    return means.numpy()
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``.
+
+    Raises ``UserError`` for fewer than two values, or NaN among them.
+
+    >>> interval(np.arange(101.0), level=0.5)
+    (25.0, 75.0)
+    """
+    values, missing = np.asarray(values, dtype=np.float64), int(np.isnan(values).sum())
+    if values.ndim != 1 or len(values) < 2 or missing:
+        shape = list(values.shape)
+        raise UserError(f"an interval needs values of shape [R], R >= 2, without NaN, not {missing} NaN in {shape}")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def row_chunks(rows: int, row_length: int) -> list[slice]:
+    """Slices that divide ``rows`` rows of ``row_length`` values into chunks of bounded size."""
+    step = max(1, _VALUES_PER_CHUNK // max(1, row_length))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class Unusable(UserError):
@@ -21,25 +95,21 @@ class Unusable(UserError):
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval; ``standard_error`` is 0 where nothing varied."""
+    """An estimate with its interval."""
 
     effect: float
     low: float
     high: float
-    standard_error: float
+    standard_error: float  # 0 where nothing varied
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """One quantity, measured with every seed.
-
-    Raises :class:`Unusable` for fewer than two resamples, and values that are not finite.
-    """
+    """One quantity, measured with every seed; :class:`Unusable` for under two resamples, and values not finite."""
 
     seeds: tuple[int, ...]  # S seeds, ascending
     values: np.ndarray  # float64 [S], the quantity on all images
     draws: np.ndarray  # float64 [S, R], in each bootstrap resample of the images, paired over seeds
-    dropped: frozenset[int] = frozenset()  # seeds that one side of a comparison had and another had not
 
     def __post_init__(self) -> None:
         if self.draws.shape[1] < 2:
@@ -52,13 +122,12 @@ class Replicates:
         return linear([(1.0, self), (-1.0, other)])
 
     def only(self, seeds: Iterable[int]) -> "Replicates":
-        """The part with these seeds; the others are noted as dropped. Raises :class:`Unusable` if none is left."""
+        """The part with these seeds. Raises :class:`Unusable` if none is left."""
         wanted = set(seeds)
         kept = [position for position, seed in enumerate(self.seeds) if seed in wanted]
         if not kept:
             raise Unusable("no seed is common to all that is compared")
-        dropped = self.dropped | (set(self.seeds) ^ {self.seeds[position] for position in kept})
-        return Replicates(tuple(self.seeds[k] for k in kept), self.values[kept], self.draws[kept], dropped)
+        return Replicates(tuple(self.seeds[k] for k in kept), self.values[kept], self.draws[kept])
 
     def interval(self, level: float = 0.95) -> Interval:
         """:func:`seeds_interval` of the mean over seeds; of one seed, the percentile interval over images alone."""
@@ -88,11 +157,6 @@ class Ratio:
     def seeds(self) -> tuple[int, ...]:
         """Of both."""
         return self.numerator.seeds
-
-    @property
-    def dropped(self) -> frozenset[int]:
-        """Of either."""
-        return self.numerator.dropped | self.denominator.dropped
 
     @property
     def values(self) -> np.ndarray:
@@ -138,7 +202,7 @@ class Ratio:
 def linear(parts: Sequence[tuple[float, Replicates]]) -> Replicates:
     """The weighted sum of quantities, per seed and per resample, on the seeds that all of them have.
 
-    Raises :class:`Unusable` where they have no seed in common, or not the same number of resamples.
+    Raises :class:`Unusable` where there is none, or not one number of resamples.
     """
     common = set.intersection(*(set(part.seeds) for _, part in parts))
     kept = [(weight, part.only(common)) for weight, part in parts]
@@ -147,7 +211,7 @@ def linear(parts: Sequence[tuple[float, Replicates]]) -> Replicates:
         raise Unusable(f"the sides of a comparison have {sorted(resamples)} resamples: evaluate all with one number")
     values = np.sum([weight * part.values for weight, part in kept], axis=0)
     draws = np.sum([weight * part.draws for weight, part in kept], axis=0)
-    return Replicates(kept[0][1].seeds, values, draws, frozenset().union(*(part.dropped for _, part in kept)))
+    return Replicates(kept[0][1].seeds, values, draws)
 
 
 def mean_of(parts: Sequence[Replicates]) -> Replicates:
@@ -168,10 +232,8 @@ def seeds_interval(
     At a stated 95 % it covers 95 to 99 %, for any number of seeds. Noise that is particular to a seed *and* its images
     is in both parts, so that the interval is then rather too wide than too narrow.
 
-    Args:
-        values: ``[..., S]``, each seed on all images; leading dimensions are studies of their own.
-        draws: ``[..., S, R]``, each seed in R >= 2 bootstrap resamples of the images, the same for every seed.
-        level: of confidence, in (0, 1).
+    ``values`` ``[..., S]`` are each seed on all images, ``draws`` ``[..., S, R]`` each seed in R >= 2 bootstrap
+    resamples of the images, the same for every seed; leading dimensions are studies of their own.
     """
     seeds, resamples = draws.shape[-2:]
     var_seeds = values.var(axis=-1, ddof=1) / seeds

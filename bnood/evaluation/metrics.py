@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import row_chunks
+from bnood.evaluation.intervals import row_chunks
 
 Values: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -34,7 +34,7 @@ def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> floa
     """
     if not 0 < tpr <= 1:
         raise UserError(f"tpr has to lie above 0 and be at most 1 (0.95, say), not {tpr}")
-    return float(_detection(id_scores, None, [(ood_scores, None)], tpr)[0, DETECTION_METRICS.index("fpr95"), 0])
+    return float(detection_metrics_of_sets(id_scores, None, [(ood_scores, None)], tpr)[0]["fpr95"][0])
 
 
 def fpr95_ood_positive(id_scores: Values, ood_scores: Values) -> float:
@@ -67,29 +67,18 @@ def detection_metrics(
     one of each set; without them R is 1 and every image counts once. Equal and infinite scores are handled exactly.
     Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
 
-    >>> {name: values.tolist() for name, values in detection_metrics([2.0, 1.0], [1.0]).items()}["auroc"]
-    [0.75]
     >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
     [0.75, 1.0]
     """
     if (id_counts is None) != (ood_counts is None):
         raise UserError("resamples need counts of both the ID and the OOD images, or of neither")
-    values = _detection(id_scores, id_counts, [(ood_scores, ood_counts)], tpr=0.95)
-    return dict(zip(DETECTION_METRICS, values[0], strict=True))
+    return detection_metrics_of_sets(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
 
 
 def detection_metrics_of_sets(
-    id_scores: Values, id_counts: np.ndarray, ood: Sequence[tuple[Values, np.ndarray]]
+    id_scores: Values, id_counts: np.ndarray | None, ood: Sequence[tuple[Values, np.ndarray | None]], tpr: float = 0.95
 ) -> list[dict[str, np.ndarray]]:
     """``detection_metrics`` of several OOD sets, scores ``[M]`` and counts ``[R, M]``, against the same ID images."""
-    values = _detection(id_scores, id_counts, ood, tpr=0.95)
-    return [dict(zip(DETECTION_METRICS, each, strict=True)) for each in values]
-
-
-def _detection(
-    id_scores: Values, id_counts: np.ndarray | None, ood: Sequence[tuple[Values, np.ndarray | None]], tpr: float
-) -> np.ndarray:
-    """The detection metrics ``[sets, 5, R]``, a few resamples at a time."""
     ids = _scores(id_scores, "ID scores")
     id_order = np.argsort(ids)
     ids = ids[id_order]
@@ -103,7 +92,7 @@ def _detection(
         id_side = _IdSide.of(id_counts[rows], id_order, below, tpr)
         for position, (places, counts) in enumerate(sides):
             values[position][:, rows] = _detection_chunk(id_side, places, counts[rows], tpr)
-    return values
+    return [dict(zip(DETECTION_METRICS, each, strict=True)) for each in values]
 
 
 def _ties(ordered: np.ndarray, side: Literal["left", "right"]) -> np.ndarray | None:
@@ -213,9 +202,6 @@ def calibration_gaps(confidence: np.ndarray, correct: np.ndarray, bins: int = 15
     The expected calibration error (Guo et al. 2017, equation 3) is the sum over columns of the absolute mean over *all*
     images: means alone, which resamples only weigh differently. The bins are torchmetrics': a confidence on an edge
     belongs to the bin above it, and a confidence of exactly 1 has a bin of its own.
-
-    >>> float(abs(calibration_gaps(np.array([0.75, 0.75, 0.25]), np.array([1, 1, 0]), bins=2).mean(axis=0)).sum())
-    0.25
     """
     gaps = np.zeros((len(confidence), bins + 1))
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, "right") - 1
@@ -233,7 +219,6 @@ def _scores(values: Values, what: str) -> np.ndarray:
         raise UserError(f"{what} have to be numbers of shape [N], not {scores.dtype} of shape {list(scores.shape)}")
     if len(scores) == 0:
         raise UserError(f"there are no {what}; at least one is needed")
-    missing = np.isnan(scores)
-    if missing.any():
+    if (missing := np.isnan(scores)).any():
         raise UserError(f"{int(missing.sum())} of {len(scores)} {what} are NaN (first: {int(missing.argmax())})")
     return scores.astype(np.float64)

@@ -1,9 +1,9 @@
 """What is asked of an evaluation: the options of every network, and the sets of a trained run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bnood.errors import UserError
 
@@ -24,14 +24,13 @@ def listed(given: Sequence[Any] | str) -> tuple[str, ...]:
     return names
 
 
-def _check(options: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise UserError(f"{name} is {getattr(options, name)!r}: choose {' or '.join(allowed)}")
-    for name, lowest in LEAST.items():
-        count = getattr(options, name, None)
-        if count is not None and count < lowest:
-            raise UserError(f"{name} is {count}; it has to be at least {lowest}")
+def _check(options: Any) -> None:
+    for name, kind in get_type_hints(type(options)).items():
+        given = getattr(options, name)
+        if get_origin(kind) is Literal and given not in get_args(kind):
+            raise UserError(f"{name} is {given!r}: choose {' or '.join(get_args(kind))}")
+        if name in LEAST and given is not None and given < LEAST[name]:
+            raise UserError(f"{name} is {given}; it has to be at least {LEAST[name]}")
 
 
 @dataclass
@@ -87,12 +86,19 @@ class EvaluationOptions:
             make_detector(detector)
         for shift in self.shifts:
             check_shift(shift)
-        fitted_under, estimator = ("condition", "running"), ("one_pass", "sequential")
-        _check(self, {"fitted_under": fitted_under, "calibration": ("matched", "v0.1"), "estimator": estimator})
+        _check(self)
         if self.resamples < 2:
             raise UserError(f"resamples is {self.resamples}: an interval needs at least 2 (1,000 to be of use)")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 1}")
+
+
+def options_with(settings: Mapping[str, Any], options: EvaluationOptions | None = None) -> EvaluationOptions:
+    """The options with some of them replaced. Raises ``UserError`` for names of none."""
+    known = [each.name for each in fields(EvaluationOptions)]
+    if unknown := [name for name in settings if name not in known]:
+        raise UserError(f"there is no setting {unknown[0]!r}; expected {', '.join(known)}")
+    return replace(options or EvaluationOptions(), **settings)
 
 
 @dataclass
@@ -117,7 +123,7 @@ class SetOptions:
 
     def __post_init__(self) -> None:
         self.ood = None if self.ood is None else listed(self.ood)
-        _check(self, {"id_split": ("test", "val")})
+        _check(self)
 
     def placed(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The section data of a training config, with the root and the download that hold in the evaluation."""

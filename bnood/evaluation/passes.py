@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnood import statistics as bn
 from bnood.data.image_set import Images
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
@@ -16,16 +17,6 @@ from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
 from bnood.networks.network import Network
 from bnood.networks.outputs import Outputs
-from bnood.statistics import (
-    BatchNormStatistics,
-    LayerStatistics,
-    decide_statistics,
-    estimate_statistics,
-    executed_layers,
-    has_batchnorm,
-    read_statistics,
-    use_statistics,
-)
 from bnood.statistics.contexts import lent
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -46,24 +37,20 @@ class Passes:
     notes: Notes = field(default_factory=dict)
     scored: int = 0  # images that went through the network to be scored or fitted on, in all passes
     estimated_on: int = 0  # images that went through it to estimate statistics, in all passes
-    estimates: dict[Estimate, BatchNormStatistics] = field(default_factory=dict)
+    estimates: dict[Estimate, bn.BatchNormStatistics] = field(default_factory=dict)
 
     def fixed(self, estimate: Estimate) -> Context:
         """The context in which the network normalises with fixed statistics."""
         model = self.network.model
-        if not has_batchnorm(model):
+        if not bn.has_batchnorm(model):
             return lambda: lent(list(model.modules()))
         statistics = self.statistics(estimate) if estimate.parts else "running"
-        return lambda: use_statistics(model, statistics)  # type: ignore[arg-type]
+        return lambda: bn.use_statistics(model, statistics)  # type: ignore[arg-type]
 
     def outputs(
-        self,
-        sets: Sequence[Images],
-        batches: Sequence[np.ndarray],
-        contexts: Sequence[Context],
-        channel_means: bool = False,
+        self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], means: bool = False
     ) -> list[Outputs]:
-        """Outputs of all batches under each context; every batch is read once.
+        """Outputs of all batches under each context, on request with channel ``means``; every batch is read once.
 
         A batch is int64 ``[n, 2]``: position in ``sets``, index in that set. A context is entered for each batch, or
         once if it is the only one.
@@ -74,14 +61,13 @@ class Passes:
             for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
                 for context, outputs in zip(contexts, found, strict=True):
                     with nullcontext() if alone else context():
-                        outputs.append(self.network.outputs(batch, channel_means=channel_means))
+                        outputs.append(self.network.outputs(batch, channel_means=means))
         self.scored += len(contexts) * sum(map(len, batches))
         return [Outputs.joined(outputs) for outputs in found]
 
     def whole(self, images: Images) -> list[np.ndarray]:
         """All images in order, as batches for statistics that do not depend on them."""
-        size = self.options.forward_batch
-        pairs = in_batches([np.arange(len(images))], 1)[0]
+        size, (pairs,) = self.options.forward_batch, in_batches([np.arange(len(images))], 1)
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def together(self, images: Images, channel_means: bool) -> int:
@@ -91,12 +77,12 @@ class Passes:
         width = self.network.num_classes + self.network.feature_width + 20_000 * channel_means
         return max(1, BYTES_TOGETHER // (4 * width * len(images)))
 
-    def statistics(self, estimate: Estimate) -> BatchNormStatistics:
+    def statistics(self, estimate: Estimate) -> bn.BatchNormStatistics:
         """The statistics behind an estimate with parts; estimated once."""
         if estimate not in self.estimates:
             if estimate.share != 1:
-                target, running = self.statistics(Estimate(estimate.parts)), read_statistics(self.network.model)
-                of_same_layers = BatchNormStatistics({name: running[name] for name in target})
+                target, running = self.statistics(Estimate(estimate.parts)), bn.read_statistics(self.network.model)
+                of_same_layers = bn.BatchNormStatistics({name: running[name] for name in target})
                 self.estimates[estimate] = of_same_layers.interpolate(target, estimate.share)
             else:
                 self.estimates[estimate] = self._in_form(estimate) if estimate.form else self._estimated(estimate)
@@ -108,14 +94,13 @@ class Passes:
         for position, (split, count) in enumerate(estimate.parts):
             if split not in self.adaptation:
                 raise UserError(f"statistics {estimate}: there are no ID images to estimate them on; give some")
-            images = self.adaptation[split]
+            sets.append(self.adaptation[split])
             # Any part of a set that is sorted by class would be a part of its classes.
-            index = np.arange(count) if split == REFERENCE else np.sort(self._permutation(len(images))[:count])
-            sets.append(images)
+            index = np.arange(count) if split == REFERENCE else np.sort(self._permutation(len(sets[-1]))[:count])
             pairs.append(np.stack([np.full(count, position), index], axis=1))
         return sets, np.concatenate(pairs)
 
-    def _estimated(self, estimate: Estimate) -> BatchNormStatistics:
+    def _estimated(self, estimate: Estimate) -> bn.BatchNormStatistics:
         if estimate.augmented and self.augment is None:
             raise UserError("recalibrated:augmented needs the training augmentation, known of networks trained here")
         sets, pairs = self._images(estimate)
@@ -129,13 +114,13 @@ class Passes:
                 yield self.augment(images, generator) if estimate.augmented and self.augment else images
 
         model, call = self.network.model, self.network.call
-        found = estimate_statistics(model, read, method=self.options.estimator, call=call)
+        found = bn.estimate_statistics(model, read, method=self.options.estimator, call=call)
         if not found.converged:
             self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
         self.estimated_on += len(pairs) * found.passes
         return found
 
-    def _in_form(self, estimate: Estimate) -> BatchNormStatistics:
+    def _in_form(self, estimate: Estimate) -> bn.BatchNormStatistics:
         """Target statistics in some layers, each measured as its input arrives under this very condition.
 
         All images pass as one batch: a layer is decided upon behind layers that are normalised as they will be.
@@ -143,20 +128,20 @@ class Passes:
         sets, pairs = self._images(estimate)
         network, model = self.network, self.network.model
         (batch,) = read_batches(sets, [pairs], network.transform, self.options.workers)
-        layers = in_form(estimate.form, executed_layers(model, batch[:2], call=network.call))
-        running = read_statistics(model)
-        found: dict[str, LayerStatistics] = {}
+        layers = in_form(estimate.form, bn.executed_layers(model, batch[:2], call=network.call))
+        running = bn.read_statistics(model)
+        found: dict[str, bn.LayerStatistics] = {}
 
-        def decide(name: str, own: LayerStatistics) -> LayerStatistics:
+        def decide(name: str, own: bn.LayerStatistics) -> bn.LayerStatistics:
             mean = running[name].mean.to(own.mean) if estimate.form == "variance" else own.mean
             var = running[name].var.to(own.var) if estimate.form == "mean" else own.var
-            found[name] = LayerStatistics(mean, var, own.count)
+            found[name] = bn.LayerStatistics(mean, var, own.count)
             return found[name]
 
-        with torch.no_grad(), decide_statistics(model, decide, layers):
+        with torch.no_grad(), bn.decide_statistics(model, decide, layers):
             network.call(model, batch)
         self.estimated_on += len(pairs)
-        return BatchNormStatistics(found, passes=1)
+        return bn.BatchNormStatistics(found, passes=1)
 
     def _permutation(self, count: int) -> np.ndarray:
         return np.random.RandomState(self.options.seed).permutation(count)

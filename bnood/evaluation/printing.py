@@ -12,18 +12,14 @@ from rich.text import Text
 
 
 class Column(NamedTuple):
-    """A column of the printed table: whose figure it is, and from which detail on it and its interval are shown.
+    """A column of the printed table: whose figure it is, and from which detail on it and its interval are shown."""
 
-    ``side`` is ``row`` (the detector's own), ``ood`` or ``id`` (of the set, once for each condition).
-    """
-
-    side: str
+    side: str  # row (the detector's own), or ood or id (of the set, once for each condition)
     detector: str
     metric: str
     shown_from: int
     interval_from: int = 9
     change: bool = False
-    factor: int = 100
 
 
 COLUMNS = {
@@ -31,8 +27,8 @@ COLUMNS = {
     "change from\nrunning": Column("row", "", "auroc", 0, 2, change=True),
     "FPR95": Column("row", "", "fpr95", 0, 3),
     "FPR95, OOD\npositive": Column("row", "", "fpr95_ood_positive", 1, 3),
-    "OOD\nMSP": Column("ood", "msp", "mean", 2, factor=1),
-    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2, factor=1),
+    "OOD\nMSP": Column("ood", "msp", "mean", 2),
+    "unit\nmax": Column("ood", "units", "unit_mean_max_ratio", 2),
     "ID\nacc.": Column("id", "", "accuracy", 0),
 }
 CAPTION = (
@@ -40,19 +36,17 @@ CAPTION = (
     "FPR95, OOD positive: share of ID rejected at 95 % of OOD; brackets: 95 % bootstrap interval over images",
     "unit max: largest mean of a penultimate unit, ID under running statistics = 1",
 )
-DETAILS = (3, 2, 1, 0)
 
 
 def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> Table:
     """One row per OOD set, condition and detector: detection, and the accuracy, confidence and activations beside it.
 
-    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``. Of a terminal with ``width``
-    columns, the most detailed table that fits is returned: with 95 % intervals of all detection figures, of AUROC and
-    its change, of AUROC alone, or of none.
+    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``. The most detailed table that
+    fits ``width`` columns is returned: with all intervals, those of AUROC and its change, of AUROC alone, or none.
     """
     texts = ["companion", "comparison", "detector"]
     table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN
-    for detail in DETAILS:
+    for detail in (3, 2, 1, 0):
         shown = _build(table, title, detail)
         if width is None or Console(width=10_000, file=io.StringIO()).measure(shown).maximum <= width:
             break
@@ -66,22 +60,11 @@ def not_beyond_placebo(table: pd.DataFrame) -> pd.Series:
     """
     keys = ["run", "statistics", "dataset", "detector"]
     auroc = table[table["metric"] == "auroc"]
-    placebo = auroc[auroc["comparison"] == "placebo"].set_index(keys)
-    rows = auroc[(auroc["comparison"] == "ood") & auroc["difference"].notna()]
-    marked = pd.Series(False, index=table.index)
-    for index, row in rows.iterrows():
-        key = tuple(row[keys])
-        if key in placebo.index and not placebo.loc[key, "low"] <= 0.5 <= placebo.loc[key, "high"]:
-            reach = abs(placebo.loc[key, "value"] - 0.5)
-            marked[index] = row["difference_low"] <= reach and row["difference_high"] >= -reach
-    return marked
-
-
-def as_text(table: pd.DataFrame, title: str, notes: Sequence[str], width: int = 160) -> str:
-    """The printed table and its notes as plain text."""
-    console = Console(file=io.StringIO(), width=width)
-    print_results(console, table, title, notes)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    placebo = auroc[(auroc["comparison"] == "placebo") & ~((auroc["low"] <= 0.5) & (auroc["high"] >= 0.5))]
+    reach = (placebo.set_index(keys)["value"] - 0.5).abs().rename("reach")
+    rows = auroc[(auroc["comparison"] == "ood") & auroc["difference"].notna()].join(reach, on=keys)
+    within = (rows["difference_low"] <= rows["reach"]) & (rows["difference_high"] >= -rows["reach"])
+    return within.reindex(table.index, fill_value=False)
 
 
 def print_results(console: Console, table: pd.DataFrame, title: str, notes: Sequence[str]) -> None:
@@ -96,9 +79,9 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
         title=Text(title), title_justify="left", caption_justify="left", header_style="bold", box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
-    several = table["run"].nunique() > 1
+    several = ["run"] if table["run"].nunique() > 1 else []
     columns = {name: column for name, column in COLUMNS.items() if column.shown_from <= detail}
-    for name in [*["run"] * several, "OOD set", "statistics", "detector"]:
+    for name in [*several, "OOD set", "statistics", "detector"]:
         shown.add_column(name, no_wrap=detail > 0, overflow="fold")
     for name in [*columns, "n OOD/\nID"]:
         shown.add_column(name, justify="right", no_wrap=True)
@@ -110,6 +93,7 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
         for statistics, rows in group.groupby("statistics", sort=False):
             alone = table[~compared & (table["run"] == run) & (table["statistics"] == statistics)]
             detection = rows[compared[rows.index]]
+            first = [*([str(run)] if several else []), label, str(statistics)]
             for position, detector in enumerate(dict.fromkeys(detection["detector"]) or ["-"]):
                 own = detection[detection["detector"] == detector]
                 star = "*" * bool(marked[own.index].any())
@@ -120,20 +104,19 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
                     for column in columns.values()
                 ]
                 n = f"{own['n_ood'].iloc[0]}/{own['n_id'].iloc[0]}" if len(own) else "-"
-                first = [*[str(run)] * several, label, str(statistics)]
                 # Text, not str: a set's name may hold brackets, which Rich would take for markup.
                 shown.add_row(*map(Text, (*(each * (position == 0) for each in first), str(detector), *cells, n)))
         shown.add_section()
-    caption = [*CAPTION[: min(detail + 1, 3)], *["*: the change is not beyond the placebo's"] * bool(marked.any())]
+    caption = [*CAPTION[: detail + 1], *["*: the change is not beyond the placebo's"] * bool(marked.any())]
     shown.caption = Text("; ".join([*caption, *["a wider terminal shows more, table.csv everything"] * (detail < 3)]))
     return shown
 
 
 def _of_row(own: pd.DataFrame, column: Column, detail: int, star: str) -> str:
-    names = ("difference", "difference_low", "difference_high") if column.change else ("value", "low", "high")
+    names = ["difference", "difference_low", "difference_high"] if column.change else ["value", "low", "high"]
     if column.metric not in own.index or pd.isna(own.loc[column.metric, names[0]]):
         return "-"
-    value, low, high = (float(own.loc[column.metric, name]) * column.factor for name in names)
+    value, low, high = 100 * own.loc[column.metric, names]
     sign = "+" if column.change else ""
     text = f"{value:{sign}.1f}" + (f" [{low:{sign}.1f}, {high:{sign}.1f}]" if detail >= column.interval_from else "")
     return text + star * column.change
@@ -141,10 +124,12 @@ def _of_row(own: pd.DataFrame, column: Column, detail: int, star: str) -> str:
 
 def _of_set(alone: pd.DataFrame, column: Column, dataset: str, shifted: str) -> str:
     """A figure of the OOD set, or of the ID images that go with it: its own where both share batch or statistics."""
-    rows = alone[(alone["role"] == column.side) & (alone["detector"] == column.detector)]
-    rows = rows[rows["metric"] == column.metric]
+    of_side = (alone["role"] == column.side) & (alone["detector"] == column.detector)
+    rows = alone[of_side & (alone["metric"] == column.metric)]
     if column.side == "ood":
         rows = rows[rows["dataset"] == dataset]
     else:
         rows = rows[rows["companion"].isin(["", dataset]) & ((rows["dataset"] == shifted) | (shifted == ""))]
-    return f"{rows['value'].iloc[0] * column.factor:.{1 if column.factor == 100 else 2}f}" if len(rows) else "-"
+    if not len(rows):
+        return "-"
+    return f"{rows['value'].iloc[0]:.2f}" if column.detector else f"{100 * rows['value'].iloc[0]:.1f}"

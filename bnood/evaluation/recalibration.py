@@ -7,6 +7,7 @@ then looked at under the running statistics and under the traffic's.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,10 @@ from torch import Tensor
 from bnood.data.image_set import Images, folder_labels
 from bnood.data.splits import halves
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
 from bnood.evaluation.conditions import Estimate
+from bnood.evaluation.intervals import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import auroc
-from bnood.evaluation.options import EvaluationOptions
+from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import energy, msp
 from bnood.networks.network import Network
@@ -33,28 +34,20 @@ UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after a
 class RecalibrationCheck:
     """What recalibrating on the traffic would do.
 
-    Attributes:
-        advice: ``"recalibrate"``, ``"do not: nothing to gain"``, ``"do not: out-of-distribution"`` or
-            ``"cannot tell"``; the rule stands in :func:`advise`.
-        reason: one line.
-        notes: one line for everything else that a reader should know.
-        figures: per set and quantity, under running and under the traffic's statistics; the difference with its
-            bootstrap interval where images are paired; with OOD images, also under statistics of traffic that holds
-            some. Accuracy, flips and AUROC are fractions.
-        layers: per layer, how far the traffic's statistics, and those of half of the ID images (``id_``), are from the
-            running ones (:meth:`~bnood.statistics.BatchNormStatistics.distance`).
-        stability: how far apart the estimates of two disjoint parts of n images are, mean over layers, as a fraction
-            of the traffic's distance from the running statistics. Below 0.5, n images are enough to see the shift.
-        statistics: the traffic's; ``bake(model, check.statistics)`` makes them permanent. None without BatchNorm.
+    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference,
+    with its bootstrap interval where images are paired; accuracy, flips and AUROC are fractions.
+    ``layers``: how far the traffic's statistics, and those of half of the ID images (``id_``), are from running ones.
+    ``stability``: how far apart the estimates of two disjoint parts of n images are, as a fraction of the traffic's
+    distance from the running statistics; below 0.5, n images are enough to see the shift.
     """
 
-    advice: str
-    reason: str
-    notes: list[str]
+    advice: str  # recalibrate, do not: nothing to gain, do not: out-of-distribution or cannot tell; see advise
+    reason: str  # one line
+    notes: list[str]  # one line for everything else that a reader should know
     figures: pd.DataFrame
     layers: pd.DataFrame
     stability: pd.DataFrame
-    statistics: BatchNormStatistics | None
+    statistics: BatchNormStatistics | None  # the traffic's, for ``bake``; None without BatchNorm
 
     def __str__(self) -> str:
         lines = []
@@ -73,11 +66,7 @@ def check_recalibration(
     ood_set: Images | None = None,
     ood_fraction: float = 0.1,
     stability: bool = True,
-    seed: int = 0,
-    resamples: int = 1000,
-    forward_batch: int = 128,
-    estimation_batch: int = 500,
-    workers: int = 0,
+    **settings: Any,
 ) -> RecalibrationCheck:
     """Measure what the traffic's statistics would do to a network, and advise; the network is left as it is.
 
@@ -89,14 +78,14 @@ def check_recalibration(
         ood_set: images that do not belong in the traffic: what if ``ood_fraction`` of it were such images?
         ood_fraction: above 0 and below 1.
         stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
-        seed: of the halves and the bootstrap.
-        resamples, forward_batch, estimation_batch, workers: see :class:`EvaluationOptions`.
+        settings: seed, resamples, forward_batch, estimation_batch and workers, as in :class:`EvaluationOptions`.
 
     Raises:
         UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.
     """
-    sets = (id_set, traffic) if ood_set is None else (id_set, traffic, ood_set)
-    for images in sets:
+    options = options_with(settings)
+    seed = options.seed
+    for images in (id_set, traffic, *([] if ood_set is None else [ood_set])):
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
     if not 0 < ood_fraction < 1:
@@ -104,9 +93,6 @@ def check_recalibration(
     if not has_batchnorm(network.model):
         nothing, reason = pd.DataFrame(), "the network has no BatchNorm layer, so it keeps no statistics"
         return RecalibrationCheck("do not: nothing to gain", reason, [], nothing, nothing, nothing, None)
-    options = EvaluationOptions(
-        seed=seed, forward_batch=forward_batch, estimation_batch=estimation_batch, workers=workers
-    )
 
     def estimate(*parts: Images) -> BatchNormStatistics:
         named = {str(position): images for position, images in enumerate(parts)}
@@ -114,22 +100,21 @@ def check_recalibration(
         return Passes(network, named, options).statistics(wanted)
 
     def logits(images: Images, statistics: BatchNormStatistics) -> Tensor:
-        passes = Passes(network, {}, options)
-        context = partial(use_statistics, network.model, statistics)
+        passes, context = Passes(network, {}, options), partial(use_statistics, network.model, statistics)
         return passes.outputs([images], passes.whole(images), [context])[0].logits
 
     adaptation, scoring = (traffic.subset(half) for half in halves(len(traffic), seed, traffic.name))
     second_half = id_set.subset(halves(len(id_set), seed, id_set.name)[1]).at_most(len(adaptation), seed)
     target = estimate(adaptation)
-    running = read_statistics(network.model)
-    running = BatchNormStatistics({name: running[name] for name in target})  # the layers that run
+    all_running = read_statistics(network.model)
+    running = BatchNormStatistics({name: all_running[name] for name in target})  # of the layers that run
     before, after = ([logits(images, each) for images in (id_set, scoring)] for each in (running, target))
     id_set, note = folder_labels(id_set, classes, before[0].shape[1])
-    figures = _figures([id_set, scoring], before, after, seed, resamples)
+    figures = _figures([id_set, scoring], before, after, options)
     if ood_set is not None:
         mixed = estimate(adaptation, ood_set.at_most(round(len(adaptation) * ood_fraction / (1 - ood_fraction)), seed))
         after = [logits(images, mixed) for images in (id_set, scoring)]
-        with_ood = _figures([id_set, scoring], before, after, seed, resamples)
+        with_ood = _figures([id_set, scoring], before, after, options)
         figures[f"with_{100 * ood_fraction:g}%_ood"] = with_ood["traffic_statistics"]
     of_traffic, of_id = running.distance(target), running.distance(estimate(second_half))
     names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
@@ -158,12 +143,11 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     The numbers were chosen on two ResNet-18s trained on CIFAR-10, with noise, blur and SVHN, from 200 scored images.
     Known mistake there: strong noise with 25 % of OOD images is taken for OOD, although recalibrating would help.
     """
-    by_name = figures[figures["set"] == "traffic"].set_index("quantity")
-    before, after = by_name.loc["auroc_msp", ["running", "traffic_statistics"]]
-    rise = by_name.loc["mean_msp", "difference"]
-    told = (
-        f"AUROC of ID images against traffic {before:.2f}, under the traffic's statistics {after:.2f}; MSP {rise:+.3f}"
-    )
+    of_traffic = figures[figures["set"] == "traffic"].set_index("quantity")
+    before, after = of_traffic.loc["auroc_msp", ["running", "traffic_statistics"]]
+    rise = of_traffic.loc["mean_msp", "difference"]
+    told = f"AUROC of ID images against traffic {before:.2f}, "
+    told += f"under the traffic's statistics {after:.2f}; MSP {rise:+.3f}"
     if before >= UNFAMILIAR and after <= SUITED and rise > 0:
         return "recalibrate", f"the new statistics suit the traffic: {told}"
     if before >= UNFAMILIAR and after >= STILL_UNFAMILIAR:
@@ -173,7 +157,7 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     return "cannot tell", f"the shift is small, or the figures contradict each other: {told}"
 
 
-def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], seed: int, resamples: int) -> pd.DataFrame:
+def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], options: EvaluationOptions) -> pd.DataFrame:
     """Of ID images and traffic, from their logits under the running statistics and under others."""
     rows = []
     for role, images, *pair in zip(("id", "traffic"), sets, before, after, strict=True):
@@ -182,17 +166,14 @@ def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], seed
         means["predictions_flipped"] = [old != old, old != new]
         if images.labels is not None and images.folders is None:
             means["accuracy"] = [old == images.labels, new == images.labels]
-        counts = set_counts(role, len(images), resamples, seed)
+        counts = set_counts(role, len(images), options.resamples, options.seed)
         for quantity, values in means.items():
             found = weighted_means(np.stack(values, axis=1), counts)
             difference = found[:, 1] - found[:, 0]
             rows.append((role, quantity, len(images), *found[0], difference[0], *interval(difference[1:])))
-    for quantity, score, known in (
-        ("auroc_msp", msp, after[0]),
-        ("auroc_energy", energy, after[0]),
-        ("auroc_msp_each_under_its_own", msp, before[0]),
-    ):
-        first, second = auroc(score(before[0]), score(before[1])), auroc(score(known), score(after[1]))
+    own = "auroc_msp_each_under_its_own"
+    for quantity, score, known in (("auroc_msp", msp, after), ("auroc_energy", energy, after), (own, msp, before)):
+        first, second = auroc(score(before[0]), score(before[1])), auroc(score(known[0]), score(after[1]))
         rows.append(("traffic", quantity, len(sets[1]), first, second, second - first, np.nan, np.nan))
     names = ["set", "quantity", "n", "running", "traffic_statistics", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=names)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bnood.data.corruptions import is_made_here
-from bnood.data.image_set import Images, ImageSet
+from bnood.data.image_set import Images
+from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.sources import has_test_images, training_split
 from bnood.data.sources import images as load
 from bnood.errors import UserError
@@ -30,7 +31,7 @@ ASKED = "asked"  # the key of evaluation.json that holds the options
 
 
 class RunImages(NamedTuple):
-    """The images that a run is evaluated on; see :func:`bnood.evaluation.evaluate.evaluate`."""
+    """The images that a run is evaluated on, as :func:`bnood.evaluation.evaluate.evaluate` takes them."""
 
     id_set: Images
     train_set: Images
@@ -43,52 +44,43 @@ def evaluate_run(
     run: Run,
     sets: SetOptions,
     options: EvaluationOptions,
-    *,
     wandb: "TrackingOptions",
     command: str,
-    progress: Callable[[str], object] | None = None,
-    say: Callable[[str], object] | None = None,
+    progress: Callable[[str], object],
+    say: Callable[[str], object],
     folder: Path | None = None,
 ) -> Path:
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
-    Args:
-        run: the trained run.
-        sets, options, wandb: which images are scored, how, and what is logged to Weights & Biases.
-        command: what to type to get this evaluation again, for the report.
-        progress: is called with the name of each step that begins.
-        say: is called with lines that the user should read, such as how to upload an offline W&B run.
-
-    Raises:
-        UserError: for bad input; what lay in the folder before is still there then.
+    The ``command`` that gives this evaluation again is for the report; ``progress`` is called with the name of each
+    step, ``say`` with lines that the user should read, such as how to upload an offline W&B run.
+    Raises ``UserError`` for bad input; what lay in the folder before is still there then.
     """
     from bnood import tracking
 
     question, data = asked(run.folder, sets, options), run.config["data"]
-    check_id_split(data, sets, run.name)
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tags = [f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"]
+    config = {"run": run.name, **question, "training": run.config}
+    folder = folder or run.folder / FOLDER
     tracked = tracking.start_run(
-        wandb, name=f"{run.name}-ood", job_type="evaluation",
-        tags=[f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"],
-        config={"run": run.name, **question, "training": run.config},
-        folder=run.folder if folder is None else folder.parent,
-    )  # fmt: skip
+        wandb, name=f"{run.name}-ood", job_type="evaluation", tags=tags, config=config, folder=folder.parent
+    )
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
         augment = training_augmentation(data.get("augmentation", "crop_flip"))
         found = evaluate(run.network, **images._asdict(), options=options, augment=augment, progress=progress)
         found.record |= {ASKED: question, "summary": run.summary}
-        if progress is not None:
-            progress("figures and report")
+        progress("figures and report")
         title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
-        written = found.write(folder or run.folder / FOLDER, title=title, commands=commands, config=run.config)
-        tracking.log_evaluation(tracked, written, found.table)
+        found.write(folder, title=title, commands=commands, config=run.config)
+        tracking.log_evaluation(tracked, folder, found.table)
     finally:
-        if (sync := tracking.finish(tracked)) and say is not None:
+        if sync := tracking.finish(tracked):
             say(sync)
-    return written
+    return folder
 
 
 def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[str, Any]:
@@ -105,11 +97,10 @@ def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[st
 
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:
     """Refuse to score images as test images that a network, named ``trained``, was trained on by this section data."""
-    if sets.id_split == "test" and not has_test_images(data["in_distribution"], sets.placed(data)["root"]):
-        raise UserError(
-            f"{data['in_distribution']} has no test images of its own, {trained} was trained on them: "
-            "score its held-out images, with id_split val"
-        )
+    name = data["in_distribution"]
+    if sets.id_split == "test" and not has_test_images(name, sets.placed(data)["root"]):
+        held_out = "score its held-out images, with id_split val"
+        raise UserError(f"{name} has no test images of its own, {trained} was trained on them: {held_out}")
 
 
 def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> RunImages:
@@ -120,6 +111,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
+    check_id_split(data, sets, run.name)
 
     def named(name: str, split: str = "test") -> Images:
         size = data.get("image_size", 32)
@@ -135,13 +127,6 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
         held_out = held_out.subset(chosen)
     else:
         id_set = named(data["in_distribution"])
-    if len(id_set) < 2:
-        raise UserError(f"{id_set.name}: {len(id_set)} image(s) cannot be scored; at least 2 are needed")
-    if sets.id_split == "test" and isinstance(id_set, ImageSet) and _share_contained(id_set, train) > 0.5:
-        raise UserError(
-            f"{id_set.name}: its test images are the training images (a file or folder has no splits); "
-            "score those that were held out of training: id_split val"
-        )
     names = sets.ood if sets.ood is not None else data["ood"]
     ood = by_name(named(name).at_most(sets.ood_count, seed) for name in names)
     shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
@@ -149,15 +134,13 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)
 
 
-def training_augmentation(kind: str) -> Augment | None:
+def training_augmentation(kind: str) -> Augment:
     """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
-    from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
-
-    if kind == "none":
-        return lambda images, generator: images
     padding = PADDING if kind == "crop_flip" else 0
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        if kind == "none":
+            return images
         draws = draw_crops(len(images), generator, padding)
         return crop_and_flip(padded(images, padding), torch.arange(len(images)), draws, padding)
 
@@ -169,10 +152,3 @@ def training_command(run: Run) -> str:
     if stopped := run.summary.get("stopped"):
         return f"# {run.name}: stopped after epoch {stopped['epoch'] + 1} of {stopped['run']} by scripts/study.py"
     return f"python scripts/train.py --config {run.folder / 'config.yaml'} --name {run.name}-again"
-
-
-def _share_contained(images: ImageSet, others: ImageSet) -> float:
-    """Share of the images (of 1,000 at most) that are among the others, pixel by pixel."""
-    known = {hash(image.tobytes()) for image in others.images}
-    some = images.images[:: -(-len(images) // 1000)]
-    return float(np.mean([hash(image.tobytes()) in known for image in some]))

@@ -44,11 +44,7 @@ def energy(logits: Logits, temperature: float = 1.0) -> Logits:
 
 
 def max_logit(logits: Logits) -> Logits:
-    """Largest logit of each image (Hendrycks et al. 2022): ``[N, K]`` logits -> ``[N]`` float64.
-
-    >>> max_logit(np.array([[1.0, 3.0], [-2.0, -1.0]])).tolist()
-    [3.0, -1.0]
-    """
+    """Largest logit of each image (Hendrycks et al. 2022): ``[N, K]`` logits -> ``[N]`` float64."""
     return _like(logits, checked_logits(logits).amax(dim=1))
 
 
@@ -58,8 +54,7 @@ SCORES: dict[str, Callable[[Any], Any]] = {"msp": msp, "energy": energy, "max_lo
 def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
     """The logits as a float64 tensor ``[N, K]`` (N may be 0), on the device they are on.
 
-    Raises ``UserError`` for anything but a two-dimensional tensor or array of real numbers with at least two classes,
-    and for NaN or infinite logits; the message counts the images concerned and names the first.
+    Raises ``UserError`` for anything but a tensor or array of real, finite numbers with at least two classes.
     """
     if not isinstance(logits, Tensor | np.ndarray):
         raise UserError(f"logits have to be a tensor or an array of shape [N, K], not {type(logits).__name__}")
@@ -71,10 +66,8 @@ def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
     checked = torch.from_numpy(logits.astype(np.float64)) if isinstance(logits, np.ndarray) else logits.double()
     broken = ~checked.isfinite().all(dim=1)
     if broken.any():
-        raise UserError(
-            f"logits are NaN or infinite for {int(broken.sum())} of {len(checked)} images (first: image"
-            f" {int(broken.nonzero()[0])}); they have to be finite: has the training diverged?"
-        )
+        which = f"{int(broken.sum())} of {len(checked)} images (first: image {int(broken.nonzero()[0])})"
+        raise UserError(f"logits are NaN or infinite for {which}; they have to be finite: has the training diverged?")
     return checked
 
 

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from bnood.data.image_set import Images
-from bnood.evaluation.activations import ClassMix, UnitReference, share_above, unit_figures, unit_table
-from bnood.evaluation.bootstrap import interval, set_counts, weighted_means
+from bnood.evaluation.activations import ClassMix, UnitReference, share_above
+from bnood.evaluation.intervals import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
 from bnood.networks.outputs import Head, Outputs
@@ -62,10 +62,9 @@ class Scored:
 
 
 class Tables:
-    """Collects what was scored; ``scores``, ``units`` and ``results`` are the tables of it.
+    """Collects what was scored of ``sets``; ``scores``, ``units`` and ``results`` are the tables of it.
 
-    ``sets`` is everything that is scored, ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are
-    grouped by the network's ``head`` for the class-mix control.
+    ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are grouped by the network's ``head``.
     """
 
     def __init__(
@@ -114,8 +113,8 @@ class Tables:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The table of metrics, and the same rows with their replicates.
 
-        ``names`` holds the columns run, network, norm and seed, ``fitted_under`` the detectors whose detection is
-        measured and under what each was fitted, ``order`` the statistics in the order of the rows.
+        ``names`` holds the columns run, network, norm and seed; ``fitted_under`` is for every detector that is
+        measured; ``order`` is that of the statistics.
         """
         rows: list[dict[str, Any]] = []
 
@@ -127,11 +126,10 @@ class Tables:
 
         for where, shuffles in self._alone.items():
             n = len(shuffles[0].index)
-            for detector, metric in shuffles[0].figures:
-                found = [each.figures.get((detector, metric)) for each in shuffles]
-                if all(each is not None for each in found):  # the class-mix control can lack in a shuffle
-                    resampled = np.mean(found, axis=0)  # type: ignore[arg-type]
-                    add(where, detector, metric, resampled, *((n, 0) if where.role == "id" else (0, n)))
+            for name in shuffles[0].figures:
+                found = [each.figures[name] for each in shuffles if name in each.figures]
+                if len(found) == len(shuffles):  # the class-mix control can lack in a shuffle
+                    add(where, *name, np.mean(found, axis=0), *((n, 0) if where.role == "id" else (0, n)))
         for (where, detector, metric), resamples in self._detection(list(fitted_under)).items():
             known, other = self._compared[where][0]
             add(where, detector, metric, np.mean(resamples, axis=0), len(known.index), len(other.index))
@@ -164,29 +162,27 @@ class Tables:
             right = scored.prediction == label
             columns |= {("", "accuracy"): right, ("", "nll"): cross_entropies(outputs.logits, label)}
             gaps = [calibration_gaps(msp, right)]
-        is_reference = self._reference is None and role == "id" and features.shape[1] > 1
         p99 = None if self._reference is None else self._reference.p99
-        if is_reference:
+        if is_reference := self._reference is None and role == "id" and features.shape[1] > 1:
             p99 = np.percentile(features, 99, axis=0).astype(np.float64)
         of_units = [] if p99 is None else [features, share_above(features, p99)]
         means = weighted_means(np.column_stack([*of_units, *columns.values(), *gaps]), counts)
         width = 0 if p99 is None else features.shape[1]
         unit_means, shares, rest = np.split(means, [width, width + (p99 is not None)], axis=1)
-        if is_reference:
-            assert p99 is not None
-            self._reference = UnitReference.of_means(p99, unit_means)
+        if is_reference and p99 is not None:
+            self._reference = UnitReference(p99, unit_means)
             classes = outputs.logits.shape[1]
-            self._class_mix = ClassMix.of(features, scored.prediction, classes, counts, self._head)
+            self._class_mix = ClassMix(features, scored.prediction, classes, counts, self._head)
         # Copies, because a view would keep the means of all units in memory.
         scored.figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
         if labelled:
             scored.figures["", "ece"] = np.abs(rest[:, len(columns) :]).sum(axis=1)
         if self._reference is not None:
-            of_means = unit_figures(unit_means, shares[:, 0].copy(), self._reference)
+            of_means = self._reference.figures(unit_means, shares[:, 0].copy())
             if role == "ood":
                 of_means |= self._class_mix.control(scored.prediction, counts)
             scored.figures |= {("units", name): values for name, values in of_means.items()}
-            scored.units = unit_table(features, self._reference)
+            scored.units = self._reference.per_unit(features)
 
     def counts_of(self, scored: Scored) -> np.ndarray:
         """Resample counts ``[1 + R, n]`` of the images that were scored."""
@@ -208,17 +204,11 @@ class Tables:
 
         def measured(group: list[tuple[Where, Scored, Scored]]) -> list[tuple[tuple[Where, str, str], np.ndarray]]:
             known, found = group[0][1], []
-            id_counts, counts = self.counts_of(known), [self.counts_of(other) for _, _, other in group]
+            id_counts, others = self.counts_of(known), [(where, each, self.counts_of(each)) for where, _, each in group]
             for detector in detectors:
-                if detector not in known.scores:
-                    continue
-                usable = [
-                    (where, other.scores[detector], of_other)
-                    for (where, _, other), of_other in zip(group, counts, strict=True)
-                    if detector in other.scores
-                ]
-                sets = [(scores, of_other) for _, scores, of_other in usable]
-                metrics = detection_metrics_of_sets(known.scores[detector], id_counts, sets)
+                usable = [other for other in others if detector in known.scores and detector in other[1].scores]
+                sets = [(other.scores[detector], counts) for _, other, counts in usable]
+                metrics = detection_metrics_of_sets(known.scores[detector], id_counts, sets) if sets else []
                 for (where, _, _), of_set in zip(usable, metrics, strict=True):
                     found += [((where, detector, metric), resampled) for metric, resampled in of_set.items()]
             return found

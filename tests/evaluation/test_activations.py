@@ -5,16 +5,8 @@ import pytest
 import torch
 
 from bnood.errors import UserError
-from bnood.evaluation.activations import (
-    ClassMix,
-    UnitReference,
-    grouped_classes,
-    layer_distances,
-    share_above,
-    unit_figures,
-    unit_table,
-)
-from bnood.evaluation.bootstrap import resample_counts, weighted_means
+from bnood.evaluation.activations import ClassMix, UnitReference, grouped_classes, layer_distances, share_above
+from bnood.evaluation.intervals import resample_counts, weighted_means
 from bnood.networks.outputs import Head
 from bnood.statistics import BatchNormStatistics, LayerStatistics
 
@@ -26,44 +18,32 @@ OTHER_COUNTS = np.concatenate([np.ones((1, 50), np.uint8), resample_counts(50, 2
 
 
 def reference_of(features: np.ndarray) -> UnitReference:
-    return UnitReference.of_means(np.percentile(features, 99, axis=0), weighted_means(features, COUNTS))
-
-
-def figures_of(features: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    reference = reference_of(REFERENCE)
-    shares = weighted_means(share_above(features, reference.p99)[:, None], counts)[:, 0]
-    return unit_figures(weighted_means(features, counts), shares, reference)
+    return UnitReference(np.percentile(features, 99, axis=0), weighted_means(features, COUNTS))
 
 
 def test_figures_equal_numpy_on_the_resampled_images() -> None:
-    figures = figures_of(OTHER, OTHER_COUNTS)
+    reference = reference_of(REFERENCE)
+    shares = weighted_means(share_above(OTHER, reference.p99)[:, None], OTHER_COUNTS)[:, 0]
+    figures = reference.figures(weighted_means(OTHER, OTHER_COUNTS), shares)
     p99 = np.percentile(REFERENCE, 99, axis=0)
     for row in range(21):
-        ours = np.repeat(OTHER.astype(np.float64), OTHER_COUNTS[row], axis=0)
-        reference = np.repeat(REFERENCE.astype(np.float64), COUNTS[row], axis=0)
-        spread = ours.mean(axis=0).std(ddof=1) / reference.mean(axis=0).std(ddof=1)
-        assert figures["unit_mean_spread_ratio"][row] == pytest.approx(spread)
-        largest = ours.mean(axis=0).max() / reference.mean(axis=0).max()
-        assert figures["unit_mean_max_ratio"][row] == pytest.approx(largest)
+        ours, of_id = (
+            np.repeat(x.astype(float), c[row], axis=0) for x, c in ((OTHER, OTHER_COUNTS), (REFERENCE, COUNTS))
+        )
+        means, of_id = ours.mean(axis=0), of_id.mean(axis=0)
+        assert figures["unit_mean_spread_ratio"][row] == pytest.approx(means.std(ddof=1) / of_id.std(ddof=1))
+        assert figures["unit_mean_max_ratio"][row] == pytest.approx(means.max() / of_id.max())
         assert figures["share_above_id_p99"][row] == pytest.approx((ours > p99).mean())
 
 
-def test_the_table_per_unit_equals_numpy() -> None:
-    table = unit_table(OTHER, reference_of(REFERENCE))
-    values = OTHER.astype(np.float64)
+def test_the_table_per_unit_equals_numpy_and_a_single_image_has_no_spread() -> None:
+    table, values = reference_of(REFERENCE).per_unit(OTHER), OTHER.astype(np.float64)
     assert table["unit"].tolist() == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_allclose(table["mean"], values.mean(axis=0))
-    np.testing.assert_allclose(table["std"], values.std(axis=0, ddof=1))
-    np.testing.assert_allclose(table["max"], values.max(axis=0))
-    for unit in range(6):
-        above = np.mean(values[:, unit] > np.percentile(REFERENCE[:, unit], 99))
-        assert table["share_above_id_p99"][unit] == pytest.approx(above)
-
-
-def test_a_single_image_has_no_spread() -> None:
-    table = unit_table(OTHER[:1], reference_of(REFERENCE))
-    assert table["std"].tolist() == [0.0] * 6
-    assert table["mean"].tolist() == OTHER[0].astype(np.float64).tolist()
+    above = (values > np.percentile(REFERENCE, 99, axis=0)).mean(axis=0)
+    expected = {"mean": values.mean(axis=0), "std": values.std(axis=0, ddof=1), "max": values.max(axis=0)}
+    for name, column in (expected | {"share_above_id_p99": above}).items():
+        np.testing.assert_allclose(table[name], column)
+    assert reference_of(REFERENCE).per_unit(OTHER[:1])["std"].tolist() == [0.0] * 6
 
 
 def test_dead_units_are_named_and_not_divided_by() -> None:
@@ -75,7 +55,7 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
     predicted = RNG.integers(0, 4, 200)
     predicted[predicted == 3] = 1  # nothing was sorted into class 3
     seen = np.array([0] * 30 + [2] * 15 + [3] * 5)
-    found = ClassMix.of(REFERENCE, predicted, 4, COUNTS).control(seen, OTHER_COUNTS)
+    found = ClassMix(REFERENCE, predicted, 4, COUNTS).control(seen, OTHER_COUNTS)
     ratios = found["class_mix_max_ratio"]
     for row in range(21):
         images = np.repeat(np.arange(200), COUNTS[row])
@@ -92,7 +72,7 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
 
 
 def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
-    mix = ClassMix.of(REFERENCE, np.zeros(200, int), 3, COUNTS)
+    mix = ClassMix(REFERENCE, np.zeros(200, int), 3, COUNTS)
     found = mix.control(np.full(50, 2), OTHER_COUNTS)
     assert np.array_equal(found["class_mix_max_ratio"], np.ones(21))
 
@@ -104,9 +84,9 @@ def test_classes_are_grouped_where_too_few_images_carry_the_mix() -> None:
     weight[6:] = weight[0] * np.linspace(1, 2, 19)[:, None]  # one direction: one group of 20 classes, 160 images
     head = Head(torch.from_numpy(weight), torch.zeros(25))
     assert np.unique(grouped_classes(weight, 20)[[0, *range(6, 25)]]).size == 1
-    without = ClassMix.of(REFERENCE, predicted, 25, COUNTS).control(np.full(50, 7), OTHER_COUNTS)
+    without = ClassMix(REFERENCE, predicted, 25, COUNTS).control(np.full(50, 7), OTHER_COUNTS)
     assert list(without) == ["class_mix_effective_n"] and without["class_mix_effective_n"][0] == pytest.approx(8)
-    found = ClassMix.of(REFERENCE, predicted, 25, COUNTS, head).control(np.full(50, 7), OTHER_COUNTS)
+    found = ClassMix(REFERENCE, predicted, 25, COUNTS, head).control(np.full(50, 7), OTHER_COUNTS)
     assert found["class_mix_effective_n"][0] == pytest.approx(160)
     own = REFERENCE[(predicted == 0) | (predicted > 5)].astype(np.float64).mean(axis=0)
     assert found["class_mix_max_ratio"][0] == pytest.approx(own.max() / REFERENCE.mean(axis=0).max(), rel=1e-5)

@@ -1,20 +1,20 @@
 """Every registered detector under every kind of statistics: whoever adds one of either gets these tests for free."""
 
-import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_evaluation import CLASSES, small_network, small_set
-from torch import nn
+from small_evaluation import CLASSES, identities, left_as_it_was, outputs, small_network, small_set
 
+from bnood.data.splits import halves
 from bnood.errors import UserError
-from bnood.evaluation.conditions import KINDS
+from bnood.evaluation.conditions import KINDS, parse_statistics
 from bnood.evaluation.detectors import DETECTORS
 from bnood.evaluation.evaluate import Evaluation, evaluate
 from bnood.evaluation.metrics import auroc
+from bnood.evaluation.options import DEFAULT_DETECTORS
 from bnood.evaluation.scores import SCORES
 from bnood.networks.network import Network
 
@@ -35,50 +35,29 @@ def labelled(name: str, n: int, seed: int) -> Any:
 
 def network() -> Network:
     """A small network whose head tells the classes apart: its rows are the centred means of the classes' features."""
-    made = small_network(architecture="wide_resnet", depth=10, width=1)
-    images = labelled("train", TRAINED_ON, 100)
-    found: list[torch.Tensor] = []
-    head = made.model.network.head
-    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    made, images = small_network(plain=True), labelled("train", TRAINED_ON, 100)
+    head, features = made.model.network.head, outputs(made.model, images.images)[1]
+    means = torch.stack([features[torch.from_numpy(images.labels) == k].mean(0) for k in range(CLASSES)])
+    centre = features.mean(0)
     with torch.no_grad():
-        made.model(torch.from_numpy(images.images))
-        handle.remove()
-        features = found[0]
-        means = torch.stack([features[torch.from_numpy(images.labels) == k].mean(0) for k in range(CLASSES)])
-        centre = features.mean(0)
         head.weight.copy_(10 * (means - centre) / features.std(0).mean())
         head.bias.copy_(-(head.weight @ ((means + centre) / 2).T).diagonal())
     return made
 
 
-def evaluated(made: Network, held_out: str = "held-out", **changes: Any) -> Evaluation:
-    options: dict[str, Any] = {
-        "statistics": KINDS_OF_STATISTICS,
-        "detectors": tuple(DETECTORS),
-        "shuffles": 1,
-        "resamples": 2,
-        "calibration_images": 50,
-        "forward_batch": 25,
-    }
-    return evaluate(
-        made,
-        labelled("known", 60, 1),
-        train_set=labelled("train", TRAINED_ON, 100),
-        held_out=labelled(held_out, 50, 50),
-        ood_sets={"far": small_set("far", 64, 7, 230, 60)},
-        **{**options, **changes},
-    )
+def evaluated(made: Network, **changes: Any) -> Evaluation:
+    sets = {"train_set": labelled("train", TRAINED_ON, 100), "held_out": labelled("held-out", 50, 50)}
+    options = {"statistics": KINDS_OF_STATISTICS, "detectors": tuple(DETECTORS), "shuffles": 1, "resamples": 2}
+    options |= {"calibration_images": 50, "forward_batch": 25, "ood_sets": {"far": small_set("far", 64, 7, 230, 60)}}
+    return evaluate(made, labelled("known", 60, 1), **{**sets, **options, **changes})
 
 
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
-    pytest.importorskip("pytorch_ood")
     return evaluated(network())
 
 
 def test_every_kind_of_statistics_is_among_those_tested() -> None:
-    from bnood.evaluation.conditions import parse_statistics
-
     assert {type(condition) for condition in parse_statistics(KINDS_OF_STATISTICS)} == set(KINDS)
 
 
@@ -91,9 +70,7 @@ def test_there_is_one_finite_score_per_image_or_a_note(found: Evaluation, detect
     noted = any(note.startswith(f"detector {detector}: not applicable") for note in found.notes)
     assert detector in rows or noted
     if detector in rows:
-        assert rows[detector].dtype == np.float64
-        assert rows[detector].notna().all() or noted
-        assert not np.isnan(rows[detector].dropna()).any()
+        assert rows[detector].dtype == np.float64 and (rows[detector].notna().all() or noted)
 
 
 @pytest.mark.parametrize("statistics", LOGITS_ONLY)
@@ -146,15 +123,8 @@ def test_under_fixed_statistics_scores_do_not_depend_on_the_cut_into_batches(fou
 
 def test_nothing_is_left_changed_in_the_model() -> None:
     made = network()
-    made.model.train()
-    made.model.network.blocks[0].eval()
-    flags = [module.training for module in made.model.modules()]
-    state = copy.deepcopy(made.model.state_dict())
-    evaluated(made)
-    assert [module.training for module in made.model.modules()] == flags
-    assert all(torch.equal(values, state[key]) for key, values in made.model.state_dict().items())
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.model.modules())
-    assert all(module.track_running_stats for module in made.model.modules() if isinstance(module, nn.BatchNorm2d))
+    with left_as_it_was(made.model):
+        evaluated(made)
 
 
 def test_fitted_under_running_is_fitted_once_and_the_table_says_so(found: Evaluation) -> None:
@@ -170,73 +140,35 @@ def test_fitted_under_running_is_fitted_once_and_the_table_says_so(found: Evalua
 
 
 def test_mixed_batches_are_filled_up_with_the_adaptation_split_while_detectors_are_fitted() -> None:
-    """Scored OOD images take no part: with others in their place, ID scores of a fitted detector stay as they are."""
-    options = {"statistics": ("batch:16@0.5",), "detectors": ("knn",), "resamples": 2, "shuffles": 1}
-    made, sets = network(), {"train_set": labelled("train", TRAINED_ON, 100)}
+    """Scored OOD images take no part."""
+    made, far = network(), small_set("far", 64, 7)
     passed: list[set[bytes]] = []
-    hook = made.model.register_forward_pre_hook(
-        lambda module, inputs: passed.append({image.numpy().tobytes() for image in inputs[0]})
-    )
-    evaluate(made, labelled("known", 60, 1), ood_sets={"far": small_set("far", 64, 7)}, **sets, **options)
+    hook = made.model.register_forward_pre_hook(lambda _, inputs: passed.append(identities(inputs[0].numpy())))
+    evaluated(made, statistics=("batch:16@0.5",), detectors=("knn",), ood_sets={"far": far}, held_out_images=0)
     hook.remove()
-    training = {image.tobytes() for image in sets["train_set"].images}
-    from bnood.data.splits import halves
-
-    far = small_set("far", 64, 7).images
-    adaptation, scored = ({image.tobytes() for image in far[part]} for part in halves(64, 0, "far"))
+    training = identities(labelled("train", TRAINED_ON, 100).images)
+    adaptation, scored = (identities(far.images[part]) for part in halves(64, 0, "far"))
     fitting = [batch for batch in passed if batch & training and batch & adaptation]
     assert len(fitting) == TRAINED_ON // 8
     assert all(len(batch & training) == 8 and len(batch & adaptation) == 8 for batch in fitting)
     assert not any(batch & training and batch & scored for batch in passed)
 
 
-@pytest.mark.parametrize(
-    ("detectors", "changes", "words"),
-    [
-        (("knn",), {"train_set": None}, "detector 'knn' is fitted on training images, and none were given"),
-        (("temperature",), {"held_out": None}, "'temperature' is fitted on labelled ID images held out of training"),
-        (("mahalanobis",), {"unlabelled": True}, "detector 'mahalanobis' needs labels, and train has none"),
-        (("knm",), {}, "unknown detector 'knm'; did you mean"),
-    ],
-)
-def test_a_detector_that_lacks_what_it_needs_is_refused(
-    detectors: tuple[str, ...], changes: dict[str, Any], words: str
-) -> None:
-    pytest.importorskip("pytorch_ood")
-    train = labelled("train", 50, 100)
-    if changes.pop("unlabelled", False):
-        train = type(train)("train", train.images)
-    given = {"train_set": train, "held_out": labelled("held-out", 50, 50), **changes}
-    with pytest.raises(UserError) as raised:
-        evaluate(
-            network(), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)}, detectors=detectors,
-            statistics=("running",), resamples=2, **given,
-        )  # fmt: skip
-    assert words in str(raised.value)
-
-
-def test_default_detectors_that_lack_what_they_need_are_left_out_with_a_note() -> None:
-    found = evaluate(
-        network(), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)},
-        statistics=("running",), resamples=2,
-    )  # fmt: skip
+def test_detectors_that_lack_what_they_need_are_refused_or_by_default_left_out_with_a_note() -> None:
+    lacking: dict[str, Any] = {"train_set": None, "held_out": None, "statistics": ("running",)}
+    for detector, words in (("knn", "training images, and none"), ("temperature", "labelled ID images held out")):
+        with pytest.raises(UserError, match=f"detector '{detector}' is fitted on {words}"):
+            evaluated(network(), detectors=(detector,), **lacking)
+    found = evaluated(network(), detectors=DEFAULT_DETECTORS, **lacking)
     assert [note.split(":")[0] for note in found.notes] == ["detector react", "detector temperature"]
     assert set(found.table.loc[found.table["metric"] == "auroc", "detector"]) == {"msp", "energy", "max_logit"}
-
-
-def test_detectors_of_batchnorm_are_not_applicable_without_it() -> None:
-    found = evaluate(
-        small_network("gn"), labelled("known", 60, 1), ood_sets={"far": small_set("far", 20, 7)},
-        statistics=("running",), detectors=("bats", "nmd", "energy"), resamples=2,
-    )  # fmt: skip
-    assert found.notes == [
-        f"detector {name}: not applicable: the network has no BatchNorm layer" for name in ("bats", "nmd")
-    ]
+    found = evaluated(small_network("gn"), statistics=("running",), detectors=("bats", "nmd", "energy"))
+    missing = "not applicable: the network has no BatchNorm layer"
+    assert found.notes == [f"detector {name}: {missing}" for name in ("bats", "nmd")]
 
 
 def test_held_out_images_may_be_named_as_the_training_images() -> None:
     asked: dict[str, Any] = {"statistics": ("running",), "detectors": ("react", "temperature", "she")}
-    pytest.importorskip("pytorch_ood")
     other = evaluated(network(), **asked)
-    same = evaluated(network(), held_out="train", **asked)
+    same = evaluated(network(), held_out=labelled("train", 50, 50), **asked)
     pd.testing.assert_frame_equal(same.table, other.table)

@@ -1,7 +1,6 @@
 """Layer forms, paths, priors and the placebo against copies of the network that are changed layer by layer."""
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,13 +9,7 @@ from plain_interventions import batchnorm_names, matched_copy, with_statistics
 from small_evaluation import outputs, small_network
 from test_passes import CLOSE, batches_of, calibration, run
 from test_tables import DETECTION, by_sklearn, make
-from torch import Tensor, nn
-
-
-def mixed(form: str) -> Callable[[Tensor, Tensor, str], Tensor]:
-    """Target means alone, or variances alone."""
-    taken = {"mean": "mean", "variance": "var"}[form]
-    return lambda running, found, what: found if what == taken else running
+from torch import nn
 
 
 @pytest.mark.parametrize(
@@ -28,18 +21,18 @@ def mixed(form: str) -> Callable[[Tensor, Tensor, str], Tensor]:
     ],
 )
 def test_layer_forms_are_those_of_a_network_that_is_changed_layer_by_layer(form: str, layers: slice) -> None:
-    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    network = small_network(plain=True)
     found = run(network, statistics=(f"recalibrated:target/{form}",))
     names = batchnorm_names(network.model)
     assert len(names) == 7
-    mix = {"mix": mixed(form)} if form in ("mean", "variance") else {}
+    taken = {"mean": ("mean",), "variance": ("var",)}.get(form, ("mean", "var"))
     for cell in found.of(f"recalibrated:target/{form}"):
         split = f"target:{cell.where.dataset}" if cell.where.role == "ood" else "id"
         pixels = calibration(found, split, cell.where.n_calibration)
-        changed = matched_copy(network.model, pixels, names[layers], **mix)
-        logits, features = outputs(changed, found.pixels(cell))
-        torch.testing.assert_close(cell.logits, logits, **CLOSE)
-        torch.testing.assert_close(cell.features, features, **CLOSE)
+        changed = matched_copy(
+            network.model, pixels, names[layers], lambda old, new, what: new if what in taken else old
+        )
+        torch.testing.assert_close((cell.logits, cell.features), outputs(changed, found.pixels(cell)), **CLOSE)
         assert cell.where.estimator == "one_batch"
 
 
@@ -67,9 +60,7 @@ def test_a_prior_mixes_running_and_batch_statistics() -> None:
     cell = next(cell for cell in found.of("prior:48/batch:16") if cell.where.dataset == "far")
     names = batchnorm_names(found.network.model)
     for position, pixels in enumerate(batches_of(found.pixels(cell), 16)):
-        by_hand = matched_copy(
-            found.network.model, pixels, names, lambda running, own, what: 0.75 * running + 0.25 * own
-        )
+        by_hand = matched_copy(found.network.model, pixels, names, lambda running, own, _: 0.75 * running + 0.25 * own)
         rows = slice(16 * position, 16 * position + 16)
         torch.testing.assert_close(cell.logits[rows], outputs(by_hand, pixels)[0], **CLOSE)
 
@@ -94,10 +85,8 @@ def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics(
         model = with_statistics(made.network.model, made.statistics(((f"{prefix}{adapted}", 21),)))
         for part in ("B1", "B2"):
             energies[part, adapted] = outputs(model, parts[part].images)[0].double().logsumexp(dim=1).numpy()
-    values = [
-        by_sklearn("auroc", energies["B1", "A0"], energies["B2", "A1"]),
-        by_sklearn("auroc", energies["B2", "A0"], energies["B1", "A1"]),
-    ]
-    row = rows[(rows["statistics"] == "recalibrated:target") & (rows["metric"] == "auroc")]
-    row = row[(row["detector"] == "energy") & (row["dataset"] == "far")]
+    swapped = (("B1", "B2"), ("B2", "B1"))
+    values = [by_sklearn("auroc", energies[one, "A0"], energies[other, "A1"]) for one, other in swapped]
+    row = rows.query("statistics == 'recalibrated:target' and metric == 'auroc'")
+    row = row.query("detector == 'energy' and dataset == 'far'")
     assert row["value"].item() == pytest.approx(np.mean(values), abs=0.011)  # one pair of equal energies less or more

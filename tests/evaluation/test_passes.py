@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 import torch
 from plain_interventions import measured_by_torch, with_statistics
-from small_evaluation import Recorded, identities, outputs, recorded, small_network, small_set, small_sets
-from torch import Tensor, nn
+from small_evaluation import (
+    Recorded,
+    identities,
+    left_as_it_was,
+    outputs,
+    recorded,
+    small_network,
+    small_set,
+    small_sets,
+)
+from torch import Tensor
 
 from bnood.data.image_set import ImageSet, StreamedSet
 from bnood.errors import UserError
@@ -20,15 +29,11 @@ from bnood.statistics import estimate_statistics
 
 NAMES = ("running", "batch:16", "batch:16@0.25", "recalibrated")
 OPTIONS: dict[str, Any] = {
-    "statistics": NAMES,
-    "detectors": ("energy",),
-    "shuffles": 2,
-    "resamples": 5,
-    "calibration_images": 64,
-    "forward_batch": 24,
-    "estimation_batch": 32,
+    **{"statistics": NAMES, "detectors": ("energy",), "shuffles": 2, "resamples": 5},
+    **{"calibration_images": 64, "forward_batch": 24, "estimation_batch": 32},
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+SETS = ("known", "far", "near")
 
 
 def run(network: Any = None, sets: Any = None, **changes: Any) -> Recorded:
@@ -47,16 +52,10 @@ def batches_of(values: Any, size: int) -> Iterator[Any]:
 
 def test_running_is_the_network_in_evaluation_mode(ran: Recorded) -> None:
     cells = ran.of("running")
-    assert [(cell.where.dataset, cell.where.role) for cell in cells] == [
-        ("known", "id"),
-        ("far", "ood"),
-        ("near", "ood"),
-    ]
+    assert [(cell.where.dataset, cell.where.role) for cell in cells] == [*zip(SETS, ("id", "ood", "ood"), strict=True)]
     for cell in cells:
         assert np.array_equal(cell.index, np.arange(len(ran.scored[cell.where.dataset])))
-        logits, features = outputs(ran.network.model, ran.pixels(cell))
-        torch.testing.assert_close(cell.logits, logits, **CLOSE)
-        torch.testing.assert_close(cell.features, features, **CLOSE)
+        torch.testing.assert_close((cell.logits, cell.features), outputs(ran.network.model, ran.pixels(cell)), **CLOSE)
         assert cell.features.min() >= 0 and cell.features.shape == (len(cell.index), 32)
 
 
@@ -78,29 +77,21 @@ def test_pure_batches_are_the_network_in_training_mode_on_full_batches(ran: Reco
 def test_mixed_batches_hold_the_ood_fraction_and_use_no_image_twice(ran: Recorded) -> None:
     training = copy.deepcopy(ran.network.model).train()
     cells = ran.of("batch:16@0.25")
-    found = [
-        (cell.where.role, cell.where.companion, cell.where.dataset, cell.shuffle, len(cell.index)) for cell in cells
-    ]
     # 12 ID and 4 OOD images a batch: 70 // 12 = 5 batches; 50 // 4 and 33 // 4 would be more.
-    assert found == [
-        (role, companion, dataset, shuffle, count)
+    assert [(c.where.companion, c.where.dataset, c.shuffle, len(c.index)) for c in cells] == [
+        (companion, dataset, shuffle, count)
         for name in ("far", "near")
-        for role, companion, dataset, count in (("id", name, "known", 60), ("ood", "", name, 20))
+        for companion, dataset, count in ((name, "known", 60), ("", name, 20))
         for shuffle in (0, 1)
     ]
-    for name in ("far", "near"):
-        for shuffle in (0, 1):
-            id_cell = next(c for c in cells if (c.where.companion, c.shuffle) == (name, shuffle))
-            ood_cell = next(c for c in cells if (c.where.dataset, c.shuffle) == (name, shuffle))
-            assert len(set(id_cell.index)) == 60 and len(set(ood_cell.index)) == 20
-            id_pixels, ood_pixels = ran.pixels(id_cell), ran.pixels(ood_cell)
-            for batch in range(5):
-                inside, outside = slice(12 * batch, 12 * batch + 12), slice(4 * batch, 4 * batch + 4)
-                logits, features = outputs(training, np.concatenate([id_pixels[inside], ood_pixels[outside]]))
-                torch.testing.assert_close(id_cell.logits[inside], logits[:12], **CLOSE)
-                torch.testing.assert_close(ood_cell.logits[outside], logits[12:], **CLOSE)
-                torch.testing.assert_close(id_cell.features[inside], features[:12], **CLOSE)
-                torch.testing.assert_close(ood_cell.features[outside], features[12:], **CLOSE)
+    for known, other in zip(ran.of("batch:16@0.25", "id"), ran.of("batch:16@0.25", "ood"), strict=True):
+        assert len(set(known.index)) == 60 and len(set(other.index)) == 20
+        batches = zip(*(batches_of(ran.pixels(cell), n) for cell, n in ((known, 12), (other, 4))), strict=True)
+        found = [outputs(training, np.concatenate(batch)) for batch in batches]
+        for position, what in enumerate(("logits", "features")):
+            expected = [both[position] for both in found]
+            torch.testing.assert_close(getattr(known, what), torch.cat([each[:12] for each in expected]), **CLOSE)
+            torch.testing.assert_close(getattr(other, what), torch.cat([each[12:] for each in expected]), **CLOSE)
 
 
 def test_shuffles_follow_from_the_seed(ran: Recorded) -> None:
@@ -110,11 +101,7 @@ def test_shuffles_follow_from_the_seed(ran: Recorded) -> None:
             for old, new in zip(ran.of(name, "id"), again.of(name, "id"), strict=True):
                 assert np.array_equal(old.index, new.index) == same
                 assert torch.equal(old.logits, new.logits) == same
-
-
-def test_orders_differ_between_sets_of_equal_size() -> None:
     assert not np.array_equal(shuffled("known", 32, 0, 0), shuffled("other", 32, 0, 0))
-    assert np.array_equal(shuffled("known", 32, 0, 0), shuffled("known", 32, 0, 0))
 
 
 def calibration(ran: Recorded, split: str, count: int) -> np.ndarray:
@@ -125,49 +112,34 @@ def calibration(ran: Recorded, split: str, count: int) -> np.ndarray:
     return whole[np.sort(np.random.RandomState(0).permutation(len(whole))[:count])]
 
 
-def test_one_pass_recalibration_is_what_torch_measures_on_the_calibration_images() -> None:
-    found = run(statistics=("recalibrated",), estimation_batch=500)
-    own = measured_by_torch(found.network.model, calibration(found, "id", 64))
-    for cell in found.of("recalibrated:id"):
-        torch.testing.assert_close(cell.logits, outputs(own, found.pixels(cell))[0].float(), **CLOSE)
-    for cell in found.of("recalibrated:target"):
-        name, count = cell.where.companion or cell.where.dataset, cell.where.n_calibration
-        assert count == {"far": 50, "near": 32, "known": 64}[name]
-        split = f"target:{name}" if cell.where.role == "ood" else "id"
-        target = measured_by_torch(found.network.model, calibration(found, split, count))
-        torch.testing.assert_close(cell.logits, outputs(target, found.pixels(cell))[0].float(), **CLOSE)
+@pytest.mark.parametrize("counts", ["matched", "v0.1"])
+def test_recalibrated_statistics_are_what_torch_measures_on_the_calibration_images(counts: str) -> None:
+    ran = run(statistics=("recalibrated", "recalibrated:mixture@1"), calibration=counts, estimation_batch=500)
+    for cell in (cell for cell in ran.cells if cell.where.statistics != "running"):
+        name = cell.where.companion or cell.where.dataset
+        count, split = {"far": 50, "near": 32, "known": 64}[name], f"target:{name}"
+        parts = {
+            "recalibrated:id": {"id": 64},
+            "recalibrated:target": {"id" if cell.where.role == "id" else split: count},
+            "recalibrated:mixture@0.5": {"id": count, split: count},
+            "recalibrated:mixture@1": {split: count},
+        }[cell.where.statistics]
+        images = np.concatenate([calibration(ran, *part) for part in parts.items()])
+        measured = measured_by_torch(ran.network.model, images)
+        torch.testing.assert_close(cell.logits, outputs(measured, ran.pixels(cell))[0].float(), **CLOSE)
+        assert cell.where.n_calibration == len(images)
+    beside = [cell.where.companion for cell in ran.of("recalibrated:target", "id")]
+    assert sorted(beside) == (["", "far", "near"] if counts == "matched" else [""])
+    assert [cell.where.companion for cell in ran.of("recalibrated:mixture@0.5", "id")] == ["far", "near"]
 
 
 def test_sequential_recalibration_is_the_estimate_made_by_hand() -> None:
-    network = small_network(architecture="wide_resnet", depth=10, width=1)
+    network = small_network(plain=True)
     ran = run(network, statistics=("recalibrated:target",), estimator="sequential")
     for split, count in (("id", 50), ("target:far", 50), ("target:near", 32)):
         # One batch of all images normalises as it will be used, so that its one pass is where the passes lead.
         by_hand = estimate_statistics(network.model, [torch.from_numpy(calibration(ran, split, count))])
         assert max(max(pair) for pair in by_hand.distance(ran.statistics(((split, count),))).values()) < 0.01
-
-
-@pytest.mark.parametrize("calibration_", ["matched", "v0.1"])
-def test_recalibrated_cells_use_their_estimates(calibration_: str) -> None:
-    ran = run(calibration=calibration_, statistics=("recalibrated", "recalibrated:mixture@1"))
-    sizes = {"far": 50, "near": 32}
-    for cell in (*ran.of("recalibrated:mixture@0.5"), *ran.of("recalibrated:mixture@1")):
-        name = cell.where.companion or cell.where.dataset
-        known = ("id", sizes[name]) if cell.where.statistics.endswith("0.5") else None
-        parts = tuple(filter(None, (known, (f"target:{name}", sizes[name]))))
-        expected = outputs(with_statistics(ran.network.model, ran.statistics(parts)), ran.pixels(cell))[0]
-        torch.testing.assert_close(cell.logits, expected, **CLOSE)
-        assert cell.where.n_calibration == len(parts) * sizes[name]
-    for cell in ran.of("recalibrated:target"):
-        name = cell.where.companion or cell.where.dataset
-        part = ("id" if cell.where.role == "id" else f"target:{name}", sizes.get(name, 64))
-        expected = outputs(with_statistics(ran.network.model, ran.statistics((part,))), ran.pixels(cell))[0]
-        torch.testing.assert_close(cell.logits, expected, **CLOSE)
-    beside = [cell.where.companion for cell in ran.of("recalibrated:target", "id")]
-    assert sorted(beside) == (["", "far", "near"] if calibration_ == "matched" else [""])
-    assert [cell.where.companion for cell in ran.of("recalibrated:mixture@0.5", "id")] == ["far", "near"]
-    alone = next(cell for cell in ran.of("recalibrated:target", "id") if not cell.where.companion)
-    assert torch.equal(alone.logits, ran.of("recalibrated:id", "id")[0].logits)
 
 
 def test_statistics_are_never_estimated_on_images_that_are_scored_or_fitted_on() -> None:
@@ -187,12 +159,9 @@ def test_sorted_calibration_images_do_no_harm_to_the_one_pass_estimate() -> None
     whole = ImageSet("far", np.concatenate(dark_and_bright))
     found = run(sets={**small_sets(16), "ood_sets": {"far": whole}}, estimation_batch=16, calibration_images=128)
     tensor = torch.from_numpy(found.adaptation["target:far"].images)
-    together = estimate_statistics(found.network.model, [tensor])
-    as_sorted = estimate_statistics(found.network.model, list(tensor.split(16)))
-    apart = [
-        max(max(pair) for pair in together.distance(estimate).values())
-        for estimate in (found.statistics((("target:far", 64),)), as_sorted)
-    ]
+    together, as_sorted = (estimate_statistics(found.network.model, tensor.split(size)) for size in (64, 16))
+    ours = found.statistics((("target:far", 64),))
+    apart = [max(map(max, together.distance(estimate).values())) for estimate in (ours, as_sorted)]
     assert apart[0] < 0.5 * apart[1]
 
 
@@ -208,21 +177,11 @@ def test_cost_counts_the_images_that_went_through_the_network() -> None:
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_the_network_is_left_as_it_was_and_drops_nothing_out(norm: str) -> None:
-    network = small_network(norm, dropout=True)
-    model, sets = network.model, small_sets(40, (("far", 40),))
-    expected = outputs(model, sets["id_set"].images)[0]
-    model.train()
-    model.network.blocks[1].eval()
-    flags = [module.training for module in model.modules()]
-    state = copy.deepcopy(model.state_dict())
-    found = run(network, sets)
+    network, sets = small_network(norm, dropout=True), small_sets(40, (("far", 40),))
+    expected = outputs(network.model, sets["id_set"].images)[0]
+    with left_as_it_was(network.model):
+        found = run(network, sets)
     torch.testing.assert_close(found.cells[0].logits, expected, **CLOSE)
-    assert [module.training for module in model.modules()] == flags
-    after = model.state_dict()
-    assert after.keys() == state.keys()
-    assert all(torch.equal(after[key], state[key]) for key in state)
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert all(module.track_running_stats for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize("norm", ["ln", "gn", "none"])
@@ -238,18 +197,12 @@ def test_networks_without_batchnorm_are_scored_as_they_are_with_one_note(norm: s
         run(small_network(norm), statistics=("batch", "recalibrated"))
 
 
-def test_sets_that_fill_no_batch_are_noted_and_left_out() -> None:
+def test_what_fills_no_batch_or_makes_no_whole_number_of_images_is_noted() -> None:
     sets = small_sets(20, (("far", 18), ("near", 6)))
     found = run(sets=sets, statistics=("batch:16", "batch:16@0.25"), shuffles=1)
-    assert [
-        (cell.where.dataset, cell.where.statistics) for cell in found.cells if "batch" in cell.where.statistics
-    ] == [("known", "batch:16"), ("known", "batch:16@0.25"), ("far", "batch:16@0.25")]
-    starts = [note.split(":")[0] for note in found.found.notes]
-    assert starts == ["far", "near", "near"]
-    assert all("16" in note for note in found.found.notes)
-
-
-def test_a_fraction_that_no_whole_number_of_images_makes_is_noted_once() -> None:
+    scored = [(c.where.dataset, c.where.statistics) for c in found.cells if "batch" in c.where.statistics]
+    assert scored == [("known", "batch:16"), ("known", "batch:16@0.25"), ("far", "batch:16@0.25")]
+    assert [note.split(":")[0] for note in found.found.notes] == ["far", "near", "near"]
     notes = run(statistics=("batch:8@0.1", "batch:8@0.25"), shuffles=1).found.notes
     assert notes == ["batch:8@0.1: the OOD fraction comes to 1 of 8 images, 0.125"]
 
@@ -275,21 +228,8 @@ def test_augmented_statistics_are_those_of_augmented_training_images() -> None:
         run(statistics=("recalibrated:augmented",))
 
 
-class Uint8Arrays:
-    """A map-style dataset of arrays, as a user's own."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-
 def streamed(images: ImageSet) -> StreamedSet:
-    return StreamedSet(images.name, Uint8Arrays(images.images), images.labels)
+    return StreamedSet(images.name, list(images.images), images.labels)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -305,11 +245,9 @@ def test_sets_that_are_read_item_by_item_give_the_same_table(workers: int) -> No
 
 def test_without_training_images_half_of_the_id_set_recalibrates_and_the_other_is_scored() -> None:
     sets = small_sets()
-    whole = identities(sets["id_set"].images)
     found = run(sets={**sets, "train_set": None}, statistics=("recalibrated:id",))
     scored, adaptation = identities(found.scored["known"].images), identities(found.adaptation["id"].images)
-    assert (len(scored), len(adaptation)) == (35, 35)
-    assert not scored & adaptation and scored | adaptation == whole
+    assert (len(scored), len(adaptation)) == (35, 35) and scored | adaptation == identities(sets["id_set"].images)
 
 
 def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves_apart() -> None:
@@ -323,8 +261,7 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     estimate = found.statistics((("target:noise-3", alone.where.n_calibration),))
     expected = outputs(with_statistics(found.network.model, estimate), found.pixels(alone))[0]
     torch.testing.assert_close(alone.logits, expected, **CLOSE)
-    table = found.found.table
-    against = table[(table["companion"] == "noise-3") & (table["metric"] == "auroc")]
+    against = found.found.table.query("companion == 'noise-3' and metric == 'auroc'")
     assert set(against["dataset"]) == {"far", "near"} and set(against["n_id"]) == {35}
     assert set(against["comparison"]) == {"control"}
     with pytest.raises(UserError, match="shift 'fog-3': expected noise, blur, contrast and a strength"):

@@ -14,24 +14,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from small_evaluation import Cell, Recorded, recorded, small_network, small_set, small_sets
 
 from bnood.errors import UserError
-from bnood.evaluation.bootstrap import interval, set_counts
+from bnood.evaluation.intervals import interval, set_counts
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
 RESAMPLES, SEED = 40, 5
 OPTIONS: dict[str, Any] = {
-    "statistics": ("running", "batch:16", "batch:16@0.25", "recalibrated"),
-    "detectors": ("msp", "energy", "max_logit"),
-    "shuffles": 2,
-    "calibration_images": 64,
-    "forward_batch": 64,
-    "resamples": RESAMPLES,
-    "seed": SEED,
+    **{"statistics": ("running", "batch:16", "batch:16@0.25", "recalibrated"), "shuffles": 2},
+    **{"detectors": ("msp", "energy", "max_logit"), "calibration_images": 64, "forward_batch": 64},
+    **{"resamples": RESAMPLES, "seed": SEED},
 }
 
 
 def make(sets: dict[str, Any] | None = None, **changes: Any) -> Recorded:
-    return recorded(small_network(name="a-run", seed=7), sets or small_sets(), **{**OPTIONS, **changes})
+    return recorded(small_network(seed=7), sets or small_sets(), **{**OPTIONS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +47,14 @@ def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFra
 
 
 def by_sklearn(metric: str, inside: np.ndarray, outside: np.ndarray) -> float:
-    values = np.r_[inside, outside]
-    is_id = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
+    is_positive, values = np.r_[np.ones(len(inside)), np.zeros(len(outside))], np.r_[inside, outside]
+    if metric in ("aupr_out", "fpr95_ood_positive"):
+        is_positive, values = 1 - is_positive, -values
     if metric == "auroc":
-        return float(roc_auc_score(is_id, values))
-    if metric == "aupr_in":
-        return float(average_precision_score(is_id, values))
-    if metric == "aupr_out":
-        return float(average_precision_score(1 - is_id, -values))
-    positive_ood = metric == "fpr95_ood_positive"
-    fpr, tpr, _ = roc_curve(
-        1 - is_id if positive_ood else is_id, -values if positive_ood else values, drop_intermediate=False
-    )
+        return float(roc_auc_score(is_positive, values))
+    if metric.startswith("aupr"):
+        return float(average_precision_score(is_positive, values))
+    fpr, tpr, _ = roc_curve(is_positive, values, drop_intermediate=False)
     return float(fpr[np.argmax(tpr >= 0.95)])
 
 
@@ -100,26 +92,22 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Recorded) -> None:
         for cell in cells:
             logits = cell.logits.numpy().astype(np.float64)
             msp, energy = softmax(logits, axis=1).max(axis=1), logsumexp(logits, axis=1)
-            found = {
-                ("msp", "mean"): msp.mean(),
-                ("energy", "mean"): energy.mean(),
-                ("max_logit", "mean"): logits.max(axis=1).mean(),
-                ("msp", "share_above_0.9"): (msp > 0.9).mean(),
-            }
+            means = {"msp": msp, "energy": energy, "max_logit": logits.max(axis=1)}
+            found = {(name, "mean"): values.mean() for name, values in means.items()}
+            found["msp", "share_above_0.9"] = (msp > 0.9).mean()
             if cell.where.role == "id":
                 labels = made.scored["known"].labels[cell.index]
                 right = logits.argmax(axis=1) == labels
                 found["", "accuracy"] = right.mean()
                 found["", "nll"] = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
                 bins = np.minimum((msp * 15).astype(int), 14)
-                found["", "ece"] = sum(
-                    abs(right[bins == b].mean() - msp[bins == b].mean()) * (bins == b).mean() for b in set(bins)
-                )
+                of_bins = [(right[bins == b].mean(), msp[bins == b].mean(), (bins == b).mean()) for b in set(bins)]
+                found["", "ece"] = sum(abs(accuracy - mean) * share for accuracy, mean, share in of_bins)
             for name, value in found.items():
                 expected.setdefault(name, []).append(value)
         actual = {(row["detector"], row["metric"]): row["value"] for _, row in rows.iterrows()}
         activations = {name for detector, name in actual if detector == "units"}
-        of_ood = {"class_mix_effective_n", "class_mix_max_ratio"} if (rows["role"] == "ood").all() else set()
+        of_ood = {"class_mix_effective_n", "class_mix_max_ratio"} if key[3] == "ood" else set()
         assert activations - of_ood == {"unit_mean_spread_ratio", "unit_mean_max_ratio", "share_above_id_p99"}
         assert ("class_mix_effective_n" in activations) == bool(of_ood)
         assert {name for name in actual if name[0] != "units"} == expected.keys()
@@ -128,25 +116,19 @@ def test_figures_of_a_set_are_numpys_on_its_logits(made: Recorded) -> None:
 
 
 def test_activations_are_relative_to_the_id_set_under_running_statistics(made: Recorded) -> None:
-    reference = made.cells[0].features.numpy().astype(np.float64)
-    p99 = np.percentile(made.cells[0].features.numpy(), 99, axis=0)
+    reference = made.cells[0].features.numpy().astype(np.float64).mean(axis=0)
     rows = made.found.table[made.found.table["detector"] == "units"]
     own = rows[(rows["statistics"] == "running") & (rows["role"] == "id")].set_index("metric")
-    for ratio in ("unit_mean_spread_ratio", "unit_mean_max_ratio"):
-        assert (own.loc[ratio, ["value", "low", "high"]] == 1).all()
+    assert (own.loc[["unit_mean_spread_ratio", "unit_mean_max_ratio"], ["value", "low", "high"]] == 1).all(axis=None)
     assert own.loc["share_above_id_p99", "value"] == pytest.approx(1 / 70)  # of 70 images, the highest alone
     of_id = made.cells[0].logits.argmax(1).numpy()
     for statistics in ("running", "recalibrated:target"):
         (cell,) = cells_of(made, statistics, "", "far", "ood")
-        features = cell.features.numpy()
         values = rows[(rows["statistics"] == statistics) & (rows["dataset"] == "far")].set_index("metric")["value"]
-        means = features.mean(axis=0, dtype=np.float64)
-        assert values["unit_mean_max_ratio"] == pytest.approx(means.max() / reference.mean(axis=0).max())
-        spread = means.std(ddof=1) / reference.mean(axis=0).std(ddof=1)
-        assert values["unit_mean_spread_ratio"] == pytest.approx(spread)
-        assert values["share_above_id_p99"] == pytest.approx((features > p99).mean())
+        means, sorted_into = cell.features.numpy().mean(axis=0, dtype=np.float64), cell.logits.argmax(1).numpy()
+        assert values["unit_mean_max_ratio"] == pytest.approx(means.max() / reference.max())
+        assert values["unit_mean_spread_ratio"] == pytest.approx(means.std(ddof=1) / reference.std(ddof=1))
         # Kish: images of a class weigh alike, so that the mix of classes is the OOD set's.
-        sorted_into = cell.logits.argmax(1).numpy()
         weights = np.array([(sorted_into == label).mean() / (of_id == label).sum() for label in of_id])
         assert values["class_mix_effective_n"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
 
@@ -163,15 +145,14 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
         joined = pairs(made, row)
         resampled = []
         for draw in range(RESAMPLES):
-            values = [
-                by_sklearn(
-                    metric,
-                    np.repeat(known["energy"].to_numpy(), of_id[draw][known["index"]]),
-                    np.repeat(ood["energy"].to_numpy(), of_far[draw][ood["index"]]),
-                )
-                for known, ood in joined
+            drawn = [
+                [
+                    np.repeat(side["energy"], of[draw][side["index"]])
+                    for side, of in zip(pair, (of_id, of_far), strict=True)
+                ]
+                for pair in joined
             ]
-            resampled.append(np.mean(values))
+            resampled.append(np.mean([by_sklearn(metric, *both) for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
     row, far = rows.loc["msp", "mean"], [ood["msp"].to_numpy() for _, ood in joined]
@@ -183,7 +164,7 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
 def test_the_table_has_its_columns_and_names_the_run(made: Recorded) -> None:
     table = made.found.table
     assert tuple(table.columns) == COLUMNS
-    assert set(table["run"]) == {"a-run"} and set(table["norm"]) == {"bn"} and set(table["seed"]) == {7}
+    assert set(table["run"]) == {"small"} and set(table["norm"]) == {"bn"} and set(table["seed"]) == {7}
     changes = ["difference", "difference_low", "difference_high"]
     assert not table.drop(columns=changes).isna().any().any()
     assert (table[changes].isna().all(axis=1) == (table["statistics"] == "running")).all()
@@ -218,9 +199,8 @@ def test_without_an_id_set_there_are_scores_and_no_detection() -> None:
     made = make({**small_sets(), "id_set": None}, statistics=("running", "batch:16", "recalibrated"))
     assert set(made.found.scores["dataset"]) == {"far", "near"}
     assert not made.found.table["metric"].isin([*DETECTION, "accuracy", "unit_mean_max_ratio"]).any()
-    assert set(made.found.table["statistics"]) == {*OPTIONS["statistics"][:2], "recalibrated:id"} | {
-        *("recalibrated:target", "recalibrated:mixture@0.5")
-    }
+    recalibrated = {f"recalibrated:{source}" for source in ("id", "target", "mixture@0.5")}
+    assert set(made.found.table["statistics"]) == {"running", "batch:16"} | recalibrated
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -249,8 +229,7 @@ def test_an_ood_set_whose_id_partner_filled_no_batch_has_no_detection_rows() -> 
 
 def test_a_scored_half_of_one_image_is_no_obstacle() -> None:
     found = make(small_sets(20, (("far", 2),))).found.table
-    far = found[(found["dataset"] == "far") & (found["statistics"] == "running")].set_index(["detector", "metric"])
-    assert far.loc[("energy", "auroc"), "n_ood"] == 1
+    assert set(found.loc[found["dataset"] == "far", "n_ood"]) == {1}
     assert not found[["value", "low", "high"]].isna().any().any()
 
 

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from functools import partial
 
 from bnood.errors import UserError
-from bnood.evaluation.detectors.bats import BATS
-from bnood.evaluation.detectors.clipped_features import BATSFeatures, ReAct
+from bnood.evaluation.detectors.batchnorm import BATS, NeuralMeanDiscrepancy
 from bnood.evaluation.detectors.detector import Detector, NotApplicable
-from bnood.evaluation.detectors.distances import Gaussian, NeuralMeanDiscrepancy
 from bnood.evaluation.detectors.from_pytorch_ood import LIBRARY, FromPytorchOOD
-from bnood.evaluation.detectors.logit_scores import LogitScore, Temperature
+from bnood.evaluation.detectors.ours import BATSFeatures, Gaussian, LogitScore, ReAct, Temperature
 from bnood.evaluation.scores import SCORES
 
 __all__ = ["DETECTORS", "Detector", "NotApplicable", "make_detector"]

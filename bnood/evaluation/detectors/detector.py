@@ -25,27 +25,28 @@ class NotApplicable(UserError):
 class Detector(ABC):
     """A post-hoc detector. A subclass sets the attributes, ``_score`` and, if it is fitted, ``_fit``.
 
-    Attributes:
-        name: as in tables, configurations and on the command line.
-        needs: ``"features"`` (logits and features), ``"channel_means"`` (spatial means of every BatchNorm layer's
-            input, collected in the same pass) or ``"own_pass"`` (changes the network, so needs one more pass).
-        reads: which of the two ``"features"`` detectors look at.
-        fitted_on: ``"nothing"``, ``"train"`` (images that the network was trained on) or ``"held_out"`` (ID images that
-            it was not trained on).
-        class_conditional: needs at least ``IMAGES_PER_CLASS`` fitting images of every class; set ``needs_labels`` too.
-        needs_labels: ``fit`` needs the labels of the fitting images.
-        needs_head: ``fit`` needs weight and bias of the network's last linear layer.
+    What ``needs`` says: ``"features"`` (with the logits), ``"channel_means"`` (spatial means of every BatchNorm layer's
+    input, collected in the same pass) or ``"own_pass"`` (changes the network, so needs one more pass).
     """
 
-    name: str
+    name: str  # as in tables, configurations and on the command line
     needs: Literal["features", "channel_means", "own_pass"] = "features"
-    reads: Literal["features", "logits"] = "features"
-    fitted_on: Literal["nothing", "train", "held_out"] = "nothing"
-    class_conditional: bool = False
-    needs_labels: bool = False
-    needs_head: bool = False
+    reads: Literal["features", "logits"] = "features"  # which of the two a detector on "features" looks at
+    fitted_on: Literal["nothing", "train", "held_out"] = "nothing"  # held_out: ID images that were not trained on
+    class_conditional: bool = False  # needs IMAGES_PER_CLASS fitting images of every class; set needs_labels too
+    needs_labels: bool = False  # of the fitting images
+    needs_head: bool = False  # weight and bias of the network's last linear layer
 
     _is_fitted = False
+
+    def check_given(self, images: bool, labels: bool, head: bool) -> None:
+        """Refuse to be fitted without the images, labels or head that this detector needs."""
+        what = f"detector {self.name!r}"
+        if self.needs_head and not head:
+            raise UserError(f"{what} needs weight and bias of the network's last linear layer: give head=")
+        if self.fitted_on != "nothing" and not (images and (labels or not self.needs_labels)):
+            kind = "training images" if self.fitted_on == "train" else "ID images held out of training"
+            raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and none were given")
 
     def fit(
         self,
@@ -56,25 +57,15 @@ class Detector(ABC):
     ) -> Self:
         """Choose the detector's parameters on in-distribution images; no OOD image ever takes part.
 
-        Args:
-            features: float32 ``[N, D]``; may be None, as the logits, where ``fitted_on`` is ``"nothing"``.
-            logits: float32 ``[N, K]``.
-            labels: int64 ``[N]``, 0 to K - 1.
-            head: the network's last linear layer.
-
-        Raises:
-            UserError: if something that the detector needs is missing or does not fit.
-            NotApplicable: if the detector cannot be fitted on these images, for instance for too few of a class.
+        Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear
+        layer, or those of them that the detector needs. Raises ``UserError`` if one is missing or does not fit,
+        :class:`NotApplicable` if the detector cannot be fitted on these images, for instance for too few of a class.
         """
-        if self.needs_head and head is None:
-            raise UserError(
-                f"detector {self.name!r} needs weight and bias of the network's last linear layer: give head="
-            )
         known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        given = features is not None and logits is not None and len(features) > 0
+        self.check_given(given, known is not None, head is not None)
         if self.fitted_on != "nothing":
-            if features is None or logits is None or len(features) == 0:
-                wanted = "training images" if self.fitted_on == "train" else "held-out in-distribution images"
-                raise UserError(f"detector {self.name!r} is fitted on {wanted}, and none were given")
+            assert features is not None and logits is not None
             self._check(features, logits, known, head)
             features, logits = features.detach(), logits.detach()
         self._fit(features, logits, known, head)
@@ -98,8 +89,8 @@ class Detector(ABC):
         """What was fitted, for the evaluation's record; empty where no single number says it."""
         return {}
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
-        """Called with checked arguments, those of :meth:`fit`; keeps no reference to features and logits."""
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
+        """Called with the checked arguments of :meth:`fit`, labels as a tensor; keeps no reference to the outputs."""
         return None
 
     @abstractmethod
@@ -107,24 +98,20 @@ class Detector(ABC):
         """Scores ``[N]``, higher = more ID."""
 
     def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        what = f"detector {self.name!r} needs"
-        if labels is None and self.needs_labels:
-            raise UserError(f"{what} the labels of its fitting images, and they have none")
+        what, shapes = f"detector {self.name!r} needs", f"{list(features.shape)} and {list(logits.shape)}"
         if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
-            shapes = f"{list(features.shape)} and {list(logits.shape)}"
             raise UserError(f"{what} features [N, D] and logits [N, K] of the same images, not {shapes}")
-        classes, width = logits.shape[1], features.shape[1]
+        n, width, classes = *features.shape, logits.shape[1]
         if head is not None and head.weight.shape != (classes, width):
-            shapes = f"{list(head.weight.shape)}; expected {[classes, width]} (classes, features)"
-            raise UserError(f"{what} a head that fits the outputs, but its weight is {shapes}")
+            raise UserError(f"{what} a head of shape {[classes, width]}, not {list(head.weight.shape)}")
         if self.reads == "features" and width == 0:
             raise NotApplicable("the network's head takes feature maps, so there are no features")
         if not torch.isfinite(features).all():
             raise UserError(f"{what} features without NaN or infinity: has training diverged?")
         if labels is None:
             return
-        if labels.shape != (len(logits),) or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {len(logits)} images")
+        if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
+            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {n} images")
         smallest = int(torch.bincount(labels, minlength=classes).min())
         if self.class_conditional and smallest < IMAGES_PER_CLASS:
             raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
@@ -135,7 +122,5 @@ def import_optional(module: str, detector: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"detector {detector!r} needs {error.name or module}, which is not installed:"
-            " pip install 'bnood[detectors]' (pytorch-ood and scikit-learn)"
-        ) from error
+        missing = f"detector {detector!r} needs {error.name or module}, which is not installed"
+        raise UserError(f"{missing}: pip install 'bnood[detectors]' (pytorch-ood and scikit-learn)") from error

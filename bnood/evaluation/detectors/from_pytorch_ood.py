@@ -17,16 +17,6 @@ from bnood.networks.outputs import Head
 _ELEMENTS, _PAIRS_OF_CLASSES = 2**25, 2**28
 
 
-def _vim(classes: int, width: int) -> dict[str, Any]:
-    """The paper's dimension of the principal space; half the features where there are fewer than 768."""
-    return {"d": 1000 if width >= 2048 else 512 if width >= 768 else width // 2}
-
-
-def _dice(classes: int, width: int) -> dict[str, Any]:
-    """The paper's fraction of contributions that is masked out."""
-    return {"p": 0.9 if classes <= 100 else 0.7}
-
-
 def _fdbd(classes: int, width: int) -> dict[str, Any]:
     """No setting; the library compares all pairs of classes in one tensor ``[K, K, D]``."""
     if classes * classes * width > _PAIRS_OF_CLASSES:
@@ -35,6 +25,13 @@ def _fdbd(classes: int, width: int) -> dict[str, Any]:
     return {}
 
 
+# Settings of K classes and D features. ViM: the paper's dimension of the principal space, half the features where there
+# are fewer than 768. DICE: the paper's fraction of contributions that is masked out.
+_SETTINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "vim": lambda classes, width: {"d": 1000 if width >= 2048 else 512 if width >= 768 else width // 2},
+    "dice": lambda classes, width: {"p": 0.9 if classes <= 100 else 0.7},
+    "fdbd": _fdbd,
+}
 _LOGITS = {"reads": "logits", "fitted_on": "nothing"}
 _BY_CLASS = {"class_conditional": True, "needs_labels": True}
 _LAYER, _TENSORS = ({"needs_head": True, "head_as": each} for each in ("layer", "tensors"))
@@ -48,12 +45,12 @@ LIBRARY: dict[str, dict[str, Any]] = {
     "mahalanobis": {"library_class": "Mahalanobis", **_BY_CLASS},  # Lee et al., NeurIPS 2018, in float32
     "rmd": {"library_class": "RMD", **_BY_CLASS},  # Ren et al. 2021
     "gmm": {"library_class": "GMM", "makes_cube": True, **_BY_CLASS},
-    "vim": {"library_class": "ViM", "settings": _vim, **_TENSORS},  # Wang et al., CVPR 2022
+    "vim": {"library_class": "ViM", **_TENSORS},  # Wang et al., CVPR 2022
     "she": {"library_class": "SHE", **_LAYER, **_BY_CLASS},  # Zhang et al., ICLR 2023
     "nci": {"library_class": "NCI", **_LAYER, **_BY_CLASS},  # Liu & Qin, CVPR 2025
-    "dice": {"library_class": "DICE", "settings": _dice, "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
+    "dice": {"library_class": "DICE", "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
     "nnguide": {"library_class": "NNGuide", **_LAYER},  # Park et al., ICCV 2023
-    "fdbd": {"library_class": "fDBD", "settings": _fdbd, **_LAYER},  # Liu & Qin, ICML 2024
+    "fdbd": {"library_class": "fDBD", **_LAYER},  # Liu & Qin, ICML 2024
     "lts": {"library_class": "LTS", "fitted_on": "nothing", **_LAYER},  # Djurisic et al. 2024
 }
 
@@ -65,7 +62,6 @@ class FromPytorchOOD(Detector):
     library_class: str  # in pytorch_ood.detector
     head_as: Literal["layer", "tensors"]  # whether it takes the last layer as a module or as its tensors w and b
     makes_cube = False  # whether scoring makes a tensor [N, K, D]: then fewer images at a time
-    settings: Callable[[int, int], dict[str, Any]] | None = None  # its arguments for K classes and D features
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,36 +70,31 @@ class FromPytorchOOD(Detector):
 
     def _arguments(self, head: Head) -> dict[str, Any]:
         classes, width = head.weight.shape
-        settings = self.settings(classes, width) if self.settings else {}
+        settings = _SETTINGS[self.name](classes, width) if self.name in _SETTINGS else {}
         if self.head_as == "tensors":
             return {"w": head.weight, "b": head.bias, **settings}
         layer = nn.Linear(width, classes)
         layer.load_state_dict({"weight": head.weight, "bias": head.bias})
         return {"head": layer.requires_grad_(False), **settings}
 
-    def _fit(self, features: Any, logits: Any, labels: Tensor | None, head: Head | None) -> None:
-        of_logits = self.reads == "logits"
-        arguments = self._arguments(head) if self.needs_head and head is not None else {}
-        build = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
-        self._library = build(**{"model" if of_logits else "encoder": None}, **arguments)
+    def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
+        arguments = self._arguments(head) if self.needs_head else {}
+        library = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
+        self._library = library(**{"model" if self.reads == "logits" else "encoder": None}, **arguments)
         if self.fitted_on == "nothing":
             return
         if labels is None:  # the library's way to say that all images are in-distribution
             labels = torch.zeros(len(logits), dtype=torch.int64)
         try:
-            if of_logits:
-                self._library.fit_logits(logits, labels)
-            else:
-                self._library.fit_features(features, labels)
+            read = {"features": features, "logits": logits}[self.reads]
+            getattr(self._library, f"fit_{self.reads}")(read, labels)
         except (ValueError, RuntimeError) as error:  # too few images, or a matrix that cannot be inverted
             raise NotApplicable(f"{self.name}: {' '.join(str(error).split())}") from error
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
         if not self._is_fitted:
             self.fit()
-        of_logits = self.reads == "logits"
-        read, predict = (
-            (logits, self._library.predict_logits) if of_logits else (features, self._library.predict_features)
-        )
+        read = {"features": features, "logits": logits}[self.reads]
+        predict = getattr(self._library, f"predict_{self.reads}")
         rows = max(1, _ELEMENTS // (read.shape[1] * (logits.shape[1] if self.makes_cube else 1)))
         return -torch.cat([predict(part) for part in read.split(rows)])

@@ -1,13 +1,13 @@
-"""ReAct, temperature and BATS on features: by hand on a net of two units, and against SciPy's minimiser."""
+"""Our own detectors: by hand on a net of two units, against SciPy's minimiser and scikit-learn."""
 
 import numpy as np
 import pytest
 import scipy.optimize
+import sklearn.covariance
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
-from bnood.evaluation.detectors.clipped_features import BATSFeatures, ReAct
-from bnood.evaluation.detectors.logit_scores import Temperature, fit_temperature
+from bnood.evaluation.detectors.ours import BATSFeatures, Gaussian, ReAct, Temperature, fit_temperature
 from bnood.networks.outputs import Head
 
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_a_network_that_is_always_right_or_always_wrong_ends_at_a_bound() -> Non
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(100)
 
 
-def test_scores_of_react_temperature_and_bats_on_features_are_their_definitions() -> None:
+def test_scores_of_temperature_and_bats_on_features_are_their_definitions() -> None:
     logits, labels = labelled(4.0)
     head, features = Head(torch.randn(5, 3), torch.randn(5)), torch.rand(400, 3)
     given = (features, torch.from_numpy(logits), labels, head)
@@ -64,12 +64,18 @@ def test_scores_of_react_temperature_and_bats_on_features_are_their_definitions(
     cooled = softmax(logits.astype(np.float64) / temperature.record()["temperature"], axis=1).max(axis=1)
     np.testing.assert_allclose(temperature.score(*given[:2]), cooled, rtol=1e-12)
     assert cooled.mean() < softmax(logits, axis=1).max(axis=1).mean()
-    clipped = np.minimum(features.double().numpy(), np.percentile(features.double().numpy(), 90))
-    oracle = logsumexp(clipped @ head.weight.double().numpy().T + head.bias.double().numpy(), axis=1)
-    np.testing.assert_allclose(ReAct().fit(*given).score(*given[:2]), oracle, rtol=1e-12)
-    normal = features.double().numpy()
+    normal, wide = features.double().numpy(), torch.randn(9, 3) * 4
     low, high = (normal.mean(axis=0) + side * 3.25 * normal.std(axis=0) for side in (-1, 1))
-    wide = torch.randn(9, 3) * 4
-    logits = np.clip(wide.double().numpy(), low, high) @ head.weight.double().numpy().T + head.bias.double().numpy()
+    clipped = np.clip(wide.double().numpy(), low, high)
     found = BATSFeatures().fit(*given).score(wide, torch.zeros(9, 5))
-    np.testing.assert_allclose(found, logsumexp(logits, axis=1), rtol=1e-12)
+    expected = logsumexp(clipped @ head.weight.double().numpy().T + head.bias.double().numpy(), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_gaussian_is_scikit_learns_shrunk_mahalanobis_distance() -> None:
+    features, new, logits = torch.rand(150, 10), torch.randn(60, 10), torch.zeros(150, 2)
+    oracle = sklearn.covariance.LedoitWolf().fit(features.double().numpy())
+    found = Gaussian().fit(features, logits).score(new, logits[:60])
+    np.testing.assert_allclose(found, -oracle.mahalanobis(new.double().numpy()), rtol=1e-9)
+    few = torch.randn(20, 50)  # fewer images than features
+    assert np.isfinite(Gaussian().fit(few, logits[:20]).score(few, logits[:20])).all()

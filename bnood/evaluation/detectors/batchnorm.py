@@ -1,0 +1,129 @@
+"""Detectors that are about BatchNorm: clipping to its typical set (BATS), distance to its means (NMD)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
+
+from bnood.errors import UserError
+from bnood.evaluation.detectors.detector import Detector
+from bnood.evaluation.scores import energy
+from bnood.statistics import BatchNormStatistics, batchnorm_layers, executed_layers
+
+
+class BATS(Detector):
+    """The output of BatchNorm layers is clipped inside the network; ``score`` takes the logits of such a pass.
+
+    The paper's form (Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022): a
+    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so its output
+    gamma x + beta is clipped to beta - lambda |gamma| and beta + lambda |gamma|; then the energy score.
+
+    Args:
+        lam: lambda, in standard deviations; infinity gives the energy score. The code's default for CIFAR-10.
+        layers: how many BatchNorm layers are clipped, of those that run last.
+    """
+
+    name = "bats"
+    needs = "own_pass"
+
+    def __init__(self, lam: float = 3.25, layers: int = 1) -> None:
+        if not lam > 0 or layers < 1:
+            raise UserError(f"BATS needs lambda > 0 and at least one layer, not {lam} and {layers}")
+        self.lam, self.layers = lam, layers
+
+    @contextmanager
+    def context(self, model: nn.Module) -> Iterator[None]:
+        """Within it, the chosen BatchNorm layers clip; ``UserError`` for one that does not call torch's batch_norm."""
+        with _Clipping(self.lam, self.layers) as clipping, ExitStack() as hooks:
+            for layer in batchnorm_layers(model).values():
+                hooks.callback(layer.register_forward_pre_hook(clipping.enter).remove)
+                hooks.callback(layer.register_forward_hook(clipping.leave, always_call=True).remove)
+            hooks.callback(model.register_forward_pre_hook(clipping.find, with_kwargs=True).remove)
+            yield
+            if not clipping.layers:
+                raise UserError("BATS clipped nothing: the model was not called as a whole")
+
+    def _score(self, features: Tensor, logits: Tensor) -> Tensor:
+        return energy(logits)
+
+
+class _Clipping(TorchFunctionMode):
+    """Clips what ``batch_norm`` returns while one of the ``layers`` runs.
+
+    Not a hook on the layer's output: subclasses such as timm's BatchNormAct2d have an activation behind the norm.
+    """
+
+    def __init__(self, lam: float, count: int) -> None:
+        super().__init__()
+        self.lam, self.count = lam, count
+        self.layers: set[nn.Module] = set()  # those of them that run last
+        self.running: Any = None  # the layer that runs now
+        self.done = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if func is not F.batch_norm or self.running not in self.layers:
+            return given
+        self.done = True
+        gamma, beta = self.running.weight, self.running.bias
+        width = self.lam * (given.new_ones(given.shape[1]) if gamma is None else gamma.abs())
+        centre = torch.zeros_like(width) if beta is None else beta
+        low, high = ((centre + side * width).view(-1, *[1] * (given.ndim - 2)) for side in (-1, 1))
+        return given.clamp(low, high)
+
+    def enter(self, layer: nn.Module, _: Any) -> None:
+        self.running, self.done = layer, False
+
+    def leave(self, layer: nn.Module, *_: Any) -> None:
+        self.running = None
+        if layer in self.layers and not self.done:
+            raise UserError(f"BATS cannot clip a {type(layer).__name__}: it does not call torch's batch_norm")
+
+    def find(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model's first pass, one without clipping finds the layers that run last."""
+        if not self.layers:
+            names = executed_layers(model, None, call=lambda bare, _: bare.forward(*args, **kwargs))
+            self.layers = {batchnorm_layers(model)[name] for name in names[-self.count :]}
+
+
+class NeuralMeanDiscrepancy(Detector):
+    """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
+
+    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; here
+    it is divided by the running standard deviation. The paper trains a classifier on them with a few OOD images.
+    """
+
+    name = "nmd"
+    needs = "channel_means"
+    reference: BatchNormStatistics | None = None
+
+    def fit(self, running: BatchNormStatistics) -> Self:  # type: ignore[override]
+        """Take the network's running statistics, ``read_statistics(model)``, whatever statistics are in force."""
+        self.reference = running
+        return self
+
+    def score(self, channel_means: Mapping[str, Tensor]) -> np.ndarray:  # type: ignore[override]
+        """Scores ``[N]`` float64 from ``{layer: [N, C]}``, :attr:`bnood.networks.outputs.Outputs.channel_means`."""
+        if self.reference is None:
+            raise UserError("detector 'nmd' has to be fitted before it scores: call fit(read_statistics(model))")
+        squares, channels = torch.zeros(()), 0
+        for name, means in channel_means.items():
+            if name not in self.reference:
+                raise UserError(f"detector 'nmd': layer {name!r} keeps no running statistics")
+            running = self.reference[name]
+            # A channel that was constant in training has variance 0; the smallest float32 step keeps it finite.
+            scale = running.var + torch.finfo(torch.float32).eps
+            squares = squares + ((means.double() - running.mean) ** 2 / scale).sum(dim=1)
+            channels += means.shape[1]
+        if channels == 0:
+            raise UserError("detector 'nmd' needs the channel means of at least one BatchNorm layer")
+        return -(squares / channels).sqrt().numpy()
+
+    def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:
+        raise NotImplementedError
