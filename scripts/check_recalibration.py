@@ -7,11 +7,11 @@ from bnood.errors import run_door
 
 def main(arguments: list[str] | None = None) -> None:
     """Check one network on ID images and traffic, print the figures, end with the advice."""
+    from eval_ood import add_network, chosen_network
     from jsonargparse import ArgumentParser
 
     from bnood.data.image_set import Images
     from bnood.data.sources import images, read_classes
-    from bnood.evaluation.cli import add_network, chosen_network
     from bnood.evaluation.recalibration import check_recalibration
     from bnood.training.command_line import one_line_parsing
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from bad_files import FILES, Changed, good, scales
 from bad_rows import NETWORK, RUN, TRAIN
+from eval_ood import main as evaluate
 from refusal import refusal, tree
 from tiny_lab import lab_config
 from tiny_runs import evaluation_arguments, trained, training_arguments
@@ -24,7 +25,6 @@ from tiny_study import TRAINING, study_config
 
 import bnood
 from bnood.errors import UserError
-from bnood.evaluation.cli import main as evaluate
 from bnood.evaluation.detectors import make_detector
 from bnood.evaluation.metrics import detection_metrics
 from bnood.lab.cli import main as lab

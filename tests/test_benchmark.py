@@ -1,19 +1,16 @@
 """The benchmark on tiny settings: it reports what it should, and its limits are judged right."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import pytest
 import torch
 from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnood.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import benchmark
 
 SMALL = ["--width=8", "--batch_size=16", "--steps=2", "--warmup=1", "--rounds=1", "--threads=1"]
 

@@ -32,6 +32,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from tiny_runs import data_root, evaluation_arguments, training_arguments
 
 from bnood.errors import run_door
@@ -215,7 +216,7 @@ def run_training(folder: Path) -> None:
 
 def run_evaluation(folder: Path) -> None:
     """An evaluation of a trained run."""
-    from bnood.evaluation.cli import main
+    from eval_ood import main
 
     place = ("--runs", str(folder), "--run", str(folder / "run"))
     main([*place, *evaluation_arguments("--resamples", "20", "--shuffles", "1")])

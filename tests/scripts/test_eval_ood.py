@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from eval_ood import main
 from limits import files_up_to
 from refusal import refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, copy_of_run, evaluation_arguments, write_set
-
-from bnood.evaluation.cli import main
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -200,8 +199,13 @@ def test_a_run_outside_of_runs_is_never_written_into(tmp_path: Path, monkeypatch
 
 def test_help_needs_no_training_library() -> None:
     code = (
-        "import sys; from bnood.evaluation.cli import build_parser; build_parser().format_help();"
+        "import sys; from eval_ood import build_parser; build_parser().format_help();"
         "print([m for m in ('lightning', 'wandb', 'matplotlib', 'pandas', 'torchvision') if m in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
     assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr

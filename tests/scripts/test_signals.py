@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from eval_ood import main as evaluate
 from tiny_lab import lab_config
 from tiny_runs import copy_of_run, evaluation_arguments
 from tiny_study import TRAINING, study_config
 
 from bnood.errors import run_door
-from bnood.evaluation.cli import main as evaluate
 from bnood.lab.cli import main as lab
 from bnood.study.cli import main as study
 
