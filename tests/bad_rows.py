@@ -19,7 +19,7 @@ TRAIN = {
     "--data.in_distribution @none.npz": "none.npz: it cannot be read (No such file or directory); expected an .npz",
     "--data.in_distribution @unlabelled.npz": "unlabelled.npz: training needs labels",
     "--data.in_distribution @one-class.npz": "one-class.npz: all training images have the label 0; expected two",
-    "--data.ood marks": "data.ood is 'marks'; expected a list such as [marks]",
+    "--data.ood marks": "data.ood is 'marks'; expected a list such as [a, b]",
     "--data.ood [svnh]": "data.ood: 'svnh' is no known set, ",
     "--data.seed 3": '"data.seed" must be given via "seed_everything"',
     "--seed_everything -1": "seed_everything is -1; expected a whole number from 0 to 4294967295",

@@ -15,14 +15,12 @@ import yaml
 from bnood.errors import UserError
 from bnood.training.yaml_files import check_yaml, dotted, read_yaml
 
-_PLAIN_TYPES = {
-    "pathlib.Path": "a path",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-}
+Configs = dict[Path, dict[str, Any]]  # the content of each file, by dotted key
+
+_IN_WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
+    "pathlib.Path": "a path", "tuple": "a list such as [a, b]", "list": "a list such as [a, b]",
+}  # fmt: skip
 
 
 @contextmanager
@@ -47,53 +45,37 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     try:
         yield
     except argparse.ArgumentError as error:
-        raise UserError(_explained(" ".join(str(error).split()), parser, configs)) from error
+        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        raise UserError(_explained(" ".join(str(error).split()), known, configs)) from error
 
 
-def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
-    """The config files of a command line, by path, each as dotted keys and their values; UserError for bad ones."""
+def read_configs(arguments: Sequence[str]) -> Configs:
+    """The config files of a command line; UserError for bad ones."""
     paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
     paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
     return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
-def _explained(text: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
-    """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
-    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-    if found := re.match(r"unrecognized arguments: (\S+)", text):
-        option = found[1].partition("=")[0]
-        if not option.startswith("--"):
-            return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
-        return f"there is no option {option}{_nearest(option.lstrip('-'), known, '--')} (see --help)"
-    if found := re.search(r"(?:Group '(?P<group>.*?)' does not accept option|Option) '(?P<key>.*?)'", text):
-        key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
-        where = next((str(path) for path, content in configs.items() if key in content), "the config")
+def _explained(text: str, known: Sequence[str], configs: Configs) -> str:
+    """A message of argparse or jsonargparse in fewer words, with the file; as it is where it has another form."""
+    if found := re.match(r"unrecognized arguments: (--)?([^\s=]+)", text):
+        if not found[1]:
+            return f"{found[2]!r} is not expected here: every setting has the form --key value (see --help)"
+        return f"there is no option --{found[2]}{_nearest(found[2], known, '--')} (see --help)"
+    if found := re.search(r"(?:Group '(.*?)' does not accept option|Option) '(.*?)'", text):
+        key = ".".join(filter(None, found.groups()))
+        where = next((path for path, content in configs.items() if key in content), "the config")
         return f"{where}: there is no key {key}{_nearest(key, known)} (see --help)"
-    if not (found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text)):
-        return text
-    return _wrong_value(found["key"], found["reason"], configs)
-
-
-def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
-    if inner := re.search(r'Problem with given class_path \'\S+\': Parser key "(.*?)": (.*)', reason):
-        return _wrong_value(f"{key}.{inner[1]}", inner[2], configs)
-    if unfit := re.search(r"(Problem with given class_path .*?)(?: - |$)", reason):
-        return f"{key}: {unfit[1]}"
-    given = re.search(r"(?:Got|Given) value: (.*)$", reason)
-    kind_given = re.search(r"Given value type: <class '(.*?)'>", reason)
-    reason = reason[: kind_given.start()] if kind_given else reason
-    choices = [choice.strip(" '\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
-    kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
-    if len(kinds) > 1 and kind_given and kind_given[1] == "str":
-        kinds = [kind for kind in kinds if kind != "text"]  # what is wrong was given as text
-    expected = list(dict.fromkeys([*choices, *kinds]))
-    if given is None or not expected:
-        return f"{key}: {reason}"
-    value = given[1].strip()
-    if {"list", "tuple"} & {*expected} and not value.startswith("["):
-        expected = [f"a list such as [{value}]"]
+    if unfit := re.search(r'"(.*?)": .*?Problem with given class_path \S+ (?!Parser)(.*?)(?: - |$)', text):
+        return f"{unfit[1]}: {unfit[2]}"
+    if not (found := re.search(r'^(.*)Parser key "(.*?)": (.*?)(?:Got value|Given value(?: type)?): (.*)$', text)):
+        return text.removeprefix("Parser key ")
+    key = ".".join([*re.findall(r'Parser key "(.*?)"', found[1]), found[2]])
+    value = found[4].rpartition("Given value: ")[2].strip()
+    kinds = ", ".join(map("".join, re.findall(r"Literal\[(.*?)\]|<class '(.*?)'>", found[3]))).split(", ")
+    expected = dict.fromkeys(_IN_WORDS.get(kind, kind.strip("'")) for kind in kinds)
     where = next((f"{path}: " for path, content in configs.items() if str(content.get(key)) == value), "")
-    return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
+    return f"{where}{key} is {value!r}; expected {' or '.join(expected)}"
 
 
 def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
