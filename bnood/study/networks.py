@@ -290,7 +290,7 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     import torch
 
     from bnood.networks.image_classifier import build_network
-    from bnood.training.resume import settings_that_decide
+    from bnood.training.checks import settings_that_decide
     from bnood.training.run_folder import read_config
     from bnood.training.train import ParsingCLI, command_line
 

@@ -68,14 +68,16 @@ def _explained(text: str, known: Sequence[str], configs: Configs) -> str:
         return f"{where}: there is no key {key}{_nearest(key, known)} (see --help)"
     if unfit := re.search(r'"(.*?)": .*?Problem with given class_path \S+ (?!Parser)(.*?)(?: - |$)', text):
         return f"{unfit[1]}: {unfit[2]}"
-    if not (found := re.search(r'^(.*)Parser key "(.*?)": (.*?)(?:Got value|Given value(?: type)?): (.*)$', text)):
+    parts = re.split(r'Parser key "(.*?)": ', text)[1:]  # key and reason, and within a reason those of a class's own
+    while len(parts) > 2 and "value: " not in parts[1]:
+        parts = [f"{parts[0]}.{parts[2]}", *parts[3:]]
+    kinds = re.findall(r"Literal\[(.*?)\]|<class '(.*?)'>", parts[1].split("Given")[0]) if parts else []
+    if not kinds or not (found := re.search(r"(?:Got|Given) value: (.*?)(?: - Problem| - Expected|$)", parts[1])):
         return text.removeprefix("Parser key ")
-    key = ".".join([*re.findall(r'Parser key "(.*?)"', found[1]), found[2]])
-    value = found[4].rpartition("Given value: ")[2].strip()
-    kinds = ", ".join(map("".join, re.findall(r"Literal\[(.*?)\]|<class '(.*?)'>", found[3]))).split(", ")
-    expected = dict.fromkeys(_IN_WORDS.get(kind, kind.strip("'")) for kind in kinds)
+    key, value = parts[0], found[1].strip()
+    expected = [_IN_WORDS.get(each, each.strip("'")) for kind in kinds for each in "".join(kind).split(", ")]
     where = next((f"{path}: " for path, content in configs.items() if str(content.get(key)) == value), "")
-    return f"{where}{key} is {value!r}; expected {' or '.join(expected)}"
+    return f"{where}{key} is {value!r}; expected {' or '.join(dict.fromkeys(expected))}"
 
 
 def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
