@@ -177,7 +177,7 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.Network(good()).head, "call probe(batch) or outputs(batch) first, which find the head"),
     (lambda: bnood.Network(scales()).outputs(BATCH), "name the layer whose input are the features (head="),
     (lambda: bnood.Network(Changed(str)).outputs(BATCH), "gives a str, not logits [N, K]: pass call="),
-    (lambda: bnood.Network(good()).outputs(torch.zeros(4, 3, 9, 9)), "takes 192 features but receives 243"),
+    (lambda: bnood.Network(good()).outputs(torch.zeros(4, 3, 9, 9)), "Sequential cannot take a batch [4, 3, 9, 9] ("),
     (lambda: load_network("torchvision:resnet18", std=(1, 1, 0)), "std is [1, 1, 0]: give three numbers above 0"),
     (lambda: used("moving"), "unknown statistics 'moving': give 'running', 'batch' or BatchNormStatistics"),
     (lambda: used("running", torch.nn.Linear(3, 3)), "Linear has no BatchNorm layer"),

@@ -46,7 +46,8 @@ def load_plain(file: Path) -> Any:
     """What ``torch.save`` or safetensors wrote, on the CPU; None for what is no tensors and plain values alone."""
     load = load_file if file.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, about pickles of others
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles of others
             return load(file)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, AttributeError,
             LookupError):  # fmt: skip

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from bnood.data.datamodule import Batch, channel_constants
 from bnood.errors import UserError
-from bnood.networks import Architecture
-from bnood.networks.image_classifier import ImageClassifier, MemoryFormat, build_network
+from bnood.networks.image_classifier import Architecture, ImageClassifier, MemoryFormat, build_network
 from bnood.networks.norm import Norm
 from bnood.networks.plain import Activation, NormPosition
 

@@ -6,7 +6,7 @@ import torchvision.models
 from torch import nn
 
 from bnood.errors import UserError
-from bnood.networks import build_model
+from bnood.networks.image_classifier import build_model
 from bnood.networks.network import Network
 from bnood.networks.residual import PreActivationBlock, ResNet, WideResNet
 
