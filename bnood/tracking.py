@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of
 
 INIT_SECONDS, FINISH_SECONDS = 20, 120
 MOST_NUMBERS = 23  # with report and table, a summary of 25 keys
+DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 STEP = "trainer/global_step"  # as Lightning's own logger for wandb has it
 
 
@@ -220,17 +221,11 @@ def _log_artifact(
     """Keep copies of the files in the run's folder until they are uploaded; wandb's default is the home directory."""
     import wandb
 
-    own = "WANDB_DATA_DIR" not in os.environ
-    try:
-        if own:
-            os.environ["WANDB_DATA_DIR"] = str(Path(run.dir).parents[1])
-        artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-        for file in files:
-            artifact.add_file(str(file), skip_cache=True)
-        run.log_artifact(artifact, aliases=aliases)
-    finally:
-        if own:
-            del os.environ["WANDB_DATA_DIR"]
+    os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(run.dir).parents[1])
+    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+    for file in files:
+        artifact.add_file(str(file), skip_cache=True)
+    run.log_artifact(artifact, aliases=aliases)
 
 
 @contextmanager

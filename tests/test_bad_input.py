@@ -91,7 +91,7 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     (recipe("data", validation=0), "tiny: validation is 0; expected a number of images"),
     (recipe("model", nothing=3), "training.yaml: there is no key model.nothing"),
     (recipe("model", depth=19), "no ResNet of depth 19 with basic blocks"),
-    (recipe("trainer", max_epochs=0), "trainer.max_epochs is 0; expected at least 1"),
+    (recipe("trainer", max_epochs=0), "trainer.max_epochs is 0; expected a number above 0"),
     (network(model="bad_files:good") | {"sets": {**SETS, "id": "nowhere"}}, "'nowhere' is no known set"),
     (network(model="bad_files:none"), "module bad_files has no function 'none'"),
     (network(model="bad_files:good", weights="none.pth"), "there is no weights file 'none.pth'"),

@@ -105,7 +105,7 @@ def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: li
     from bnood.data.labels import read_classes
     from bnood.data.sources import images
     from bnood.evaluation.run import check_id_split, load_run_images
-    from bnood.training.yaml_files import read_yaml
+    from bnood.training.command_line import read_yaml
 
     sets = options.sets
     configs = [*trainings, *(read_yaml(spec.entry.run / "config.yaml") for spec in specs if spec.entry.run)]

@@ -9,17 +9,12 @@ import torch
 from bnood.data.datamodule import ImageDataModule, channel_constants
 from bnood.errors import UserError
 from bnood.training.classifier import VALIDATION_METRICS, Classifier
+from bnood.training.command_line import dotted
 from bnood.training.run_folder import check_same_network
-from bnood.training.yaml_files import dotted
 
-ABOVE_0 = 1e-9
-# The least that each number of the section trainer may be: Lightning takes others, and trains nothing or fails late.
-_LEAST = {
-    "max_epochs": 1, "max_steps": 1, "min_epochs": 0, "min_steps": 0, "devices": 1, "num_nodes": 1,
-    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": ABOVE_0, "log_every_n_steps": 0,
-    "limit_train_batches": ABOVE_0, "limit_val_batches": 0, "num_sanity_val_steps": 0,
-    "reload_dataloaders_every_n_epochs": 0,
-}  # fmt: skip
+# Numbers of the section trainer that need not be above 0. Lightning takes others too, and trains nothing or fails late.
+_MAY_BE_0 = ("min_epochs", "min_steps", "log_every_n_steps", "limit_val_batches", "num_sanity_val_steps",
+             "reload_dataloaders_every_n_epochs", "gradient_clip_val", "overfit_batches")  # fmt: skip
 _MAY_BE_MINUS_1 = ("max_epochs", "max_steps", "devices", "num_sanity_val_steps")
 _INSTEAD = {
     "logger": "runs are logged to --runs, and to W&B by the section wandb",
@@ -56,15 +51,14 @@ def check_config(config: Any, own_command_line: bool) -> None:
         raise UserError(f"trainer.strategy is {trainer.strategy}: the trained network stays in its processes; try ddp")
     if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
-    for key, least in _LEAST.items():
-        value = trainer[key]
+    for key, value in trainer.as_dict().items():
         try:
             number = float(value)
         except (TypeError, ValueError):
             continue  # none, "auto", a list of devices
-        if not isinstance(value, bool) and not number >= least and not (number == -1 and key in _MAY_BE_MINUS_1):
-            expected = "above 0" if least == ABOVE_0 else f"at least {least}"
-            raise UserError(f"trainer.{key} is {value}; expected {expected}")
+        allowed = number > 0 or (number == 0 and key in _MAY_BE_0) or (number == -1 and key in _MAY_BE_MINUS_1)
+        if not allowed and not isinstance(value, bool):
+            raise UserError(f"trainer.{key} is {value}; expected a number above 0")
     devices = trainer.devices
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdigit() and int(devices) > 1
     if not own_command_line:

@@ -13,7 +13,7 @@ from bnood.errors import UserError
 from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
 from bnood.networks.network import Network
 from bnood.networks.weights import are_weights, load_plain
-from bnood.training.yaml_files import read_yaml
+from bnood.training.command_line import read_yaml
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import shlex
 import shutil
 import signal
 import traceback
@@ -268,10 +267,6 @@ def _fit(cli: TrainingCLI) -> None:
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, Terminated) or not cli.trainer.interrupted:
             raise
-        last = cli.run_folder / CHECKPOINT
-        if last.is_file() and is_first_process():
-            again = ["--config", str(cli.run_folder / "config.yaml"), "--ckpt_path", str(last)]
-            print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error):

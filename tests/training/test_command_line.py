@@ -6,8 +6,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from bnood.errors import UserError
-from bnood.training.command_line import one_line_parsing, read_configs
-from bnood.training.yaml_files import read_yaml
+from bnood.training.command_line import one_line_parsing, read_configs, read_yaml
 
 
 def test_configs_are_read_with_dotted_keys(tmp_path: Path) -> None:
