@@ -1,7 +1,7 @@
 """Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
-Every function takes None for a run that is not tracked and does nothing then. Nothing here asks a question on the
-terminal, and what wandb raises after the start becomes one line on standard error: it must never cost a result.
+Every function takes None for a run that is not tracked. Nothing asks a question on the terminal, and what wandb raises
+after the start becomes one line on standard error: it must never cost a result.
 """
 
 import hashlib
@@ -58,11 +58,8 @@ def start_run(
     """Start a run of its own, also if another one is still open in this process; wandb writes to ``folder/wandb``.
 
     Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
-    says why and how to upload it later. None if tracking is off, if another process of this training tracks it, or if
-    wandb does not work.
-
-    Raises:
-        UserError: if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
+    says why. None if tracking is off, if another process of this training tracks it, or if wandb does not work.
+    UserError if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
     """
     mode = os.environ.get("WANDB_MODE", "")
     if not options.enabled or not is_first_process() or mode == "disabled":
@@ -102,8 +99,9 @@ def start_run(
         if obstacle:
             sync = _sync_command(run)
             print(f"wandb: logging offline ({obstacle}); to upload the finished run: {sync}", file=sys.stderr)
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, step_sync=True)
+        if job_type == "training":
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
 
 
@@ -133,7 +131,7 @@ def log_metrics(run: "Run | None", metrics: Mapping[str, float], step: int | Non
 
 
 def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
-    """Log a checkpoint as an artifact named by its digest, and the training's cost; ``summary`` is summary.json's."""
+    """Log a checkpoint as an artifact named by its digest, and what its training cost."""
     if run is None:
         return
     with _one_line_warning(f"the checkpoint {checkpoint}"):
@@ -199,7 +197,7 @@ def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> 
 def finish(run: "Run | None") -> str | None:
     """Finish a run, as failed if an exception is under way (call this in ``finally``).
 
-    Returns one line for the user: how to upload the run if it is offline or did not upload in time, else its address.
+    Returns one line for the user: the run's address, or how to upload it.
     """
     if run is None:
         return None

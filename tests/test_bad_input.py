@@ -93,7 +93,7 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     (recipe("model", depth=19), "no ResNet of depth 19 with basic blocks"),
     (recipe("trainer", max_epochs=0), "trainer.max_epochs is 0; expected a number above 0"),
     (network(model="bad_files:good") | {"sets": {**SETS, "id": "nowhere"}}, "'nowhere' is no known set"),
-    (network(model="bad_files:none"), "module bad_files has no function 'none'"),
+    (network(model="bad_files:none"), "bad_files:none cannot be made (AttributeError"),
     (network(model="bad_files:good", weights="none.pth"), "there is no weights file 'none.pth'"),
     (network(model="bad_files:good", mean=[1.0]), "mean is [1.0]: give one number per colour"),
     ({"at runs/tiny/study.yaml": "x: ["}, "study.yaml is not readable as YAML"),

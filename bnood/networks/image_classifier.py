@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,13 @@ def build_model(
         least = 2 if name == "num_classes" else 1
         if not isinstance(value, int) or not least <= value <= LARGEST:
             raise UserError(f"model.{name} is {value}; expected a whole number from {least} to {LARGEST}")
+    chosen = {architecture: Architecture, norm: Norm, activation: Activation, norm_position: NormPosition}
+    for choice, known in chosen.items():
+        if choice not in get_args(known):
+            raise UserError(f"model: there is no {choice!r}; expected one of {', '.join(get_args(known))}")
     if architecture in ("mlp", "plain"):
         kind = MLP if architecture == "mlp" else PlainConvNet
         return kind(depth, width, norm, groups, num_classes, activation, norm_position, image_size)
-    if architecture not in ("resnet", "wide_resnet"):
-        raise UserError(f"unknown architecture {architecture!r}: choose resnet, wide_resnet, mlp or plain")
     if (activation, norm_position) != ("relu", "before"):
         given = f"not activation {activation!r} and norm_position {norm_position!r}"
         raise UserError(f"{architecture} has ReLU and its norms before it, {given}: those are for mlp and plain")

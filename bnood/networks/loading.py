@@ -103,21 +103,15 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
     try:
-        made: Any = getattr(importlib.import_module(module), name, None)
-        if not isinstance(made, nn.Module | Network):
-            if not callable(made):
-                raise UserError(f"module {module} has no function {name!r} that returns a network")
-            made = made()
+        made: Any = getattr(importlib.import_module(module), name)
+        made = made if isinstance(made, nn.Module | Network) else made()
     except UserError:
         raise
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if f"{module}.".startswith(f"{missing}."):
-            raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
-        raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
     except Exception as error:  # whatever the user's module or function raises
+        missing = str(error.name) if isinstance(error, ModuleNotFoundError) else module
+        hint = "" if f"{module}.".startswith(f"{missing}.") else f": pip install {missing.replace('_', '-')}"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"model {module}:{name} cannot be made ({reason})") from error
+        raise UserError(f"model {module}:{name} cannot be made ({reason}){hint}") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):

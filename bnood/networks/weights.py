@@ -89,8 +89,7 @@ def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module
 def load_weights(model: nn.Module, file: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Load a file's tensors (``state`` where they are read already) into a model.
 
-    UserError if the file cannot be read, or names or shapes do not fit: the first three that are missing, left over, or
-    of another shape.
+    UserError with the first three names that are missing, left over, or of another shape.
     """
     own = model.state_dict()
     state = _renamed(read_weights(file) if state is None else state, own)

@@ -98,8 +98,7 @@ class Stopwatch(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun = True
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            # Lightning's own handler lets all processes of a training talk to each other, in the middle of whatever
-            # they say to each other just then.
+            # Lightning's own handler makes all processes talk to each other, in the middle of what they say just then.
             signal.signal(signal.SIGTERM, terminate)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

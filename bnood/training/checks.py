@@ -10,7 +10,6 @@ from bnood.data.datamodule import ImageDataModule, channel_constants
 from bnood.errors import UserError
 from bnood.training.classifier import VALIDATION_METRICS, Classifier
 from bnood.training.command_line import dotted
-from bnood.training.run_folder import check_same_network
 
 # Numbers of the section trainer that need not be above 0. Lightning takes others too, and trains nothing or fails late.
 _MAY_BE_0 = ("min_epochs", "min_steps", "log_every_n_steps", "limit_val_batches", "num_sanity_val_steps",
@@ -111,16 +110,15 @@ def check_resumable(
     file: Path, content: dict[str, Any], settings: dict[str, Any], model: Classifier, data: ImageDataModule
 ) -> None:
     """Raise :class:`UserError` unless a training with these settings can go on from the checkpoint in a file."""
-    check_same_network(file, content["hyper_parameters"], dict(model.hparams))
     before = content.get("settings")
     if "optimizer_states" not in content or not isinstance(before, dict):
         raise UserError(f"{file} holds a network, but no optimizer state: expected a last.ckpt of this version")
-    if not _is_whole(content, model):
-        raise UserError(f"{file} is damaged: expected weights, momentum and schedule of this network; train anew")
     for key, value in settings.items():
         if key in before and before[key] != value:
             again = f"resume with --{key} {before[key]}, or train anew under another --name"
             raise UserError(f"{key} is {value}, but {file} was trained with {before[key]}: {again}")
+    if not _is_whole(content, model):
+        raise UserError(f"{file} is damaged: expected weights, momentum and schedule of this network; train anew")
     assert data.train_set is not None
     for name, constant in zip(("image_mean", "image_std"), channel_constants(data.train_set.images), strict=True):
         if not torch.allclose(content["state_dict"][name], constant, rtol=1e-5):

@@ -97,7 +97,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless the checkpoint's network is the one that the config describes."""
     # Checkpoints of before these two existed are of networks with what are their defaults now.
     found = {"activation": "relu", "norm_position": "before", **found}
@@ -114,7 +114,7 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
     content = read_checkpoint(checkpoint)
     settings = content["hyper_parameters"]
     if model_config is not None:
-        check_same_network(checkpoint, settings, model_config)
+        _check_same_network(checkpoint, settings, model_config)
     try:
         # Weights are drawn first and then replaced; that must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):

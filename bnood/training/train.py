@@ -26,7 +26,7 @@ from bnood.errors import Terminated, UserError, is_first_process, is_out_of_memo
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
 from bnood.training.checks import check_callbacks, check_config, check_data, check_resumable, settings_that_decide
-from bnood.training.classifier import Classifier, NonFiniteLoss
+from bnood.training.classifier import VALIDATION_METRICS, Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
 from bnood.training.run_folder import CHECKPOINT, read_checkpoint
@@ -172,21 +172,13 @@ def command_line(
 
 
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
-    """Train as ``scripts/train.py`` does.
+    """Train as ``scripts/train.py`` does, by default with the process's own command line, and return the run's folder.
 
     Several devices are used only with the process's own command line, which their processes are started with again.
     BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
     are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
 
-    Args:
-        arguments: the command line after the program's name; None for the process's own.
-        callbacks: Lightning callbacks beside those of the config.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        UserError: for bad input, and :class:`bnood.training.classifier.NonFiniteLoss` when training diverges.
+    Raises ``UserError`` for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
     """
     for advice in IRRELEVANT_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
@@ -209,16 +201,14 @@ def _train(cli: TrainingCLI) -> None:
     """What the first process does: it fits and writes the run's files.
 
     All of the summary comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint
-    can be completed by resuming it; None is what was not measured (validation can be turned off).
+    can be completed by resuming it.
     """
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:
             raise UserError("trainer: its limits (max_steps, max_time, limit_train_batches) leave no step to train")
         summary = {
-            "accuracy": cli.log.last("validation/accuracy"),
-            "nll": cli.log.last("validation/nll"),
-            "ece": cli.log.last("validation/ece"),
+            **{name.removeprefix("validation/"): cli.log.last(name) for name in VALIDATION_METRICS},
             "train_accuracy": cli.log.last("train/accuracy"),
             "epochs": cli.trainer.current_epoch,
             "seconds": cli.watch.seconds,

@@ -60,30 +60,6 @@ def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "note: mlp-relu-none-s0: diverged in epoch 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"seeds": [0, 0]}, "each once"),
-        ({"grids": []}, "grids is empty"),
-        ({"name": "a/b"}, "without a path"),
-        ({"grid": {"norms": []}}, "norms is empty"),
-        ({"grid": {"norms": ["gn"], "width": 9}}, "multiple of 8"),
-        ({"grid": {"learning_rate": 0}}, "above 0"),
-        ({"grid": {"probe_images": 100}}, "probe_images (100)"),
-        ({"grid": {"activation": "relu"}}, "activation"),
-        ({"train_count": 500}, "has 80 images"),
-        ({"images": "no_such_set"}, "no_such_set"),
-        ({"thresholds": {"gained": -1}}, "thresholds.gained"),
-        ({"epoch": 3}, "epoch"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(
-    changes: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert words in refusal(main, ["--config", str(config(tmp_path, **changes))], capsys)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize(("name", "networks"), [("demo.yaml", 24), ("cifar10.yaml", 48)])
 def test_committed_configs_are_valid(name: str, networks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[LabOptions] = []

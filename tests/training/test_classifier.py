@@ -11,7 +11,6 @@ from tiny_runs import SIZE, checkpoint, trained
 from torchmetrics.classification import MulticlassCalibrationError
 
 from bnood.data.training_split import training_split
-from bnood.errors import UserError
 from bnood.training.classifier import Classifier, calibration_sums, cosine_with_warmup
 from bnood.training.run_folder import load_run
 
@@ -109,19 +108,3 @@ def test_gradient_clipping_bounds_the_norm_by_choice() -> None:
         first.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
         model.configure_gradient_clipping(None)
         assert float(first.grad.norm()) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("width", 0), ("num_classes", 1), ("learning_rate", 0.0), ("learning_rate", math.nan), ("momentum", 1.0),
-     ("weight_decay", -1e-4), ("warmup", 1.0), ("clip_gradient_norm", -1.0)],
-)  # fmt: skip
-def test_settings_that_cannot_be_meant(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"model.{name} is .*; expected"):
-        classifier(**{name: value})
-
-
-def test_defaults_and_combinations() -> None:
-    assert Classifier().hparams["label_smoothing"] == 0  # it would change the confidence that is measured here
-    with pytest.raises(UserError, match="groups that divides 8 channels, not 3"):
-        classifier(norm="gn", groups=3)
