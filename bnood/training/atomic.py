@@ -68,20 +68,17 @@ def staged_folder(final: Path) -> Iterator[Path]:
         yield beside
         if final.exists():
             final.replace(old)
-        try:
-            beside.replace(final)
-        except BaseException:
-            with suppress(OSError):
-                old.replace(final)
-            raise
+        beside.replace(final)
         shutil.rmtree(old, ignore_errors=True)  # the new folder stands: that a part of the old one stays is no failure
     except UserError as error:
         raise UserError(str(error).replace(str(beside), str(final))) from error
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        found = f"the evaluation cannot be written there ({reason})"
-        raise UserError(f"{final}: {found}; earlier files are kept") from error
+        raise UserError(f"{final} cannot be written ({reason}); earlier files are kept") from error
     finally:
+        with suppress(OSError):
+            if old.exists() and not final.exists():  # stopped between the two renames
+                old.replace(final)
         shutil.rmtree(beside, ignore_errors=True)
 
 
