@@ -78,14 +78,17 @@ def test_defects_keep_their_traceback(error: Exception) -> None:
 
 
 DOOR = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from pathlib import Path
 from bnood.errors import run_door
 
+def child():
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
 def main():
-    multiprocessing.Process(target=time.sleep, args=(600,), daemon=False).start()
+    multiprocessing.Process(target=child, daemon=False).start()
     try:
-        print(multiprocessing.active_children()[0].pid, flush=True)
         time.sleep(600)
     finally:
         Path(sys.argv[1]).write_text("cleaned up")

@@ -29,7 +29,8 @@ class MetricsLog(Logger):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.file, self.rows, self.tracked = file, list[dict[str, Any]](), None
+        self.file, self.rows = file, list[dict[str, Any]]()
+        self.tracked: Any = None
 
     def resume(self, done: int) -> None:
         """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no training's log."""

@@ -113,3 +113,9 @@ def test_weights_begin_as_he_et_al_describe() -> None:
 def test_shapes_that_no_network_has(arguments: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_model(*arguments)
+
+
+@pytest.mark.parametrize("model", [ResNet(18, 4), WideResNet(10, 1)])
+def test_state_dict_keys_are_those_of_older_checkpoints(model: nn.Module) -> None:
+    top = {"conv1", "norm1", "blocks", "head"} if isinstance(model, ResNet) else {"conv1", "norm", "blocks", "head"}
+    assert {key.split(".")[0] for key in model.state_dict()} == top
