@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnood.errors import UserError, is_out_of_memory
 from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
+from bnood.statistics.contexts import lent
 
 PROBE_IMAGES = 8
 HEAD_TOLERANCE = 1e-5  # of the largest logit
@@ -123,7 +124,7 @@ class Network:
         """Find the head on the first 8 images of a batch, once; UserError if there is none, or no logits."""
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
-            with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with lent(list(self.model.modules())), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self._found = self._find_head(few)
         return self._found
 
@@ -195,18 +196,6 @@ def described(transform: Callable[[Any], Any] | None) -> str:
     if transform is None:
         return "none, images as they are stored"
     return " ".join(getattr(transform, "__qualname__", repr(transform)).split())
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in training:
-            module.training = False  # .eval() would run into models that override train()
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
 
 
 @contextmanager
