@@ -112,10 +112,6 @@ def test_two_runs_of_one_process_are_two_files_with_their_own_data(
     lines = json.loads((folder / "lines.json").read_text())
     for line, run in zip(lines, runs, strict=True):
         assert line == f"wandb: to upload this run: wandb sync '{run.folder}'"  # quoted: there is a space in it
-
-
-def test_project_group_tags_and_config_are_recorded(runs: tuple[OfflineRun, OfflineRun]) -> None:
-    training = runs[0]
     record = training.record
     assert (record.project, record.display_name) == ("proj", "my run")
     assert {run.record.run_group for run in runs} == {"my run"}  # the network's folder

@@ -12,7 +12,7 @@ import yaml
 from tiny_runs import checkpoint, copy_of_run, trained, weights
 
 from bnood.errors import UserError
-from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run, read_checkpoint
+from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run
 
 
 def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
@@ -66,12 +66,3 @@ def test_newest_run_is_the_one_whose_checkpoint_is(tmp_path: Path) -> None:
     (tmp_path / "untrained").mkdir()
     (tmp_path / "notes.txt").write_text("a file among the runs")
     assert newest_run(tmp_path) == tmp_path / "b"
-
-
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.ckpt: no such checkpoint"):
-        read_checkpoint(tmp_path / "none.ckpt")
-    (tmp_path / "file").touch()
-    for place in ("none", "file"):
-        with pytest.raises(UserError, match=f"{place}: no such run folder"):
-            load_run(tmp_path / place)
