@@ -97,7 +97,7 @@ TRAIN = {
     "yaml ? [a]\n: 1": "mine.yaml: line 1: the key in brackets is no text",
     "yaml grids: [{depth: 1}, {depth: }]": "mine.yaml: line 1: the key grids.depth has no value",
     "yaml a: 2020-13-45": "mine.yaml is not readable as YAML",
-    "--depth={depth: }": "'{depth: }' on the command line: line 1: the key depth has no value",
+    "'--model={depth: }'": "'{depth: }' on the command line: line 1: the key depth has no value",
     "yaml 1: 2": "mine.yaml: line 1: the key 1 is no text",
     "yaml name: 3": "mine.yaml: name is '3'; expected text or null",
     "yaml trainer: {limit_train_batches: .nan}": "trainer.limit_train_batches is nan; expected a number above 0",

@@ -45,8 +45,7 @@ def load_network(
         mean, std: of the 3 channels of pixels in 0..1, instead of the transform's.
         head: see :class:`Network`.
 
-    Raises:
-        UserError: for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
+    UserError for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
     """
     library, _, name = str(spec).partition(":")
     if not name or not all(part.isidentifier() for part in library.split(".")):

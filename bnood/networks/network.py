@@ -47,8 +47,7 @@ class Network:
         call: ``call(model, batch)`` hands a batch to the model and returns its output; default ``model(batch)``.
         name, norm, seed: for tables; default the class of the model, ``bn`` for models with BatchNorm, and none.
 
-    Raises:
-        UserError: for a model, transform or call of another kind, or a head that the model does not have.
+    UserError for a model, transform or call of another kind, or a head that the model does not have.
     """
 
     def __init__(

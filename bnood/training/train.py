@@ -278,8 +278,10 @@ def _fit(cli: TrainingCLI) -> None:
 
 
 def _is_of_lightnings_callbacks(error: Exception) -> bool:
+    """Whether one of them raised it, or what it called outside of this project."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(module.startswith("lightning.pytorch.callbacks.") for module in modules)
+    last = [each for each in modules if each.startswith(("bnood.", "lightning.pytorch.callbacks."))][-1:]
+    return any(each.startswith("lightning.") for each in last)
 
 
 def _listed(given: Any) -> list[Any]:
