@@ -20,11 +20,9 @@ class Terminated(SystemExit):
 
 
 def run_door(main: Callable[[], object]) -> None:
-    """Run a script: what every file in ``scripts/`` calls.
+    """Run a script: what every file in ``scripts/`` calls; it ends as :func:`one_line_errors` says.
 
-    Bad input, a full disk and too little memory are one line on standard error and exit status 2. SIGTERM (status
-    143) and Ctrl-C (130) raise inside ``main``, so that partial files are removed and W&B runs closed, and are one
-    line too. No child process is left behind.
+    SIGTERM and Ctrl-C raise inside ``main``, so that partial files are removed and W&B runs closed.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
@@ -36,8 +34,8 @@ def run_door(main: Callable[[], object]) -> None:
 def keep_freed_memory() -> None:
     """Let the C library reuse freed memory instead of returning it to the system; glibc alone, nothing elsewhere.
 
-    Activations are large, so that glibc maps and unmaps memory for each of them, and the kernel clears every page anew:
-    a large part of the processor time of a forward pass at 224 pixels.
+    glibc maps memory anew for each large activation, and the kernel clears its pages: a large part of the processor
+    time of a forward pass at 224 pixels.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):
@@ -56,8 +54,8 @@ def terminate(signum: int, frame: FrameType | None) -> None:
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can fix into one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
 
-    Bad input is a :class:`UserError`; a full disk, a missing permission and the like are an :class:`OSError` that
-    names its file. Anything else is a defect of the program and keeps its traceback.
+    That is a :class:`UserError`, too little memory, or an :class:`OSError` such as a full disk. Anything else is a
+    defect of the program and keeps its traceback. No child process is left behind.
     """
     try:
         yield
@@ -68,12 +66,10 @@ def one_line_errors() -> Iterator[None]:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         _exit(f"{where}{error.strerror}")
-    except MemoryError as error:
-        _exit(f"not enough memory: {error}" if str(error) else "not enough memory")
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        _exit("not enough memory: choose a smaller network, batch or image size")
+        _exit("not enough memory: choose a smaller network, batch or image size, or fewer images")
     except KeyboardInterrupt:
         _stopped("interrupted", 130)
     except Terminated:

@@ -1,16 +1,14 @@
 """Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
-Every function takes None for a run that is not tracked and does nothing then. Nothing here asks a question on the
-terminal, and what wandb raises after the start becomes one line on standard error: it must never cost a result.
+Every function takes None for a run that is not tracked. Nothing asks a question on the terminal, and what wandb raises
+after the start becomes one line on standard error: it must never cost a result.
 """
 
 import hashlib
 import netrc
 import os
 import re
-import secrets
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +22,12 @@ from bnood.errors import UserError, is_first_process
 
 if TYPE_CHECKING:  # and annotations in quotes: jsonargparse would import all of these for --help
     import pandas as pd
-    from lightning.pytorch.loggers import WandbLogger
     from wandb import Run
 
 INIT_SECONDS, FINISH_SECONDS = 20, 120
 MOST_NUMBERS = 23  # with report and table, a summary of 25 keys
-STEP = "trainer/global_step"  # the name that Lightning's WandbLogger gives to the step
+DATA_DIR = os.environ.get("WANDB_DATA_DIR")
+STEP = "trainer/global_step"  # as Lightning's own logger for wandb has it
 
 
 @dataclass
@@ -57,16 +55,11 @@ class TrackingOptions:
 def start_run(
     options: TrackingOptions, *, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
 ) -> "Run | None":
-    """Start a run of its own, also if another one is still open in this process.
+    """Start a run of its own, also if another one is still open in this process; wandb writes to ``folder/wandb``.
 
     Without an API key, and where the server cannot be reached or refuses, the run is offline; a line on standard error
-    says why and how to upload it later. wandb writes to ``folder/wandb``; the folder's name is the default group.
-
-    Returns:
-        The run; None if tracking is off, if another process of this training tracks it, or if wandb does not work.
-
-    Raises:
-        UserError: if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
+    says why. None if tracking is off, if another process of this training tracks it, or if wandb does not work.
+    UserError if the folder cannot be written, or if wandb refuses the project, a tag or WANDB_MODE.
     """
     mode = os.environ.get("WANDB_MODE", "")
     if not options.enabled or not is_first_process() or mode == "disabled":
@@ -103,8 +96,12 @@ def start_run(
             run, obstacle = _start_online(settings, config, asked=options.mode == "online")
         if run is None:
             run = wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
-    if run is not None and obstacle:
-        print(f"wandb: logging offline ({obstacle}); to upload the finished run: {_sync_command(run)}", file=sys.stderr)
+        if obstacle:
+            sync = _sync_command(run)
+            print(f"wandb: logging offline ({obstacle}); to upload the finished run: {sync}", file=sys.stderr)
+        if job_type == "training":
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
 
 
@@ -118,46 +115,30 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
         known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     if not known and not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
-    attempt = secrets.token_hex(4)
     try:
-        return wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="online", run_id=attempt)), ""
+        return wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="online")), ""
     except Exception as error:  # wandb raises errors of private classes too; each of them means offline
-        for remains in Path(settings["root_dir"], "wandb").glob(f"run-*-{attempt}*"):
-            shutil.rmtree(remains, ignore_errors=True)  # an empty run, which `wandb sync` would upload
         return None, _one_line(error)
 
 
-def lightning_logger(run: "Run | None") -> "WandbLogger | None":
-    """Lightning's logger on this run; if wandb fails, the training goes on without it."""
-    if run is None:
-        return None
-    from lightning.pytorch.loggers import WandbLogger
-
-    class SurvivingLogger(WandbLogger):
-        broken = False
-
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            if not self.broken:
-                self.broken = True
-                with _one_line_warning("any further metrics"):
-                    super().log_metrics(metrics, step)
-                    self.broken = False
-
-    with _one_line_warning("metric definitions"):
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, step_sync=True)
-    return SurvivingLogger(experiment=run, log_model=False, save_dir=run.dir, project=run.project, name=run.name)
+def log_metrics(run: "Run | None", metrics: Mapping[str, float], step: int | None) -> bool:
+    """Log numbers of a training after so many steps; whether that worked: if not, give up, and train on."""
+    with _one_line_warning("any further metrics"):
+        if run is not None:
+            run.log({**metrics, STEP: step})
+        return True
+    return False
 
 
 def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapping[str, Any]) -> None:
-    """Log a checkpoint as an artifact named by its digest, and the training's cost; ``summary`` is summary.json's."""
+    """Log a checkpoint as an artifact named by its digest, and what its training cost."""
     if run is None:
         return
     with _one_line_warning(f"the checkpoint {checkpoint}"):
         run.summary.update({key: summary[key] for key in ("seconds", "images_per_second", "parameters")})
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        aliases = ["latest", f"sha256-{digest[:16]}"]
-        _log_artifact(run, artifact_name(name), "model", [checkpoint], {**summary, "sha256": digest}, aliases)
+        metadata, aliases = {**summary, "sha256": digest}, ["latest", f"sha256-{digest[:16]}"]
+        _log_artifact(run, artifact_name(name), "model", [checkpoint], metadata=metadata, aliases=aliases)
 
 
 def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
@@ -193,10 +174,9 @@ def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", prima
 
 
 def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
-    """At most 23 figures under running and target statistics, of the primary sets or else of all, general ones first.
+    """ID accuracy; AUROC and FPR95 of MSP and energy under running and target statistics, as far as 23 figures go.
 
-    ID accuracy; AUROC and FPR95 of MSP and energy, their mean over the sets and then for each set. Keys are
-    ``<set>/<statistics>/<detector>/<metric>``.
+    First the means over the primary sets (else over all), then each set. ``<set>/<statistics>/<detector>/<metric>``.
     """
     plain = table[table["companion"].fillna("") == ""]
     accuracy = plain[(plain["metric"] == "accuracy") & (plain["statistics"] == "running")]["value"]
@@ -217,7 +197,7 @@ def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> 
 def finish(run: "Run | None") -> str | None:
     """Finish a run, as failed if an exception is under way (call this in ``finally``).
 
-    Returns one line for the user: how to upload the run if it is offline or did not upload in time, else its address.
+    Returns one line for the user: the run's address, or how to upload it.
     """
     if run is None:
         return None
@@ -234,22 +214,16 @@ def artifact_name(name: str) -> str:
 
 
 def _log_artifact(
-    run: "Run", name: str, kind: str, files: Sequence[Path], metadata: Any = None, aliases: Any = None
+    run: "Run", name: str, kind: str, files: Sequence[Path], *, metadata: Any = None, aliases: Any = None
 ) -> None:
     """Keep copies of the files in the run's folder until they are uploaded; wandb's default is the home directory."""
     import wandb
 
-    own = "WANDB_DATA_DIR" not in os.environ
-    try:
-        if own:
-            os.environ["WANDB_DATA_DIR"] = str(Path(run.dir).parents[1])
-        artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-        for file in files:
-            artifact.add_file(str(file), skip_cache=True)
-        run.log_artifact(artifact, aliases=aliases)
-    finally:
-        if own:
-            del os.environ["WANDB_DATA_DIR"]
+    os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(run.dir).parents[1])
+    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+    for file in files:
+        artifact.add_file(str(file), skip_cache=True)
+    run.log_artifact(artifact, aliases=aliases)
 
 
 @contextmanager

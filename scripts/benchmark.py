@@ -141,7 +141,7 @@ class Segments:
         """A PyTorch loop over batches that are ready on the device: no augmentation, no metrics, no logging."""
         import torch
 
-        from bnood.networks import build_model
+        from bnood.networks.image_classifier import build_model
 
         options, device = self.options, self.options.device
         network = build_model("resnet", 18, options.width, "bn").to(device).to(memory_format=torch.channels_last)
@@ -255,8 +255,7 @@ def evaluated(options: BenchmarkOptions) -> tuple["ImageClassifier", Callable[[]
     import torch
 
     from bnood.evaluation.evaluate import evaluate
-    from bnood.networks import build_model
-    from bnood.networks.image_classifier import ImageClassifier
+    from bnood.networks.image_classifier import ImageClassifier, build_model
     from bnood.networks.network import Network
 
     torch.manual_seed(0)

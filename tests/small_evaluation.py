@@ -17,7 +17,7 @@ from bnood.evaluation.conditions import Estimate
 from bnood.evaluation.evaluate import Evaluation
 from bnood.evaluation.passes import Passes
 from bnood.evaluation.tables import Tables, Where
-from bnood.networks import build_model
+from bnood.networks.image_classifier import build_model
 from bnood.networks.network import Network
 from bnood.statistics import BatchNormStatistics
 

@@ -104,16 +104,3 @@ class KillProcess(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-class CountBatches(L.Callback):
-    """Writes how many batches were trained on, and the seed of their order, into a file."""
-
-    def __init__(self, file: str) -> None:
-        self.file, self.batches = file, 0
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.batches += 1
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        Path(self.file).write_text(f"{self.batches} batches, seed {trainer.datamodule.seed}")  # type: ignore[attr-defined]

@@ -5,8 +5,6 @@ wandb 0.31 has no reader in Python any more (its own is in Go). The file is Leve
 the chunks of one record joined are a ``Record`` protobuf, whose classes wandb ships.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import time
@@ -68,33 +66,25 @@ def _update(target: dict[str, Any], items: Any) -> None:
         inner[last] = json.loads(item.value_json)
 
 
-def read_offline_run(folder: Path, patience: float = 30.0) -> OfflineRun:
-    """Read ``.../wandb/offline-run-<time>-<id>`` of a finished run.
-
-    ``run.finish()`` returns a moment before wandb's service process has written the last records, so this waits for
-    them, for at most ``patience`` seconds.
-    """
+def read_offline_run(folder: Path) -> OfflineRun:
+    """Read ``.../wandb/offline-run-<time>-<id>``; ``run.finish()`` returns before wandb has written all of it."""
     (file,) = folder.glob("run-*.wandb")
-    deadline = time.monotonic() + patience
-    while (run := _read(file)).exit_code is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{file} has no exit record: the run was not finished")
+    for _ in range(1500):
+        if (run := _read(file)).exit_code is not None:
+            return run
         time.sleep(0.02)
-    return run
+    raise TimeoutError(f"{file} has no exit record: the run was not finished")
 
 
 def _read(file: Path) -> OfflineRun:
-    """What is in the log by now."""
     run = OfflineRun(file.parent, None)
     for record in read_records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.record = record.run
             _update(run.config, record.run.config.update)
-        elif kind == "config":
-            _update(run.config, record.config.update)
-        elif kind == "summary":
-            _update(run.summary, record.summary.update)
+        elif kind in ("config", "summary"):
+            _update(getattr(run, kind), getattr(record, kind).update)
         elif kind == "history":
             run.history.append({})
             _update(run.history[-1], record.history.item)

@@ -1,30 +1,74 @@
-"""An image classifier as a plain module: the normalisation constants of its images, and a network."""
+"""The project's own networks by name, and with the normalisation constants of their images."""
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bnood.errors import UserError
-from bnood.networks import build_model
 from bnood.networks.norm import Norm
+from bnood.networks.plain import MLP, Activation, NormPosition, PlainConvNet
+from bnood.networks.residual import ResNet, WideResNet
 
+Architecture = Literal["resnet", "wide_resnet", "mlp", "plain"]
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
+
+LARGEST = 100_000  # layers, channels, classes: beyond, building alone takes minutes and then fails
+
+
+def build_model(
+    architecture: Architecture,
+    depth: int,
+    width: int,
+    norm: Norm,
+    groups: int = 8,
+    num_classes: int = 10,
+    activation: Activation = "relu",
+    norm_position: NormPosition = "before",
+    image_size: int = 32,
+) -> nn.Module:
+    """A network that takes float ``[N, 3, H, W]`` and gives logits ``[N, K]``.
+
+    The arguments are :class:`bnood.training.classifier.Classifier`'s. UserError for what cannot be built.
+    """
+    numbers = {"depth": depth, "width": width, "groups": groups, "num_classes": num_classes, "image_size": image_size}
+    for name, value in numbers.items():
+        least = 2 if name == "num_classes" else 1
+        if not isinstance(value, int) or not least <= value <= LARGEST:
+            raise UserError(f"model.{name} is {value}; expected a whole number from {least} to {LARGEST}")
+    chosen = {architecture: Architecture, norm: Norm, activation: Activation, norm_position: NormPosition}
+    for choice, known in chosen.items():
+        if choice not in get_args(known):
+            raise UserError(f"model: there is no {choice!r}; expected one of {', '.join(get_args(known))}")
+    if architecture in ("mlp", "plain"):
+        kind = MLP if architecture == "mlp" else PlainConvNet
+        return kind(depth, width, norm, groups, num_classes, activation, norm_position, image_size)
+    if (activation, norm_position) != ("relu", "before"):
+        given = f"not activation {activation!r} and norm_position {norm_position!r}"
+        raise UserError(f"{architecture} has ReLU and its norms before it, {given}: those are for mlp and plain")
+    network = ResNet if architecture == "resnet" else WideResNet
+    return network(depth, width, norm, groups, num_classes)
+
 
 # The settings of a training that decide which network is built.
 NETWORK_SETTINGS = tuple(signature(build_model).parameters)
 
 
+def build_network(settings: Mapping[str, Any]) -> nn.Module:
+    """The network that a training's settings (section ``model`` of its config) describe; UserError if there is none."""
+    try:
+        return build_model(**{name: settings[name] for name in NETWORK_SETTINGS if name in settings})
+    except TypeError as error:  # settings that are missing
+        raise UserError(f"model: {error}") from error
+
+
 class ImageClassifier(nn.Module):
     """uint8 images in, logits out; every set is normalised by the constants of the ID training images.
 
-    Args:
-        network: takes float ``[N, 3, H, W]`` and gives logits ``[N, K]``.
-        norm: its norm layers, by name.
-        memory_format: ``auto`` takes what was measured to be fastest: contiguous for ``gn`` on a CPU, where
-            GroupNorm is slow in channels_last, and channels_last everywhere else.
+    ``memory_format`` ``auto`` takes what was measured to be fastest: contiguous for ``gn`` on a CPU, where GroupNorm is
+    slow in channels_last, and channels_last everywhere else.
     """
 
     takes_uint8 = True
@@ -48,11 +92,3 @@ class ImageClassifier(nn.Module):
         if self.memory_format == "contiguous" or (self.memory_format == "auto" and slow):
             return torch.contiguous_format
         return torch.channels_last
-
-
-def build_network(settings: Mapping[str, Any]) -> nn.Module:
-    """The network that a training's settings (section ``model`` of its config) describe; UserError if there is none."""
-    try:
-        return build_model(**{name: settings[name] for name in NETWORK_SETTINGS if name in settings})
-    except TypeError as error:  # settings that are missing
-        raise UserError(f"model: {error}") from error

@@ -4,7 +4,6 @@ import copy
 import difflib
 import hashlib
 import importlib
-import inspect
 import math
 import os
 import sys
@@ -41,13 +40,12 @@ def load_network(
         spec: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``. The callable takes nothing and
             returns an ``nn.Module``, which then takes images as they are stored, or a :class:`Network`.
         weights: a state_dict file (``torch.save`` or safetensors), or ``package:file`` for one inside an installed
-            package. None: torchvision's own if torch hub's cache holds them; for a callable, those that it loads.
+            package; None for a callable that loads its own.
         image_size: side of the model's images, instead of the transform's; the resizing before the crop in proportion.
         mean, std: of the 3 channels of pixels in 0..1, instead of the transform's.
         head: see :class:`Network`.
 
-    Raises:
-        UserError: for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
+    UserError for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
     """
     library, _, name = str(spec).partition(":")
     if not name or not all(part.isidentifier() for part in library.split(".")):
@@ -55,32 +53,23 @@ def load_network(
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
     for what, values in (("mean", mean), ("std", std)):
-        if values is not None and not (len(values) == 3 and all(math.isfinite(value) for value in values)):
+        if values is not None and not (len(values) == 3 and all(map(math.isfinite, values))):
             raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
     if std is not None and min(std) <= 0:
         raise UserError(f"std is {list(std)}: give three numbers above 0")
     given = {"image_size": image_size, "mean": mean, "std": std}
     changes = {key: value for key, value in given.items() if value is not None}
     file = None if weights is None else weights_file(str(weights))
-    if library == "torchvision":
-        network = _torchvision(name, file, changes, head)
-    elif library == "timm":
-        network = _timm(name, file, changes, head)
-    else:
-        network = _from_callable(library, name, file, changes, head)
+    makers = {"torchvision": _torchvision, "timm": _timm}
+    make = makers[library] if library in makers else partial(_from_callable, library)
+    network = make(name, file, changes, head)
     network.model.eval()
     return network
 
 
-def _torchvision(name: str, file: Path | None, changes: Changes, head: str | None) -> Network:
-    _check_known("torchvision", name, models.list_models(module=models))
+def _torchvision(name: str, given: Path | None, changes: Changes, head: str | None) -> Network:
+    file = _checked("torchvision", name, models.list_models(module=models), given)
     choices = models.get_model_weights(name)
-    if file is None:
-        cache = Path(torch.hub.get_dir(), "checkpoints")
-        cached = [cache / Path(entry.url).name for entry in (choices.DEFAULT, *choices)]
-        file = next((each for each in cached if each.is_file()), None)
-        if file is None:
-            raise UserError(f"torchvision:{name} needs weights (--weights FILE): {cached[0]} is not there either")
     digest, assumed = hashlib.sha256(file.read_bytes()).hexdigest()[:8], ""
     entry = next((each for each in choices if file.name == Path(each.url).name or digest in each.url), None)
     if entry is None:
@@ -94,14 +83,12 @@ def _torchvision(name: str, file: Path | None, changes: Changes, head: str | Non
     return network
 
 
-def _timm(name: str, file: Path | None, changes: Changes, head: str | None) -> Network:
+def _timm(name: str, given: Path | None, changes: Changes, head: str | None) -> Network:
     try:
         import timm
     except ModuleNotFoundError:
         raise UserError(f"timm:{name} needs the optional package timm: pip install timm") from None
-    _check_known("timm", name, [*timm.list_models(), *timm.list_pretrained()])
-    if file is None:
-        raise UserError(f"timm:{name} needs weights (--weights FILE); nothing is downloaded")
+    file = _checked("timm", name, [*timm.list_models(), *timm.list_pretrained()], given)
     model = build_with_weights(partial(timm.create_model, name, pretrained=False), file)
     config = {**timm.data.resolve_model_data_config(model), **changes}
     if "image_size" in changes:
@@ -115,25 +102,15 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
     try:
-        made: Any = getattr(importlib.import_module(module), name, None)
-        if not isinstance(made, nn.Module | Network):
-            if not callable(made):
-                raise UserError(f"module {module} has no function {name!r} that returns a network")
-            try:
-                inspect.signature(made).bind()
-            except TypeError as error:
-                raise UserError(f"{module}:{name} has to take no arguments ({error})") from None
-            made = made()
+        made: Any = getattr(importlib.import_module(module), name)
+        made = made if isinstance(made, nn.Module | Network) else made()
     except UserError:
         raise
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if f"{module}.".startswith(f"{missing}."):
-            raise UserError(f"model {module}:{name}: there is no module {missing!r} to import") from None
-        raise UserError(f"{module} needs the package {missing!r}: pip install {missing.replace('_', '-')}") from None
     except Exception as error:  # whatever the user's module or function raises
+        missing = str(error.name) if isinstance(error, ModuleNotFoundError) else module
+        hint = "" if f"{module}.".startswith(f"{missing}.") else f": pip install {missing.replace('_', '-')}"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"model {module}:{name} cannot be made ({reason})") from error
+        raise UserError(f"model {module}:{name} cannot be made ({reason}){hint}") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):
@@ -165,7 +142,11 @@ def _changed(transform: Callable[..., Any] | None, changes: Changes) -> Callable
     return changed
 
 
-def _check_known(library: str, name: str, known: Collection[str]) -> None:
+def _checked(library: str, name: str, known: Collection[str], file: Path | None) -> Path:
+    """The file, if the library has this model and there is one."""
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise UserError(f"{library} has no model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
+    if file is None:
+        raise UserError(f"{library}:{name} needs weights (--weights FILE); nothing is downloaded")
+    return file

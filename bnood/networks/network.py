@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnood.errors import UserError, is_out_of_memory
 from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
+from bnood.statistics.contexts import lent
 
 PROBE_IMAGES = 8
 HEAD_TOLERANCE = 1e-5  # of the largest logit
@@ -28,7 +29,7 @@ class FoundHead(NamedTuple):
     layer: nn.Module
     values: Head | None
     num_classes: int
-    feature_width: int  # 0 where the layer takes feature maps that cannot be averaged
+    feature_width: int
 
 
 class Network:
@@ -42,11 +43,11 @@ class Network:
             None: images are taken as they are stored, as uint8 ``[n, H, W, 3]`` by a model whose attribute
             ``takes_uint8`` is true, else as float ``[n, 3, H, W]`` in 0..1.
         head: the layer whose input the features are, or its name; by default the last Linear that makes the logits.
+            Feature maps are averaged over space.
         call: ``call(model, batch)`` hands a batch to the model and returns its output; default ``model(batch)``.
         name, norm, seed: for tables; default the class of the model, ``bn`` for models with BatchNorm, and none.
 
-    Raises:
-        UserError: for a model, transform or call of another kind, or a head that the model does not have.
+    UserError for a model, transform or call of another kind, or a head that the model does not have.
     """
 
     def __init__(
@@ -81,17 +82,17 @@ class Network:
 
     @property
     def head(self) -> Head | None:
-        """Weight and bias of the head, if ``logits = features @ weight.T + bias``, else None; known after a probe."""
+        """Weight and bias, if ``logits = features @ weight.T + bias``; this and what follows is known after a probe."""
         return self._probed().values
 
     @property
     def num_classes(self) -> int:
-        """K, the number of logits; known after a probe."""
+        """K, the number of logits."""
         return self._probed().num_classes
 
     @property
     def feature_width(self) -> int:
-        """D, the number of features, 0 where there are none; known after a probe."""
+        """D, the number of features."""
         return self._probed().feature_width
 
     def _probed(self) -> FoundHead:
@@ -122,46 +123,29 @@ class Network:
         """Find the head on the first 8 images of a batch, once; UserError if there is none, or no logits."""
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
-            with _evaluation_mode(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                self._found = _find_head(self.model, lambda: self._no_probabilities(self._logits(few)), self._head_name)
+            with lent(list(self.model.modules())), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                self._found = self._find_head(few)
         return self._found
 
     def outputs(self, batch: Any, channel_means: bool = False) -> Outputs:
-        """Logits and features of one batch, without gradients, float32 on the CPU.
+        """Logits and features of one batch of N images, without gradients, float32 on the CPU.
 
-        The model runs in the mode and with the statistics that it has: see :func:`bnood.use_statistics`.
-
-        Args:
-            batch: N images, as the model or ``call`` takes them.
-            channel_means: also the spatial means ``[N, C]`` of the last input of each BatchNorm layer that runs.
+        The model runs in the mode and with the statistics that it has: see :func:`bnood.use_statistics`. On request
+        also the spatial means ``[N, C]`` of the last input of each BatchNorm layer that runs.
         """
         head = self.probe(batch)
-        features: Tensor | None = None
-        means: dict[str, Tensor] = {}
-
-        def keep_features(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal features
-            features = _received_features(head.name, layer, args, kwargs)
-
-        def keep_mean(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].float()
-            means[name] = x.flatten(2).mean(2) if x.ndim > 2 else x
-
+        layers = {head.name: head.layer, **(batchnorm_layers(self.model) if channel_means else {})}
         # A compiled graph does not call hooks that were added after its compilation.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
-            if head.feature_width:
-                hooks.callback(head.layer.register_forward_pre_hook(keep_features, with_kwargs=True).remove)
-            for name, layer in batchnorm_layers(self.model).items() if channel_means else ():
-                hooks.callback(layer.register_forward_pre_hook(partial(keep_mean, name)).remove)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), _inputs_of(layers) as means:
             logits = self._logits(batch)
-        if not head.feature_width:
-            features = logits.new_empty(len(logits), 0)
-        if features is None:
+        if head.name not in means:
             raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
-        for name, rows in {head.name: features, **means}.items():
+        for name, rows in means.items():
             if len(rows) != len(logits):
                 raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
-        return Outputs(_on_cpu(logits), _on_cpu(features), {name: _on_cpu(mean) for name, mean in means.items()})
+        on_cpu = {name: mean.detach().to("cpu", torch.float32) for name, mean in means.items()}
+        features = on_cpu.pop(head.name)
+        return Outputs(logits.detach().to("cpu", torch.float32), features, on_cpu)
 
     def _logits(self, batch: Any) -> Tensor:
         """The logits ``[N, K]`` of a batch."""
@@ -176,15 +160,34 @@ class Network:
             raise UserError(f"{self.name} gives a {found}, not logits [N, K] of K >= 2 classes")
         return logits
 
-    def _no_probabilities(self, logits: Tensor) -> Tensor:
-        """Energy and max logit of probabilities would be meaningless."""
+    def _find_head(self, batch: Any) -> FoundHead:
+        """The layer with a given name, or else the last Linear whose ``features @ weight.T + bias`` are the logits.
+
+        A layer's name or position is no proof: scaling, a softmax or a second classifier may follow it.
+        """
+        named = self._head_name
+        layers = dict(self.model.named_modules())
+        candidates = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+        with _inputs_of(candidates if named is None else {named: layers[named]}) as features:
+            logits = self._logits(batch)
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
+        # Energy and max logit of probabilities would be meaningless.
         sums_to_1 = (values.sum(1) - 1).abs().max() < 1e-3 and values.min() >= 0
         if sums_to_1 or values.logsumexp(1).abs().max() < 1e-3:
             raise UserError(f"{self.name} gives probabilities or their logarithms, not logits: leave out its softmax")
-        return logits
+        for name in reversed(features):
+            head = _linear(layers[name], features[name], logits)
+            if named is not None or (head is not None and isinstance(layers[name], nn.Linear)):
+                return FoundHead(name, layers[name], head, logits.shape[1], features[name].shape[1])
+        if named is not None:
+            raise UserError(f"{self.name}: the layer head={named!r} is not given a batch [N, ...] of tensors")
+        ran = ", ".join(list(reversed(features))[:6]) or "none"
+        raise UserError(
+            f"no Linear layer of {self.name} makes its output {list(logits.shape)}: name the layer whose input are the "
+            f"features (head=, on the command line --head); these run, last first: {ran}"
+        )
 
 
 def described(transform: Callable[[Any], Any] | None) -> str:
@@ -195,15 +198,22 @@ def described(transform: Callable[[Any], Any] | None) -> str:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in training:
-            module.training = False  # .eval() would run into models that override train()
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
+def _inputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collect what layers receive, ``[N, C]``, averaged over space; in order of execution, of each its last run."""
+    found: dict[str, Tensor] = {}
+
+    def record(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        found.pop(name, None)
+        if isinstance(x, Tensor) and x.ndim > 1:
+            last = isinstance(layer, nn.Linear) or (x.ndim == 3 and not isinstance(layer, _BatchNorm))
+            x = x.movedim(-1, 1) if last else x  # where the channels are
+            found[name] = x.float().flatten(2).mean(2) if x.ndim > 2 else x
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
+        yield found
 
 
 def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
@@ -224,70 +234,6 @@ def _reference(model: nn.Module) -> Tensor:
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
 
 
-def _on_cpu(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float32)
-
-
-def _received_features(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """A layer's input as features ``[N, D]``, averaged over space; None if it is no tensor ``[N, ...]``."""
-    x = args[0] if args else next(iter(kwargs.values()), None)
-    if not isinstance(x, Tensor) or x.ndim < 2:
-        return None
-    channels_first = x.ndim > 3 and not isinstance(layer, nn.Linear)
-    x = x if channels_first else x.movedim(-1, 1)
-    width = getattr(layer, "in_channels" if channels_first else "in_features", x.shape[1])
-    if x.shape[1] != width:
-        found = f"layer {name!r} takes {width} features but receives {x.shape[1]}"
-        raise UserError(f"{found}: are the images of another size than the network was built for?")
-    return x.flatten(2).mean(2) if x.ndim > 2 else x
-
-
-def _find_head(model: nn.Module, run: Callable[[], Tensor], head_name: str | None) -> FoundHead:
-    """The head of a model in evaluation mode: a layer whose ``features @ weight.T + bias`` are the logits of a probe.
-
-    A layer's name or position is no proof: scaling, a softmax or a second classifier may follow it. ``run`` gives the
-    logits of the probe batch; ``head_name`` is the layer to take the features of, whether it makes the logits or not.
-    """
-    layers = {name: layer for name, layer in model.named_modules() if _kind(layer) or name == head_name}
-    ran: dict[str, tuple[Tensor, bool]] = {}  # features and whether they are averages, in order of execution
-
-    def record(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ran.pop(name, None)  # a layer that runs again counts as its last run
-        features = _received_features(name, layer, args, kwargs)
-        if features is not None:
-            given: Tensor = args[0] if args else next(iter(kwargs.values()))
-            ran[name] = features, given.numel() > features.numel()
-
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
-        logits = run()
-    for name in reversed(ran) if head_name is None else {head_name} & ran.keys():
-        layer, (features, averaged) = layers[name], ran[name]
-        values = _linear(layer, features, logits)
-        if head_name is not None or (values is not None and isinstance(layer, nn.Linear)):
-            width = 0 if averaged and values is None else features.shape[1]
-            return FoundHead(name, layer, values, logits.shape[1], width)
-    known = [f"{name} ({_kind(layers[name])})" for name in reversed(ran) if _kind(layers[name])]
-    more = f" and {len(known) - 6} more" if len(known) > 6 else ""
-    listing = f"these run, last first: {', '.join(known[:6])}{more}" if known else "no such layer runs"
-    if head_name is not None:
-        raise UserError(f"the layer head={head_name!r} is not given a batch [N, ...] of tensors; {listing}")
-    raise UserError(
-        f"no Linear layer of {type(model).__name__} makes its output {list(logits.shape)}: "
-        f"name the layer whose input are the features (head=, on the command line --head); {listing}"
-    )
-
-
-def _kind(layer: nn.Module) -> str:
-    """A layer that could be the head, in words; else nothing."""
-    if isinstance(layer, nn.Linear):
-        return f"Linear {layer.in_features} to {layer.out_features}"
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
-        return f"1x1 Conv {layer.in_channels} to {layer.out_channels}"
-    return ""
-
-
 def _linear(layer: nn.Module, features: Tensor, logits: Tensor) -> Head | None:
     """The layer's weight and bias, if they turn the features into the logits."""
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
@@ -296,7 +242,7 @@ def _linear(layer: nn.Module, features: Tensor, logits: Tensor) -> Head | None:
     weight = weight.detach().flatten(1)
     if weight.shape != (logits.shape[1], features.shape[1]):
         return None
-    found = nn.functional.linear(features, weight, bias)
+    found = nn.functional.linear(features.to(weight.dtype), weight, bias)
     low = torch.finfo(found.dtype).bits < 32 or (found.is_cuda and isinstance(layer, nn.Conv2d))
     atol = (LOW_PRECISION_TOLERANCE if low else HEAD_TOLERANCE) * max(1.0, float(logits.abs().max()))
     if not torch.allclose(found.float(), logits.float(), rtol=0, atol=atol):

@@ -1,10 +1,6 @@
-"""Normalisation layers by name: zero mean and unit variance of a feature map, then a scale and shift per channel.
+"""Normalisation layers by name; they differ in which values share a mean (docs/normalisation.md)."""
 
-They differ in which values share a mean (Wu & He 2018, figure 2; docs/normalisation.md). ``ln`` and ``gn`` keep no
-statistics and act the same in training and evaluation.
-"""
-
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
@@ -21,11 +17,8 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     - ``gn``: a mean for each of the image's ``groups`` of channels, over (C / groups, H, W).
     - ``none``: the identity.
 
-    Raises:
-        UserError: for an unknown norm, and for groups that do not divide the channels of ``gn``.
+    UserError for groups that do not divide the channels of ``gn``.
     """
-    if norm not in get_args(Norm):
-        raise UserError(f"unknown norm {norm!r}: choose one of {', '.join(get_args(Norm))}")
     if norm == "none":
         return nn.Identity()
     if norm == "bn":
@@ -33,6 +26,7 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     if norm == "ln":
         return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
-        wanted = f"a number of groups that divides {channels} channels, not {groups}"
-        raise UserError(f"norm 'gn' needs {wanted}: change model.groups")
+        raise UserError(
+            f"gn needs a number of groups that divides {channels} channels, not {groups}: change model.groups"
+        )
     return nn.GroupNorm(groups, channels)

@@ -22,8 +22,7 @@ class Outputs:
 
     logits: Tensor  # [N, K]
     features: Tensor  # [N, D], what enters the last linear layer
-    channel_means: dict[str, Tensor] = field(default_factory=dict)
-    """The spatial means ``[N, C]`` of each BatchNorm layer's input, if they were asked for."""
+    channel_means: dict[str, Tensor] = field(default_factory=dict)  # [N, C] of each BatchNorm input, if asked for
 
     def __len__(self) -> int:
         return len(self.logits)

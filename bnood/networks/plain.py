@@ -1,7 +1,7 @@
 """Plain networks for small images: an MLP and a deep ConvNet, whose gradients have no shortcut round a layer."""
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -15,11 +15,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 
 
 class HiddenLayer(nn.Module):
-    """``activation(norm(linear(x)))`` (Ioffe & Szegedy 2015), or with the norm ``after``: ``norm(activation(..))``.
-
-    The input of the activation is never overwritten, so it can be recorded. UserError for an unknown activation or
-    position.
-    """
+    """``activation(norm(linear(x)))`` (Ioffe & Szegedy 2015), or with the norm ``after``: ``norm(activation(..))``."""
 
     linear: nn.Linear | nn.Conv2d
 
@@ -27,30 +23,23 @@ class HiddenLayer(nn.Module):
         self, linear: nn.Linear | nn.Conv2d, norm: nn.Module, activation: Activation, norm_position: NormPosition
     ) -> None:
         super().__init__()
-        if activation not in get_args(Activation):
-            raise UserError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        if norm_position not in get_args(NormPosition):
-            raise UserError(f"unknown norm_position {norm_position!r}: choose before or after (the activation)")
         self.linear, self.norm, self.norm_position = linear, norm, norm_position
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, ...]`` in, ``[N, units, ...]`` out."""
-        out = self.linear(x)
-        if self.norm_position == "before":
-            return self.activation(self.norm(out))
-        return self.norm(self.activation(out))
+        first, second = (self.norm, self.activation) if self.norm_position == "before" else (self.activation, self.norm)
+        return second(first(self.linear(x)))
 
 
 class PlainNetwork(nn.Module):
-    """``depth`` hidden layers and a linear head; arguments as :func:`bnood.networks.build_model`.
+    """``depth`` hidden layers and a linear head; arguments as :func:`bnood.networks.image_classifier.build_model`.
 
     ``convolutions`` of 3 x 3 pixels halve the image after a third and two thirds of the layers; their channels stay the
-    same, unlike a ResNet's, so that layers can be compared. Without them it is an MLP on the flattened image.
+    same, so that layers can be compared. Without them it is an MLP on the flattened image.
 
-    ``sigmoid`` and ``tanh`` begin as Glorot & Bengio (2010, equation 16) say, and so does the head; ``relu`` and
-    ``gelu`` as He et al. (2015, equation 10). PyTorch's default would shrink the signal of deep ReLU nets by the square
-    root of 6 per layer, which would be mistaken for the activation. UserError for fewer than 3 layers of convolutions.
+    ``sigmoid``, ``tanh`` and the head begin as Glorot & Bengio (2010, equation 16) say; ``relu`` and ``gelu`` as He et
+    al. (2015, equation 10). PyTorch's default would shrink the signal of deep ReLU nets layer by layer.
     """
 
     def __init__(

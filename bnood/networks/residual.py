@@ -1,8 +1,8 @@
-"""Residual networks for small images: ResNet and WideResNet behind a stem that keeps 32 x 32 pixels.
+"""Residual networks for small images, behind a stem that keeps 32 x 32 pixels.
 
-ResNet-18 and -34 have the four ImageNet stages (He et al. 2016, table 1) behind one 3 x 3 convolution: what OpenOOD
-and most CIFAR papers call "ResNet-18" (width 64). Depths 20 to 110 are the paper's three-stage CIFAR networks (section
-4.2, width 16), with projection shortcuts. WideResNet is Zagoruyko & Komodakis's (2016).
+ResNet-18 and -34 have the four ImageNet stages (He et al. 2016, table 1), as OpenOOD's "ResNet-18" (width 64); depths
+20 to 110 are the paper's three-stage CIFAR networks (section 4.2, width 16), with projection shortcuts. WideResNet is
+Zagoruyko & Komodakis's (2016).
 """
 
 from collections.abc import Callable, Sequence
@@ -53,12 +53,12 @@ class PreActivationBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network with a CIFAR stem; arguments and errors as :func:`bnood.networks.build_model`."""
+    """A residual network with a CIFAR stem; arguments as :func:`bnood.networks.image_classifier.build_model`."""
 
     def __init__(self, depth: int, width: int, norm: Norm = "bn", groups: int = 8, num_classes: int = 10) -> None:
         super().__init__()
         if depth not in STAGES:
-            known = ", ".join(str(d) for d in sorted(STAGES))
+            known = ", ".join(map(str, sorted(STAGES)))
             raise UserError(f"no ResNet of depth {depth} with basic blocks: choose one of {known}")
         self.conv1 = _convolution(3, width, norm)
         self.norm1 = norm_layer(norm, width, groups)
@@ -73,10 +73,7 @@ class ResNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network of ``depth`` 6 n + 4; ``width`` is the widening factor k: 16 k, 32 k and 64 k channels.
-
-    ``groups`` have to divide 16, the stem's channels. Other arguments and errors as :class:`ResNet`.
-    """
+    """A wide residual network of ``depth`` 6 n + 4; ``width`` is the widening factor k: 16 k to 64 k channels."""
 
     def __init__(self, depth: int, width: int, norm: Norm = "bn", groups: int = 8, num_classes: int = 10) -> None:
         super().__init__()
@@ -114,8 +111,7 @@ def _stages(
 def _initialise(network: nn.Module, norm: Norm) -> None:
     """He et al.'s (2015) normal initialisation of all convolutions, by fan-out; biases zero.
 
-    Without norms the sums over the shortcuts grow with depth: each branch's last convolution starts at zero (Zhang
-    et al. 2019, "Fixup", rule 2).
+    Without norms each branch's last convolution starts at zero (Zhang et al. 2019, "Fixup", rule 2).
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):

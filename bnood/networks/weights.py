@@ -5,9 +5,9 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -42,23 +42,35 @@ def weights_file(weights: str) -> Path:
     return named[0]
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict file (``torch.save``, safetensors), also under ``state_dict`` or ``model``; UserError
-    if it cannot be read as tensors alone, or holds none."""
-    state: object = None
+def load_plain(file: Path) -> Any:
+    """What ``torch.save`` or safetensors wrote, on the CPU; None for what is no tensors and plain values alone."""
     load = load_file if file.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
-    unreadable = pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError
-    with suppress(*unreadable, AttributeError, LookupError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about pickles of others: the error says enough
-        state = load(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles of others
+            return load(file)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, AttributeError,
+            LookupError):  # fmt: skip
+        return None
+
+
+def are_weights(state: object) -> bool:
+    """Whether this is a mapping of names to real tensors."""
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex() for name, value in state.items()
+    )
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state_dict file, also under ``state_dict`` or ``model``; UserError if it holds none."""
+    state = load_plain(file)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors or not all(isinstance(k, str) and not v.is_complex() for k, v in tensors.items()):
-        raise UserError(
-            f"{file}: no state_dict of real tensors alone; save one with torch.save(model.state_dict(), file)"
-        )
+    if not tensors or not are_weights(tensors):
+        wanted = "save one with torch.save(model.state_dict(), file)"
+        raise UserError(f"{file}: no state_dict of real tensors alone; {wanted}")
     return tensors
 
 
@@ -67,7 +79,7 @@ def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module
     model, state = build(), read_weights(file)
     own = model.state_dict()
     last = next(reversed(own))  # the bias of the head
-    given = renamed(state, own).get(last)
+    given = _renamed(state, own).get(last)
     if given is not None and given.ndim == 1 and len(given) != len(own[last]):
         model = build(num_classes=len(given))
     load_weights(model, file, state)
@@ -77,11 +89,10 @@ def build_with_weights(build: Callable[..., nn.Module], file: Path) -> nn.Module
 def load_weights(model: nn.Module, file: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Load a file's tensors (``state`` where they are read already) into a model.
 
-    Raises:
-        UserError: if the file cannot be read, or the names or shapes do not fit; it lists the first three of each kind.
+    UserError with the first three names that are missing, left over, or of another shape.
     """
     own = model.state_dict()
-    state = renamed(read_weights(file) if state is None else state, own)
+    state = _renamed(read_weights(file) if state is None else state, own)
     unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
     fitting = {key: value for key, value in state.items() if key not in unlike}
     # The model's own loading renames old keys; what it says is missing or left over is not wanted under either name.
@@ -91,16 +102,15 @@ def load_weights(model: nn.Module, file: Path, state: Mapping[str, Tensor] | Non
         "left over": left_over,
         "of another shape": [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike],
     }
-    wrong = [
-        f"{kind} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        for kind, keys in kinds.items()
-        if keys
-    ]
+    wrong = []
+    for kind, keys in kinds.items():
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        wrong += [f"{kind} {', '.join(keys[:3])}{more}"] if keys else []
     if wrong:
         raise UserError(f"{file}: the weights do not fit {type(model).__name__}: {'; '.join(wrong)}")
 
 
-def renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the model's own names, as far as they differ by wrappers or age only."""
     found = {}
     for key, value in state.items():

@@ -104,7 +104,7 @@ def _check_sets(options: StudyOptions, specs: Sequence["RunSpec"], trainings: li
     """Open every image set once before anything is trained or written: hours may pass before it is needed."""
     from bnood.data.sources import images, read_classes
     from bnood.evaluation.run import check_id_split, load_run_images
-    from bnood.training.yaml_files import read_yaml
+    from bnood.training.command_line import read_yaml
 
     sets = options.sets
     configs = [*trainings, *(read_yaml(spec.entry.run / "config.yaml") for spec in specs if spec.entry.run)]

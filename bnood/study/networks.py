@@ -18,8 +18,8 @@ from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions
 from bnood.study.options import NetworkOptions, StudyOptions
 from bnood.training.atomic import write_beside
+from bnood.training.command_line import read_yaml
 from bnood.training.run_folder import CHECKPOINT, read_summary
-from bnood.training.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,7 +289,7 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     import torch
 
     from bnood.networks.image_classifier import build_network
-    from bnood.training.resume import settings_that_decide
+    from bnood.training.checks import settings_that_decide
     from bnood.training.run_folder import read_config
     from bnood.training.train import ParsingCLI, command_line
 

@@ -13,7 +13,7 @@ from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.study.claim import ClaimOptions
 from bnood.tracking import TrackingOptions
 from bnood.training.atomic import write_beside
-from bnood.training.yaml_files import dotted, read_yaml
+from bnood.training.command_line import dotted, read_yaml
 
 Setting = bool | int | float | str | list[str] | None
 

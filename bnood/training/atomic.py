@@ -26,7 +26,7 @@ def write_beside(target: Path, write: Callable[[Path], object]) -> None:
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(_remains(target, "partial"))
+        _remove_remains(target, "partial")
         write(partial)
         partial.replace(target)
     except OSError as error:
@@ -47,12 +47,9 @@ def check_replaceable(folder: Path) -> None:
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; on success it takes ``final``'s place, on any error it is removed.
 
-    What was in ``final`` before stays untouched until everything new is written, and is removed afterwards. Both steps
-    are renames, which need no space.
-
-    Raises:
-        UserError: if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside,
-            which then names files where the user knows them, in ``final``.
+    What was in ``final`` before stays until everything new is written. Both steps are renames, which need no space.
+    UserError if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside, which
+    then names files where the user knows them, in ``final``.
     """
     final = final.resolve() if final.name in ("", "..") else final  # such as a folder "."
     beside, old = _beside(final, "partial"), _beside(final, "old")
@@ -63,29 +60,25 @@ def staged_folder(final: Path) -> Iterator[Path]:
         if final.exists() and not os.access(final, os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
         final.parent.mkdir(parents=True, exist_ok=True)
-        if not final.exists():
-            for left in _remains(final, "old")[:1]:  # its process was killed between the two renames
+        for left in _remains(final, "old")[:1]:
+            if not final.exists():  # its process was killed between the two renames
                 left.replace(final)
-        _remove([*_remains(final, "partial"), *_remains(final, "old")])
+        _remove_remains(final, "partial", "old")
         beside.mkdir()
         yield beside
         if final.exists():
             final.replace(old)
-        try:
-            beside.replace(final)
-        except BaseException:
-            with suppress(OSError):
-                old.replace(final)
-            raise
+        beside.replace(final)
         shutil.rmtree(old, ignore_errors=True)  # the new folder stands: that a part of the old one stays is no failure
     except UserError as error:
         raise UserError(str(error).replace(str(beside), str(final))) from error
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UserError(
-            f"{final}: the evaluation cannot be written there ({reason}); earlier files are kept"
-        ) from error
+        raise UserError(f"{final} cannot be written ({reason}); earlier files are kept") from error
     finally:
+        with suppress(OSError):
+            if old.exists() and not final.exists():  # stopped between the two renames
+                old.replace(final)
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -93,8 +86,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold the one lock on a folder, which is made if needed; a kill of any kind frees it, and no file is left.
 
-    Raises:
-        UserError: if another process holds it, or the folder can't be made.
+    UserError if another process holds it, or the folder can't be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +116,8 @@ def _remains(target: Path, kind: str) -> list[Path]:
     return [path for path, match in matches if match and not _is_another(int(match[1]))]
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
+def _remove_remains(target: Path, *kinds: str) -> None:
+    for path in (path for kind in kinds for path in _remains(target, kind)):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -138,6 +130,6 @@ def _is_another(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        return True  # it is another user's
+    except PermissionError:
+        return True  # another user's
     return process != os.getpid()

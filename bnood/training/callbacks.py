@@ -14,18 +14,23 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from bnood import tracking
 from bnood.errors import UserError, terminate
 from bnood.training.atomic import write_beside
 
 
 class MetricsLog(Logger):
-    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end."""
+    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end.
+
+    ``tracked`` is the W&B run that gets the same numbers, if there is one.
+    """
 
     name, version = "metrics", ""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.file, self.rows = file, list[dict[str, Any]]()
+        self.tracked: Any = None
 
     def resume(self, done: int) -> None:
         """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no training's log."""
@@ -34,15 +39,15 @@ class MetricsLog(Logger):
                 rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
             self.rows = [row for row in rows if int(row["step"]) <= done]
         except FileNotFoundError:
-            raise UserError(
-                f"{self.file} is missing: the log of the epochs before belongs to a resumed training"
-            ) from None
+            raise UserError(f"{self.file} is missing: a resumed training needs the log of the epochs before") from None
         except (KeyError, ValueError, csv.Error) as error:
             raise UserError(f"{self.file} is not the log of a training: expected a table with a column step") from error
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append({"step": step, **metrics})
+        if not tracking.log_metrics(self.tracked, metrics, step):
+            self.tracked = None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """They are in ``config.yaml``."""
@@ -69,7 +74,7 @@ class MetricsLog(Logger):
 class RunFiles(TorchCheckpointIO):
     """Writes checkpoints as a whole, and the log before them: after a kill, the log is never behind a checkpoint.
 
-    Every checkpoint also holds the settings that decide what is trained, for :mod:`bnood.training.resume`.
+    Every checkpoint also holds the settings that decide what is trained, for a later resumption.
     """
 
     def __init__(self, log: MetricsLog) -> None:
@@ -94,8 +99,7 @@ class Stopwatch(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun = True
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            # Lightning's own handler lets all processes of a training talk to each other, in the middle of whatever
-            # they say to each other just then.
+            # Lightning's own handler makes all processes talk to each other, in the middle of what they say just then.
             signal.signal(signal.SIGTERM, terminate)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

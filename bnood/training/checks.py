@@ -1,30 +1,42 @@
-"""What the types of a training config allow, but no training can do: refused before anything is written."""
+"""What no training can do, though the types of its config allow it: refused before anything is written."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from bnood.data.datamodule import ImageDataModule
-from bnood.errors import UserError
-from bnood.training.classifier import Classifier
+import torch
 
-ABOVE_0 = 1e-9
-# The least that each number of the section trainer may be: Lightning takes others, and trains nothing or fails late.
-_LEAST = {
-    "max_epochs": 1, "max_steps": 1, "min_epochs": 0, "min_steps": 0, "devices": 1, "num_nodes": 1,
-    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": ABOVE_0, "log_every_n_steps": 0,
-    "limit_train_batches": ABOVE_0, "limit_val_batches": 0, "num_sanity_val_steps": 0, "gradient_clip_val": 0,
-    "reload_dataloaders_every_n_epochs": 0,
-}  # fmt: skip
+from bnood.data.datamodule import ImageDataModule, channel_constants
+from bnood.errors import UserError
+from bnood.training.classifier import VALIDATION_METRICS, Classifier
+from bnood.training.command_line import dotted
+
+# Numbers of the section trainer that need not be above 0. Lightning takes others too, and trains nothing or fails late.
+_MAY_BE_0 = ("min_epochs", "min_steps", "log_every_n_steps", "limit_val_batches", "num_sanity_val_steps",
+             "reload_dataloaders_every_n_epochs", "gradient_clip_val", "overfit_batches")  # fmt: skip
 _MAY_BE_MINUS_1 = ("max_epochs", "max_steps", "devices", "num_sanity_val_steps")
 _INSTEAD = {
     "logger": "runs are logged to --runs, and to W&B by the section wandb",
     "default_root_dir": "runs are written to --runs",
     "fast_dev_run": "use --trainer.max_epochs 1 --data.train_count 256",
     "overfit_batches": "use --trainer.max_epochs 1 --data.train_count 256",
+    "gradient_clip_val": "use --model.clip_gradient_norm",
+    "gradient_clip_algorithm": "use --model.clip_gradient_norm",
 }
+# What decides the weights: all of the sections model and data but for these, and of the section trainer only those.
+# The images themselves are compared, not their name: a folder may have moved.
+_FREE = {
+    "model.compile", "model.memory_format", "data.root", "data.ood", "data.download", "data.evaluation_batch_size",
+    "data.in_distribution", "data.seed",
+}  # fmt: skip
+_DECIDING = {"seed_everything"} | {
+    f"trainer.{key}" for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches",
+                                 "limit_train_batches", "sync_batchnorm", "num_nodes")
+}  # fmt: skip
 
 
 def check_config(config: Any, own_command_line: bool) -> None:
-    """Raise :class:`UserError` for what the types of the config allow, but no training can do.
+    """Raise :class:`UserError` for values that Lightning takes, and then trains nothing or fails late.
 
     A training that another program calls has one device: the others' processes would run that program again.
     """
@@ -38,24 +50,32 @@ def check_config(config: Any, own_command_line: bool) -> None:
         raise UserError(f"trainer.strategy is {trainer.strategy}: the trained network stays in its processes; try ddp")
     if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         raise UserError(f"trainer.max_epochs is {trainer.max_epochs}: the schedule needs a number of epochs from 1 up")
-    for key, least in _LEAST.items():
-        value = trainer[key]
+    for key, value in trainer.as_dict().items():
         try:
             number = float(value)
         except (TypeError, ValueError):
             continue  # none, "auto", a list of devices
-        if not isinstance(value, bool) and not number >= least and not (number == -1 and key in _MAY_BE_MINUS_1):
-            raise UserError(
-                f"trainer.{key} is {value}; expected {f'at least {least}' if least % 1 == 0 else 'above 0'}"
-            )
+        allowed = number > 0 or (number == 0 and key in _MAY_BE_0) or (number == -1 and key in _MAY_BE_MINUS_1)
+        if not allowed and not isinstance(value, bool):
+            raise UserError(f"trainer.{key} is {value}; expected a number above 0")
     devices = trainer.devices
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdigit() and int(devices) > 1
-    if not own_command_line and (several or trainer.num_nodes > 1):
-        raise UserError(
-            f"trainer.devices is {devices}: several devices need scripts/train.py with its own command line"
-        )
-    if not own_command_line and devices in ("auto", -1, "-1"):
-        trainer.devices = 1
+    if not own_command_line:
+        if several or trainer.num_nodes > 1:
+            found = f"trainer.devices is {devices} on {trainer.num_nodes} node(s)"
+            raise UserError(f"{found}: several devices need scripts/train.py with its own command line")
+        if devices in ("auto", -1, "-1"):
+            trainer.devices = 1
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raise :class:`UserError` for a callback of the config that waits for a number which is never logged."""
+    if not all(hasattr(each, "monitor") for each in callbacks):
+        return  # another callback may log it; if none does, the first epoch's end will show
+    for each in callbacks:
+        if each.monitor not in (None, "epoch", "step", *VALIDATION_METRICS):
+            found = f"trainer.callbacks: {type(each).__name__} monitors {each.monitor!r}, which is not logged"
+            raise UserError(f"{found}; expected one of {', '.join(VALIDATION_METRICS)}")
 
 
 def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
@@ -73,6 +93,48 @@ def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
         found = f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics"
         raise UserError(f"{found}; expected at least {2 * devices}, or another --model.norm")
     if len(data.validation_set) < devices:
-        raise UserError(
-            f"data.validation is {len(data.validation_set)}: expected an image for each of {devices} devices"
-        )
+        found = f"data.validation is {len(data.validation_set)}"
+        raise UserError(f"{found}: expected an image for each of {devices} devices")
+
+
+def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides the weights, by dotted key: other values would be another training."""
+    return {
+        key: value
+        for key, value in dotted(config)
+        if key in _DECIDING or (key.startswith(("model.", "data.")) and key not in _FREE)
+    }
+
+
+def check_resumable(
+    file: Path, content: dict[str, Any], settings: dict[str, Any], model: Classifier, data: ImageDataModule
+) -> None:
+    """Raise :class:`UserError` unless a training with these settings can go on from the checkpoint in a file."""
+    before = content.get("settings")
+    if "optimizer_states" not in content or not isinstance(before, dict):
+        raise UserError(f"{file} holds a network, but no optimizer state: expected a last.ckpt of this version")
+    for key, value in settings.items():
+        if key in before and before[key] != value:
+            again = f"resume with --{key} {before[key]}, or train anew under another --name"
+            raise UserError(f"{key} is {value}, but {file} was trained with {before[key]}: {again}")
+    if not _is_whole(content, model):
+        raise UserError(f"{file} is damaged: expected weights, momentum and schedule of this network; train anew")
+    assert data.train_set is not None
+    for name, constant in zip(("image_mean", "image_std"), channel_constants(data.train_set.images), strict=True):
+        if not torch.allclose(content["state_dict"][name], constant, rtol=1e-5):
+            raise UserError(f"data.in_distribution: {data.in_distribution} has other images than {file} was trained on")
+
+
+def _is_whole(content: dict[str, Any], model: Classifier) -> bool:
+    """Whether all is there that Lightning would train on without, in silence, or miss in the middle."""
+    try:
+        (optimizer,), (scheduler,) = content["optimizer_states"], content["lr_schedulers"]
+        momenta = [state["momentum_buffer"] for state in optimizer["state"].values()]
+        shapes = sorted(tuple(momentum.shape) for momentum in momenta if momentum is not None)
+        in_step = scheduler["last_epoch"] == content["global_step"] and isinstance(content["epoch"], int)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False
+    weights = {name: value.shape for name, value in content["state_dict"].items()}
+    same = weights == {name: value.shape for name, value in model.state_dict().items()}
+    expected = sorted(tuple(p.shape) for p in model.parameters()) if model.hparams["momentum"] else []
+    return in_step and same and shapes == expected

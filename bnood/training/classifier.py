@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from bnood.data.datamodule import Batch, channel_constants
 from bnood.errors import UserError
-from bnood.networks import Architecture
-from bnood.networks.image_classifier import ImageClassifier, MemoryFormat, build_network
+from bnood.networks.image_classifier import Architecture, ImageClassifier, MemoryFormat, build_network
 from bnood.networks.norm import Norm
 from bnood.networks.plain import Activation, NormPosition
 
 ECE_BINS = 15
+VALIDATION_METRICS = ("validation/accuracy", "validation/nll", "validation/ece")
 BELOW_1, FROM_0 = (1, "from 0 up to but not including 1"), (math.inf, "0 or above")
 RANGES = {
     "learning_rate": (math.inf, "above 0"), "momentum": BELOW_1, "weight_decay": FROM_0, "label_smoothing": BELOW_1,
@@ -165,11 +165,8 @@ class Classifier(ImageClassifier, L.LightningModule):
             return
         count, confidence, right, nll = sums.cpu().double().unbind(dim=1)
         total = float(count.sum())
-        values = {
-            "validation/accuracy": float(right.sum()) / total,
-            "validation/nll": float(nll.sum()) / total,
-            "validation/ece": float((confidence - right).abs().sum()) / total,
-        }
+        found = (right.sum() / total, nll.sum() / total, (confidence - right).abs().sum() / total)
+        values = dict(zip(VALIDATION_METRICS, map(float, found), strict=True))
         self._record(values, self.trainer.global_step)
         self.log_dict(values, logger=False)  # for callbacks such as EarlyStopping
 

@@ -1,4 +1,4 @@
-"""What the command line's parser refuses, as one line that names the key and the nearest right one."""
+"""Settings from the command line and from YAML, read strictly: a slip is one line and not another training."""
 
 import argparse
 import difflib
@@ -13,16 +13,13 @@ from typing import Any
 import yaml
 
 from bnood.errors import UserError
-from bnood.training.yaml_files import check_yaml, dotted, read_yaml
 
-_PLAIN_TYPES = {
-    "pathlib.Path": "a path",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-}
+Configs = dict[Path, dict[str, Any]]  # the content of each file, by dotted key
+
+_IN_WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
+    "pathlib.Path": "a path", "tuple": "a list such as [a, b]", "list": "a list such as [a, b]",
+}  # fmt: skip
 
 
 @contextmanager
@@ -47,55 +44,104 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     try:
         yield
     except argparse.ArgumentError as error:
-        raise UserError(_explained(" ".join(str(error).split()), parser, configs)) from error
+        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        raise UserError(_explained(" ".join(str(error).split()), known, configs)) from error
 
 
-def read_configs(arguments: Sequence[str]) -> dict[Path, dict[str, Any]]:
-    """The config files of a command line, by path, each as dotted keys and their values; UserError for bad ones."""
+def read_configs(arguments: Sequence[str]) -> Configs:
+    """The config files of a command line; UserError for bad ones."""
     paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
     paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
     return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
-def _explained(text: str, parser: argparse.ArgumentParser, configs: dict[Path, dict[str, Any]]) -> str:
-    """A message of argparse or jsonargparse as one line: what is wrong, where, and what would be right."""
-    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-    if found := re.match(r"unrecognized arguments: (\S+)", text):
-        option = found[1].partition("=")[0]
-        if not option.startswith("--"):
-            return f"{found[1]!r} is not expected here: every setting has the form --key value (see --help)"
-        return f"there is no option {option}{_nearest(option.lstrip('-'), known, '--')} (see --help)"
-    if found := re.search(r"(?:Group '(?P<group>.*?)' does not accept option|Option) '(?P<key>.*?)'", text):
-        key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
-        where = next((str(path) for path, content in configs.items() if key in content), "the config")
+def _explained(text: str, known: Sequence[str], configs: Configs) -> str:
+    """A message of argparse or jsonargparse in fewer words, with the file; as it is where it has another form."""
+    if found := re.match(r"unrecognized arguments: (--)?([^\s=]+)", text):
+        if not found[1]:
+            return f"{found[2]!r} is not expected here: every setting has the form --key value (see --help)"
+        return f"there is no option --{found[2]}{_nearest(found[2], known, '--')} (see --help)"
+    if found := re.search(r"(?:Group '(.*?)' does not accept option|Option) '(.*?)'", text):
+        key = ".".join(filter(None, found.groups()))
+        where = next((path for path, content in configs.items() if key in content), "the config")
         return f"{where}: there is no key {key}{_nearest(key, known)} (see --help)"
-    if not (found := re.search(r'Parser key "(?P<key>.*?)": (?P<reason>.*)', text)):
-        return text
-    return _wrong_value(found["key"], found["reason"], configs)
-
-
-def _wrong_value(key: str, reason: str, configs: dict[Path, dict[str, Any]]) -> str:
-    if inner := re.search(r'Problem with given class_path \'\S+\': Parser key "(.*?)": (.*)', reason):
-        return _wrong_value(f"{key}.{inner[1]}", inner[2], configs)
-    if unfit := re.search(r"(Problem with given class_path .*?)(?: - |$)", reason):
-        return f"{key}: {unfit[1]}"
-    given = re.search(r"(?:Got|Given) value: (.*)$", reason)
-    kind_given = re.search(r"Given value type: <class '(.*?)'>", reason)
-    reason = reason[: kind_given.start()] if kind_given else reason
-    choices = [choice.strip(" '\"") for part in re.findall(r"Literal\[(.*?)\]", reason) for choice in part.split(",")]
-    kinds = [_PLAIN_TYPES.get(kind, kind) for kind in re.findall(r"<class '(.*?)'>", reason)]
-    if len(kinds) > 1 and kind_given and kind_given[1] == "str":
-        kinds = [kind for kind in kinds if kind != "text"]  # what is wrong was given as text
-    expected = list(dict.fromkeys([*choices, *kinds]))
-    if given is None or not expected:
-        return f"{key}: {reason}"
-    value = given[1].strip()
-    if {"list", "tuple"} & {*expected} and not value.startswith("["):
-        expected = [f"a list such as [{value}]"]
+    if unfit := re.search(r'"(.*?)": .*?Problem with given class_path \S+ (?!Parser)(.*?)(?: - |$)', text):
+        return f"{unfit[1]}: {unfit[2]}"
+    parts = re.split(r'Parser key "(.*?)": ', text)[1:]  # key and reason, and within a reason those of a class's own
+    while len(parts) > 2 and "value: " not in parts[1]:
+        parts = [f"{parts[0]}.{parts[2]}", *parts[3:]]
+    kinds = re.findall(r"Literal\[(.*?)\]|<class '(.*?)'>", parts[1].split("Given")[0]) if parts else []
+    if not kinds or not (found := re.search(r"(?:Got|Given) value: (.*?)(?: - Problem| - Expected|$)", parts[1])):
+        return text.removeprefix("Parser key ")
+    key, value = parts[0], found[1].strip()
+    expected = [_IN_WORDS.get(each, each.strip("'")) for kind in kinds for each in "".join(kind).split(", ")]
     where = next((f"{path}: " for path, content in configs.items() if str(content.get(key)) == value), "")
-    return f"{where}{key} is {value!r}{_nearest(value, choices)}; expected {' or '.join(expected)}"
+    return f"{where}{key} is {value!r}; expected {' or '.join(dict.fromkeys(expected))}"
 
 
 def _nearest(word: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError if there is none, or it holds what :func:`check_yaml` refuses."""
+    if not path.is_file():  # opening a named pipe would wait
+        reason = "it is no regular file" if path.exists() else "no such config file"
+        raise UserError(f"{path}: {reason}; expected a YAML file, as in configs/")
+    try:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text, str(path))
+        content = yaml.safe_load(text)
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
+    return content
+
+
+def check_yaml(text: str, where: str) -> None:
+    """Refuse what YAML allows and nobody means: a key given twice or without value, references, deep nesting."""
+    try:
+        content = yaml.compose(text, Loader=yaml.SafeLoader)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1
+                raise UserError(f"{where}: line {line}: references (*{event.anchor}) are not taken")
+        _check_node(content, where, "", {})
+    except RecursionError as error:
+        raise UserError(f"{where}: brackets are nested too deeply") from error
+
+
+def _check_node(node: yaml.Node | None, where: str, prefix: str, seen: dict[str, int]) -> None:
+    """``seen`` holds the line of each key by its dotted name: ``model.norm`` is the key ``norm`` of ``model`` too."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_node(entry, where, prefix, {})
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "in brackets"
+            raise UserError(f"{where}: line {line}: the key {shown} is no text: put it in quotes")
+        if name in seen:
+            first = seen[name]
+            raise UserError(f"{where}: line {line}: the key {name} is given a second time, first in line {first}")
+        seen[name] = line
+        if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+            raise UserError(
+                f"{where}: line {line}: the key {name} has no value: write one, write null, or leave it out"
+            )
+        _check_node(value, where, f"{name}.", seen)
+
+
+def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"norm": "bn"}}`` -> ``("model", {"norm": "bn"})``, ``("model.norm", "bn")``."""
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")

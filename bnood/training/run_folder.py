@@ -1,9 +1,6 @@
 """A run's folder: where its files lie, and how its network is read back (without Lightning)."""
 
 import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bnood.errors import UserError
 from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
 from bnood.networks.network import Network
-from bnood.training.yaml_files import read_yaml
+from bnood.networks.weights import are_weights, load_plain
+from bnood.training.command_line import read_yaml
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
@@ -60,63 +57,47 @@ def load_run(folder: Path) -> Run:
 def read_config(file: Path) -> dict[str, Any]:
     """A run's ``config.yaml``, with all that is read of it elsewhere. UserError for a wrong value."""
     config = read_yaml(file)
-    right = {"seed_everything": int, "data": dict, "model": dict}
-    if not all(isinstance(config.get(key), kind) for key, kind in right.items()):
+    seed, data = config.get("seed_everything"), config.get("data")
+    if not isinstance(seed, int) or not isinstance(data, dict) or not isinstance(config.get("model"), dict):
         raise UserError(f"{file}: expected a number (seed_everything) and the sections data and model")
-    data = config["data"]
-    ood = data.get("ood")
-    if not isinstance(data.get("in_distribution"), str) or not isinstance(ood, list) or not all(map(_is_text, ood)):
+    name, ood, count, root = (data.get(key) for key in ("in_distribution", "ood", "train_count", "root"))
+    if not isinstance(name, str) or not isinstance(ood, list) or not all(isinstance(each, str) for each in ood):
         raise UserError(f"{file}: expected under data a name (in_distribution) and a list of names (ood)")
-    count, root = data.get("train_count"), data.get("root")
     if count is not None and (type(count) is not int or count < 1):
         raise UserError(f"{file}: data.train_count is {count!r}; expected a whole number from 1 up, or null")
-    if root is not None and not _is_text(root):
+    if root is not None and not isinstance(root, str):
         raise UserError(f"{file}: data.root is {root!r}; expected the path of a folder, or null")
     return config
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``; empty where there is none."""
     file, summary = folder / "summary.json", None
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file} is no regular file; expected a mapping in JSON: remove it, or train again")
+    if not file.exists():
+        return {}
     with suppress(ValueError, RecursionError):
-        summary = json.loads(file.read_text()) if file.exists() else {}
+        summary = json.loads(file.read_text()) if file.is_file() else None
     if not isinstance(summary, dict):
-        raise UserError(f"{file} is not readable as JSON; expected a mapping: remove it, or train again")
+        raise UserError(f"{file} is no file with a mapping in JSON: remove it, or train again")
     return summary
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The content of a checkpoint of this project, tensors on the CPU; its weights and settings are mappings."""
+    """The content of a checkpoint of this project, tensors on the CPU; UserError for another file."""
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: {'it is no regular file' if checkpoint.exists() else 'no such checkpoint'}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles of others: the error says enough
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError,
-            LookupError, zipfile.BadZipFile) as error:  # fmt: skip
-        raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise UserError(f"{checkpoint} is not a checkpoint of bnood: it has no state_dict and hyper_parameters")
-    weights, settings = content["state_dict"], content["hyper_parameters"]
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in weights.items()
+    content = load_plain(checkpoint)
+    if content is None:
+        raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)")
+    if not isinstance(content, dict) or not (
+        are_weights(content.get("state_dict")) and isinstance(content.get("hyper_parameters"), dict)
     ):
-        raise UserError(f"{checkpoint} is damaged: expected a mapping of names to real tensors as its state_dict")
-    if not isinstance(settings, dict):
-        raise UserError(f"{checkpoint} is damaged: expected a mapping as its hyper_parameters")
+        expected = "real tensors by name (state_dict) and settings (hyper_parameters)"
+        raise UserError(f"{checkpoint} is not a checkpoint of bnood: expected {expected}")
     return content
 
 
-def check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_network(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless the checkpoint's network is the one that the config describes."""
     # Checkpoints of before these two existed are of networks with what are their defaults now.
     found = {"activation": "relu", "norm_position": "before", **found}
@@ -133,7 +114,7 @@ def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None
     content = read_checkpoint(checkpoint)
     settings = content["hyper_parameters"]
     if model_config is not None:
-        check_same_network(checkpoint, settings, model_config)
+        _check_same_network(checkpoint, settings, model_config)
     try:
         # Weights are drawn first and then replaced; that must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):

@@ -2,9 +2,10 @@
 
 import json
 import logging
-import shlex
+import re
 import shutil
 import signal
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +22,23 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bnood import tracking
 from bnood.data.datamodule import ImageDataModule
-from bnood.errors import Terminated, UserError, is_first_process
+from bnood.errors import Terminated, UserError, is_first_process, is_out_of_memory
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
-from bnood.training.checks import check_config, check_data
-from bnood.training.classifier import Classifier, NonFiniteLoss
+from bnood.training.checks import check_callbacks, check_config, check_data, check_resumable, settings_that_decide
+from bnood.training.classifier import VALIDATION_METRICS, Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
-from bnood.training.resume import check_resumable, settings_that_decide
 from bnood.training.run_folder import CHECKPOINT, read_checkpoint
+
+IRRELEVANT_ADVICE = (  # Lightning's
+    ".*is smaller than the logging interval.*",
+    ".*LightningCLI's args parameter is intended to run from within.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",
+    ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
+)
 
 
 class TrainingCLI(LightningCLI):
@@ -56,7 +65,6 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data.image_size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with one line for what is wrong, and before anything is written."""
         with one_line_parsing(parser, args):
             super().parse_arguments(parser, args)
         check_config(self.config, own_command_line=args is None)
@@ -81,11 +89,20 @@ class TrainingCLI(LightningCLI):
             choice = f"choose another --name, or resume with --ckpt_path {own}"
             raise UserError(f"{self.run_folder} already holds a trained network: {choice}")
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if found := re.search(r"Errors:\s+- (.*)", str(error)):  # a callback's, about its arguments
+                raise UserError(f"trainer: {found[1]}") from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer that will write its log and its checkpoints into the run's folder."""
         self.datamodule.setup("fit")  # what is wrong with the images shows before there is a folder
-        self.log, self.watch = MetricsLog(self.run_folder / "metrics.csv"), Stopwatch()
-        files, given = RunFiles(self.log), self.config_init.trainer
+        self.log, self.watch, given = MetricsLog(self.run_folder / "metrics.csv"), Stopwatch(), self.config_init.trainer
+        check_callbacks(_listed(given.callbacks))
+        files = RunFiles(self.log)
         callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch]
         if given.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
@@ -94,9 +111,9 @@ class TrainingCLI(LightningCLI):
                 logger=self.log, callbacks=callbacks, plugins=[*_listed(given.plugins), files],
                 default_root_dir=str(self.run_folder), **kwargs,
             )  # fmt: skip
+        except UserError:
+            raise
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
-            if isinstance(error, UserError):
-                raise
             # Lightning's, for devices, an accelerator, a strategy or callbacks that it does not take.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         check_data(self.datamodule, self.model, trainer.world_size)
@@ -106,13 +123,8 @@ class TrainingCLI(LightningCLI):
         files.settings = settings_that_decide(config) | {"trainer.devices": trainer.world_size}
         if self.resumed is not None:
             check_resumable(Path(checkpoint), self.resumed, files.settings, self.model, self.datamodule)
-            done, limit = self.resumed["epoch"] + 1, config["trainer"]["max_epochs"]
-            if (
-                self.in_place
-                and (self.run_folder / "summary.json").exists()
-                and limit is not None
-                and 0 < limit <= done
-            ):
+            done, limit = self.resumed["epoch"] + 1, config["trainer"]["max_epochs"] or -1
+            if self.in_place and (self.run_folder / "summary.json").exists() and 0 < limit <= done:
                 raise UserError(f"{checkpoint} has finished all {done} epoch(s) of --trainer.max_epochs")
             if self.in_place:
                 self.log.resume(self.resumed["global_step"])
@@ -137,53 +149,45 @@ class TrainingCLI(LightningCLI):
 
 
 class ParsingCLI(TrainingCLI):
-    """The training's command line, parsed and checked; nothing is made."""
+    """The training's command line, parsed and checked; nothing is seeded or made."""
 
-    def _set_seed(self) -> None:
+    def _nothing(self) -> None:
         pass
 
-    def before_instantiate_classes(self) -> None:
-        pass
+    _set_seed = before_instantiate_classes = instantiate_classes = _nothing
 
-    def instantiate_classes(self) -> None:
-        pass
+
+def command_line(
+    arguments: list[str] | None, kind: type[TrainingCLI] = TrainingCLI, more_callbacks: Sequence[L.Callback] = ()
+) -> TrainingCLI:
+    """The parsed command line of a training, and what ``kind`` makes of it: by default trainer, data and model."""
+    return kind(
+        Classifier, ImageDataModule, more_callbacks=more_callbacks, run=False, args=arguments,
+        seed_everything_default=0, save_config_callback=None, auto_configure_optimizers=False,
+        trainer_defaults={"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False,
+                          "log_every_n_steps": 20, "enable_autolog_hparams": False},
+        parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/.",
+                       "exit_on_error": False, "allow_abbrev": False},
+    )  # fmt: skip
 
 
 def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = ()) -> Path:
-    """Train as ``scripts/train.py`` does.
+    """Train as ``scripts/train.py`` does, by default with the process's own command line, and return the run's folder.
 
     Several devices are used only with the process's own command line, which their processes are started with again.
     BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
     are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
 
-    Args:
-        arguments: the command line after the program's name; None for the process's own.
-        callbacks: Lightning callbacks beside those of the config.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        UserError: for bad input, and :class:`bnood.training.classifier.NonFiniteLoss` when training diverges.
+    Raises ``UserError`` for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
     """
-    for advice in (  # Lightning's, that does not apply
-        ".*is smaller than the logging interval.*",
-        ".*LightningCLI's args parameter is intended to run from within.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The dirpath has changed from .*",
-        ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
-    ):
+    for advice in IRRELEVANT_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
     try:
         cli = command_line(arguments, more_callbacks=callbacks)
-        if is_first_process():
-            _train(cli)
-        else:
-            _fit(cli)
+        (_train if is_first_process() else _fit)(cli)
     except NonFiniteLoss:
         if is_first_process():
             raise
@@ -193,40 +197,18 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     return cli.run_folder
 
 
-def command_line(
-    arguments: list[str] | None, kind: type[TrainingCLI] = TrainingCLI, more_callbacks: Sequence[L.Callback] = ()
-) -> TrainingCLI:
-    """The parsed command line of a training, and what ``kind`` makes of it: by default trainer, data and model."""
-    return kind(
-        Classifier,
-        ImageDataModule,
-        more_callbacks=more_callbacks,
-        run=False,
-        args=arguments,
-        seed_everything_default=0,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        trainer_defaults={"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False,
-                          "log_every_n_steps": 20, "enable_autolog_hparams": False},
-        parser_kwargs={"prog": "scripts/train.py", "description": "Train one classifier; see configs/.",
-                       "exit_on_error": False, "allow_abbrev": False},
-    )  # fmt: skip
-
-
 def _train(cli: TrainingCLI) -> None:
     """What the first process does: it fits and writes the run's files.
 
     All of the summary comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint
-    can be completed by resuming it; None is what was not measured (validation can be turned off).
+    can be completed by resuming it.
     """
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:
             raise UserError("trainer: its limits (max_steps, max_time, limit_train_batches) leave no step to train")
         summary = {
-            "accuracy": cli.log.last("validation/accuracy"),
-            "nll": cli.log.last("validation/nll"),
-            "ece": cli.log.last("validation/ece"),
+            **{name.removeprefix("validation/"): cli.log.last(name) for name in VALIDATION_METRICS},
             "train_accuracy": cli.log.last("train/accuracy"),
             "epochs": cli.trainer.current_epoch,
             "seconds": cli.watch.seconds,
@@ -254,12 +236,11 @@ def _opened(cli: TrainingCLI) -> Iterator[Any]:
             cli.check_free()
             write_beside(folder / "config.yaml", lambda path: path.write_text(cli.config_text))
             tags = [f"norm:{config.model.norm}", f"seed:{config.seed_everything}", f"set:{config.data.in_distribution}"]
-            tracked = tracking.start_run(
+            tracked = cli.log.tracked = tracking.start_run(
                 options, name=config.name, job_type="training", tags=tags, config=yaml.safe_load(cli.config_text),
                 folder=folder,
             )  # fmt: skip
             try:
-                cli.trainer.loggers = [*cli.trainer.loggers, *_listed(tracking.lightning_logger(tracked))]
                 yield tracked
             finally:
                 if line := tracking.finish(tracked):
@@ -270,33 +251,37 @@ def _opened(cli: TrainingCLI) -> Iterator[Any]:
 
 
 def _fit(cli: TrainingCLI) -> None:
-    checkpoint = cli.config.ckpt_path
-    launcher = cli.trainer.strategy.launcher
+    checkpoint, launcher = cli.config.ckpt_path, cli.trainer.strategy.launcher
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, Terminated) or not cli.trainer.interrupted:
             raise
-        last = cli.run_folder / CHECKPOINT
-        if last.is_file() and is_first_process():
-            again = ["--config", str(cli.run_folder / "config.yaml"), "--ckpt_path", str(last)]
-            print(f"to go on: python scripts/train.py {shlex.join(again)}")
         raise KeyboardInterrupt from None  # Lightning makes exit status 1 of it
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        if cli.watch.begun or isinstance(error, UserError | MisconfigurationException):
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        if checkpoint is None and isinstance(error, ValueError):  # Lightning's, for intervals that do not fit
+        reason = " ".join(str(error).split())
+        if _is_of_lightnings_callbacks(error):  # they do not fit this training
+            raise UserError(f"trainer.callbacks: {reason}") from error
+        if not cli.watch.begun and checkpoint is not None:
+            damage = f"{type(error).__name__}: {reason[:200]}"
+            raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {damage}") from error
+        if not cli.watch.begun and isinstance(error, ValueError):  # Lightning's, for intervals that do not fit
             raise UserError(f"trainer: {reason}") from error
-        if checkpoint is None:
-            raise
-        damage = f"{type(error).__name__}: {reason}"
-        raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {damage}") from error
+        raise
     finally:
         if launcher is not None and cli.trainer.state.status == "interrupted":
             # The other processes write nothing. Lightning's watch over them would kill this one while it cleans up.
             launcher.kill(signal.SIGKILL)
             getattr(launcher, "procs", []).clear()
+
+
+def _is_of_lightnings_callbacks(error: Exception) -> bool:
+    """Whether one of them raised it, or what it called outside of this project."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = [each for each in modules if each.startswith(("bnood.", "lightning.pytorch.callbacks."))][-1:]
+    return any(each.startswith("lightning.") for each in last)
 
 
 def _listed(given: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from bnood.errors import UserError
 from bnood.networks.loading import load_network
-from bnood.networks.weights import load_weights, read_weights, weights_file
+from bnood.networks.weights import load_weights, weights_file
 
 MODULE = """
 import torch
@@ -31,8 +31,6 @@ def build():
 def network():
     return Network(build(), lambda image: image, name="mine")
 
-def needs_something(width): ...
-def gives_nothing(): ...
 def needs_a_package():
     import a_missing_package
 ready = build()
@@ -94,15 +92,6 @@ def test_image_size_mean_and_std_replace_the_transforms_own(small_resnet: Path) 
     pickle.dumps(network.transform)
 
 
-def test_torch_hubs_cache_is_used_and_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"torchvision:resnet18 needs weights \(--weights FILE\)"):
-        load_network("torchvision:resnet18")
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
-    assert load_network("torchvision:resnet18").transform_text.startswith("ResNet18_Weights.IMAGENET1K_V1: ")
-
-
 @pytest.mark.parametrize(
     "written",
     [
@@ -121,28 +110,6 @@ def test_weights_load_through_prefixes_and_nesting(written: Callable[..., dict[s
         torch.testing.assert_close(value, source.state_dict()[key], rtol=1e-3, atol=1e-3)
 
 
-def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
-    file = tmp_path / "w.pth"
-    torch.save({"0.weight": torch.ones(2, 2), "0.bias": torch.ones(9), "extra": torch.ones(1)}, file)
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
-    with pytest.raises(UserError) as caught:
-        load_weights(model, file)
-    assert str(caught.value).endswith(
-        "do not fit Sequential: missing 1.weight, 1.bias, 2.weight and 1 more; left over extra; "
-        "of another shape 0.bias [9] for [2]"
-    )
-
-
-def test_files_that_hold_no_weights(tmp_path: Path) -> None:
-    (tmp_path / "text.pth").write_text("hello")
-    (tmp_path / "text.safetensors").write_text("hello")
-    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    for name in ("text.pth", "text.safetensors", "module.pth", "empty.pth"):
-        with pytest.raises(UserError, match=rf"{name}: .*torch\.save\(model\.state_dict\(\), file\)"):
-            read_weights(tmp_path / name)
-
-
 def test_callables_and_weights_inside_packages(module: Path) -> None:
     network = load_network("mynet:build", "mypackage:w.pth")
     assert weights_file("mypackage:data/*.pth") == module and network.transform is None and network.name == "build"
@@ -156,26 +123,10 @@ def test_callables_and_weights_inside_packages(module: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spec": "resnet18"}, "model 'resnet18': expected torchvision:NAME, timm:NAME or package.module:callable"),
-        ({"spec": "torchvision:resnet81"}, "torchvision has no model 'resnet81': did you mean resnet18"),
-        ({"spec": "timm:resnet81"}, "timm has no model 'resnet81': did you mean"),
-        ({"spec": "timm:resnet18"}, "timm:resnet18 needs weights"),
-        ({"spec": "nowhere.models:build"}, "there is no module 'nowhere' to import"),
-        ({"spec": "mynet:missing"}, "module mynet has no function 'missing'"),
-        ({"spec": "mynet:needs_something"}, r"has to take no arguments \(missing a required argument: 'width'\)"),
-        ({"spec": "mynet:gives_nothing"}, "returns NoneType, not a torch.nn.Module or a bnood.Network"),
-        (
-            {"spec": "mynet:needs_a_package"},
-            "mynet needs the package 'a_missing_package': pip install a-missing-package",
-        ),
+        ({"spec": "mynet:needs_a_package"}, r"No module named 'a_missing_package'\): pip install a-missing-package"),
         ({"spec": "mynet:network", "head": "1"}, "returns a Network: name its head there"),
         ({"spec": "mynet:network", "image_size": 3}, "has a transform of its own"),
-        ({"spec": "mynet:build", "weights": "nothing.pth"}, "there is no weights file 'nothing.pth'"),
-        ({"spec": "mynet:build", "weights": "no_package:w.pth"}, "is not installed: pip install no-package"),
         ({"spec": "mynet:build", "weights": "mypackage:v.pth"}, r"holds 0 files 'v.pth', not one; its weights: w\.pth"),
-        ({"spec": "mynet:build", "image_size": 0}, "image_size is 0: give the side"),
-        ({"spec": "mynet:build", "mean": [0.5]}, r"mean is \[0.5\]: give one number per colour"),
-        ({"spec": "mynet:build", "std": [1, 0, 1]}, r"std is \[1, 0, 1\]: give three numbers above 0"),
     ],
 )
 def test_bad_input_is_one_line(module: Path, arguments: dict[str, Any], message: str) -> None:

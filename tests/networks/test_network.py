@@ -97,7 +97,7 @@ def test_outputs_with_logits_and_models_that_need_a_call() -> None:
 
 def test_a_convolution_as_head_is_averaged_only_where_that_gives_the_logits() -> None:
     linear = Small(nn.Conv2d(8, 5, 1)).eval()
-    with pytest.raises(UserError, match=r"no Linear layer of Small .* these run, last first: head \(1x1 Conv 8"):
+    with pytest.raises(UserError, match=r"no Linear layer of Small .* these run, last first: head, conv"):
         Network(linear).outputs(IMAGES)
     network = Network(linear, head="head")
     outputs = network.outputs(IMAGES)
@@ -106,12 +106,15 @@ def test_a_convolution_as_head_is_averaged_only_where_that_gives_the_logits() ->
     bent = Small(nn.Conv2d(8, 5, 1), output=torch.tanh).eval()
     network = Network(bent, head=bent.head)
     outputs = network.outputs(IMAGES)
-    assert network.head is None and outputs.features.shape == (4, 0) and network.feature_width == 0
+    assert network.head is None and network.feature_width == 8
+    torch.testing.assert_close(outputs.features, torch.relu(bent.norm(bent.conv(IMAGES))).mean((2, 3)).detach())
 
 
 def test_a_named_head_that_does_not_make_the_logits_gives_features_without_weights() -> None:
     model = Small(output=lambda logits: 2 * logits).eval()
-    with pytest.raises(UserError, match=r"makes its output \[4, 5\].*: head \(Linear 8 to 5\)$"):
+    with pytest.raises(UserError, match="the layer head='unused' is not given a batch"):
+        Network(model, head="unused").probe(IMAGES)
+    with pytest.raises(UserError, match=r"makes its output \[4, 5\].*: head, conv$"):
         Network(model).probe(IMAGES)
     network = Network(model, head="head")
     assert network.outputs(IMAGES).features.shape == (4, 8) and network.head is None
@@ -139,10 +142,7 @@ def test_uint8_images_reach_the_model_as_it_takes_them() -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (lambda logits: logits[:, :1], r"gives a torch.float32 tensor \[4, 1\] for 4 images, not logits \[N, K\]"),
-        (lambda logits: logits.argmax(1), r"torch.int64 tensor \[4\]"),
         (lambda logits: (logits, logits), "gives a tuple, not logits"),
-        (lambda logits: logits.softmax(1), "gives probabilities or their logarithms, not logits"),
         (lambda logits: logits.log_softmax(1), "gives probabilities or their logarithms, not logits"),
         (lambda logits: logits / 0, "gives NaN or infinite values on the first 4 images"),
     ],
@@ -154,18 +154,3 @@ def test_outputs_that_are_no_logits_are_refused_and_leave_no_trace(output: Any, 
         Network(model).outputs(IMAGES)
     assert_unchanged(model, before)
     assert read_statistics(model).distance(statistics)["norm"] == (0, 0)
-
-
-def test_bad_arguments_are_named() -> None:
-    model = Small()
-    with pytest.raises(UserError, match=r"needs a torch\.nn\.Module, not function"):
-        Network(lambda x: x)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="Small has no layer 'haed': did you mean head"):
-        Network(model, head="haed")
-    with pytest.raises(UserError, match=r"head='unused' .* these run, last first: head"):
-        Network(model, head="unused").probe(IMAGES)
-    with pytest.raises(UserError, match=r"Small: call probe\(batch\)"):
-        _ = Network(model).head
-    mlp = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
-    with pytest.raises(UserError, match="layer '1' takes 3072 features but receives 768: are the images of another"):
-        Network(mlp).outputs(IMAGES[..., :16, :16])

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnood.errors import UserError
 from bnood.networks.norm import norm_layer
 
 SAMPLES, CHANNELS, GROUPS = 3, 8, 4
@@ -49,10 +48,3 @@ def test_modes_are_the_same_and_no_statistics_are_kept(norm: str, units: bool) -
     assert torch.equal(built.eval()(x), in_training)
     assert torch.equal(built(x[:1]), in_training[:1])
     assert not list(built.buffers())
-
-
-@pytest.mark.parametrize("groups", [3, 16, 0, -2])
-def test_groups_that_do_not_divide_the_channels_are_refused(groups: int) -> None:
-    with pytest.raises(UserError, match=f"divides 8 channels, not {groups}"):
-        norm_layer("gn", 8, groups)
-    assert isinstance(norm_layer("ln", 8, groups, units=True), nn.LayerNorm)

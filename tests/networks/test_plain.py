@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from bnood.networks.network import Network
 from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
 
 UNITS = 8
@@ -35,22 +34,11 @@ def test_the_norm_stands_where_it_is_said_to(activation: str, position: str) -> 
     np.testing.assert_allclose(built(x).detach().numpy(), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["bn", "ln", "gn", "none"])
-@pytest.mark.parametrize("position", ["before", "after"])
-def test_networks_give_logits_and_features(norm: str, position: str) -> None:
-    x = torch.randn(4, 3, 12, 12)
-    for network in (
-        MLP(3, 16, norm, 4, 7, "tanh", position, image_size=12),  # type: ignore[arg-type]
-        PlainConvNet(5, 8, norm, 4, 7, "tanh", position),  # type: ignore[arg-type]
-    ):
-        outputs = Network(network.eval()).outputs(x)
-        logits, features = outputs.logits, outputs.features
-        assert logits.shape == (4, 7) and features.shape == (4, network.head.in_features)
-        torch.testing.assert_close(network.head(features), logits)
-        hidden = [module for module in network.modules() if isinstance(module, HiddenLayer)]
-        assert len(hidden) == len(network.layers)
-        has_bias = {each.linear.bias is not None for each in hidden}
-        assert has_bias == {norm == "none" or position == "after"}
+def test_the_norms_shift_replaces_the_bias_where_it_follows_at_once() -> None:
+    for norm, position, bias in (("bn", "before", False), ("bn", "after", True), ("none", "before", True)):
+        for network in (MLP(3, 16, norm, norm_position=position), PlainConvNet(5, 8, norm, norm_position=position)):
+            assert {layer.linear.bias is not None for layer in network.layers} == {bias}
+            assert network.eval()(torch.randn(4, 3, 32, 32)).shape == (4, 10)
 
 
 def test_the_plain_convnet_halves_its_images_at_the_thirds() -> None:

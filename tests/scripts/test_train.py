@@ -1,7 +1,6 @@
 """``scripts/train.py`` as a user runs it: once as a process of its own, the rest through the function it calls."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -55,26 +54,18 @@ class Signal(L.Callback):
             signal.raise_signal(self.number)
 
 
-def test_sigterm_is_one_line_and_leaves_what_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "status", "line"), [(15, 143, "terminated"), (2, 130, "interrupted")])
+def test_a_signal_is_one_line_and_leaves_what_can_be_resumed(
+    number: int, status: int, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = training_arguments(tmp_path, "[bold]new")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        run_door(lambda: train(arguments, callbacks=[Signal(signal.SIGTERM)]))
+        run_door(lambda: train(arguments, callbacks=[Signal(number)]))
     signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 143 and capsys.readouterr().err.splitlines()[-1] == "terminated"
+    assert ended.value.code == status and capsys.readouterr().err.splitlines()[-1] == line
     files = {name for name, content in tree(tmp_path / "[bold]new").items() if content is not None}
     assert files == {"checkpoints/last.ckpt", "config.yaml", "metrics.csv"}
     folder = train([*arguments, "--ckpt_path", str(tmp_path / "[bold]new" / "checkpoints" / "last.ckpt")])
     assert equal_weights(folder, trained())
     assert capsys.readouterr().out.startswith(f"{folder}: validation accuracy")  # brackets and all
-
-
-def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_door(lambda: train(training_arguments(tmp_path / "runs", "new"), callbacks=[Signal(signal.SIGINT)]))
-    assert ended.value.code == 130
-    printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1] == "interrupted"
-    (line,) = [line for line in printed.out.splitlines() if line.startswith("to go on: ")]
-    folder = train(shlex.split(line)[5:])  # after "to go on: python scripts/train.py"
-    assert equal_weights(folder, trained())

@@ -51,17 +51,7 @@ def test_a_full_disk_leaves_the_old_folder_and_is_one_line(final: Path) -> None:
         (beside / "table.csv").write_text("new table")
         (beside / "scores.parquet").write_bytes(bytes(10_000))
     assert content(final.parent) == before and list(final.parent.iterdir()) == [final]
-    assert str(raised.value) == (
-        f"{final}: the evaluation cannot be written there (File too large); earlier files are kept"
-    )
-
-
-def test_a_file_in_its_place_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "ood").write_text("mine")
-    refused = pytest.raises(UserError, match=r"ood: the evaluation cannot be written there \(File exists\)")
-    with refused, staged_folder(tmp_path / "ood"):
-        pytest.fail("it has to be refused before anything is written")
-    assert content(tmp_path) == {"ood": "mine"}
+    assert str(raised.value) == f"{final} cannot be written (File too large); earlier files are kept"
 
 
 def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(
@@ -146,12 +136,3 @@ def test_write_beside_renames_when_all_is_written_and_else_keeps_the_old_file(tm
     assert content(tmp_path) == {"file.csv": "old"}
     write_beside(target, write)
     assert content(tmp_path) == {"file.csv": "new"}
-
-
-def test_write_beside_says_what_is_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for target, words in ((tmp_path / "file" / "a.csv", "exists|Not a dir"), (tmp_path, "Is a directory|not empty")):
-        with pytest.raises(UserError, match=rf"{target} can't be written: .*({words})"):
-            write_beside(target, lambda path: path.write_text("text"))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert [path.name for path in tmp_path.parent.iterdir() if ".partial" in path.name] == []
