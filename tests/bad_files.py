@@ -29,18 +29,19 @@ def archive(*shape: int, labels: np.ndarray | None = None, kind: Any = np.uint8)
     return lambda path: write_set(path, np.zeros(shape, kind), labels)
 
 
-def inside(name: str, make: Make) -> Make:
-    """A folder that holds one thing."""
+def inside(make: Make, *names: str) -> Make:
+    """A folder that holds the same thing under these names."""
 
     def in_folder(folder: Path) -> None:
         folder.mkdir()
-        make(folder / name)
+        for name in names:
+            make(folder / name)
 
     return in_folder
 
 
-def picture(mode: str = "RGB") -> Make:
-    return inside("a.png", lambda path: Image.new(mode, (8, 8)).save(path))
+def pictures(*names: str, mode: str = "RGB") -> Make:
+    return inside(lambda path: Image.new(mode, (8, 8)).save(path), *names)
 
 
 def truncated(path: Path) -> None:
@@ -121,10 +122,10 @@ FILES: dict[str, Make] = {
     "loop.npz": lambda path: path.symlink_to(path.name),
     "gone.npz": lambda path: path.symlink_to("nowhere"),
     "no-pictures": lambda path: path.mkdir(),
-    "broken": inside("a.png", text("no picture")),
-    "pipes": inside("f.png", os.mkfifo),
-    "deep": picture("I;16"),
-    "one[bold]picture": picture(),
+    "broken": inside(text("no picture"), "a.png", "b.png"),
+    "pipes": inside(os.mkfifo, "f.png"),
+    "deep": pictures("a.png", "b.png", mode="I;16"),
+    "one[bold]picture": pictures("a.png"),
     "few.pth": state(lambda weights: [weights.pop(key) for key in list(weights)[3:]]),
     "other-shape.pth": state(lambda weights: weights.update({"2.weight": torch.zeros(5, 192)})),
     "nan.pth": state(lambda weights: weights.update({"2.bias": torch.full((4,), torch.nan)})),
@@ -138,7 +139,7 @@ FILES: dict[str, Make] = {
     "three.txt": text("a\nb\nc\n"),
     "blank.txt": text("a\n\nc\nd\n"),
     "binary.txt": text(b"\xff\xfe"),
-    "folder": inside("notes.txt", text("mine")),
+    "folder": inside(text("mine"), "notes.txt"),
     "run-no-folder": text("mine"),
     "run-no-checkpoint": run(lambda path: shutil.rmtree(path / "checkpoints")),
     "run-truncated": run(lambda path: (path / CHECKPOINT).write_bytes((path / CHECKPOINT).read_bytes()[:-100])),
