@@ -65,7 +65,7 @@ class Evaluation:
         For the report: its ``title``, the ``commands`` that give this evaluation again, the training's ``config``.
         Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
-        from bnood.report.run import write_run_report  # brings matplotlib
+        from bnood.report.page import write_run_report  # brings matplotlib
 
         texts = self.scores.select_dtypes(["object", "string"]).columns
         check_replaceable(Path(folder))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,10 @@ class Judged:
         return self.estimates[0] if self.estimates else None
 
     def to_json(self) -> dict[str, Any]:
-        """As ``verdict.json`` holds it; the headline's figures are None where it was not tested."""
-        found = _plain(asdict(self)) | {"statement": h.STATEMENTS[self.hypothesis]}
+        """As ``verdict.json`` holds it: None for NaN and infinity, and for the headline of what was not tested."""
+        found = json.loads(json.dumps(asdict(self)), parse_constant=lambda constant: None)
         first = found["estimates"][0] if self.estimates else {}
-        return found | {name: first.get(name) for name in HEADLINE}
+        return found | {"statement": h.STATEMENTS[self.hypothesis]} | {name: first.get(name) for name in HEADLINE}
 
 
 @dataclass
@@ -91,42 +91,22 @@ class Verdict:
     made: dict[str, Any] = field(default_factory=dict)  # versions, commit, machine and command
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
-        thresholds = _plain(asdict(self.options))
+        """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers."""
+        thresholds = json.loads(json.dumps(asdict(self.options)))
         head = {"study": self.study, "made": self.made, "thresholds": thresholds, "reasons": REASONS}
         return head | {"rows": [row.to_json() for row in self.rows]}
 
-    def table(self) -> pd.DataFrame:
-        """One row per estimate, columns :data:`COLUMNS`; role is headline (the first effect) or the row's group."""
+    def write(self, folder: Path) -> None:
+        """Write ``verdict.json``, and ``verdict.csv`` with one row per estimate: role is headline (the first effect)
+        or the row's group. Raises ``UserError`` if they can't be written."""
         rows = [
             vars(row) | vars(one) | {"role": "headline" if one is row.headline else one.group}
             for row in self.rows
             for one in row.estimates
         ]
-        return pd.DataFrame(rows, columns=COLUMNS)
-
-    def write(self, folder: Path) -> None:
-        """Write ``verdict.json`` and ``verdict.csv`` into a study's folder. Raises ``UserError`` if it can't."""
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        table, text = pd.DataFrame(rows, columns=COLUMNS), json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         write_beside(folder / "verdict.json", lambda path: path.write_text(text))
-        write_beside(folder / "verdict.csv", lambda path: self.table().to_csv(path, index=False, float_format="%.6g"))
-
-    def as_hint(self) -> "Verdict":
-        """The effects without verdicts, for the demo: one small network per norm is a hint, not evidence."""
-        rows = []
-        for row in self.rows:
-            estimates = tuple(replace(one, verdict="", reason="") for one in row.estimates)
-            rows.append(replace(row, verdict="", reason="", estimates=estimates, verdict_unseen_seeds=None))
-        return replace(self, rows=tuple(rows))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: None in place of NaN and infinity, text as keys."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_beside(folder / "verdict.csv", lambda path: table.to_csv(path, index=False, float_format="%.6g"))
 
 
 @dataclass(frozen=True)
@@ -149,28 +129,23 @@ class Family:
 
     def judge(self) -> list[Judged]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
-        found, options = self.found, self.options
-        statistics = found.names("statistics", network=self.network)
-        class_mix, note = self._class_mix()
-        augmented = h.AUGMENTED in statistics
-        judged = [self._judged(h.h2(augmented)), self._judged(h.h3(augmented))]
-        if any(self._has(h.UNIT_MAXIMUM, name) for name in options.primary_sets):
-            judged.insert(0, self._judged(h.h1(class_mix, augmented), note))
-        else:
-            judged.insert(0, self._not_tested("H1", "no unit means: the features are not non-negative, or not known"))
-        kinds = {f"{self.prefix}{kind}" for norm in h.NORMS for kind in (norm, f"bn-at-{norm}")}
-        if kinds <= {*found.names("network")}:
-            judged.append(self._judged(h.h4(class_mix)))
-        else:
-            judged.append(self._not_tested("H4", "no LN and GN networks of equal accuracy"))
-        try:
-            places = h.find_places(statistics, options.places)
-        except Unusable as error:
-            return [*judged, self._not_tested("H5", str(error))]
-        return [*judged, self._judged(h.h5(places), level=options.place_level)]
 
-    def _not_tested(self, name: str, reason: str) -> Judged:
-        return Judged(name, self.network, NOT_TESTED, reason)
+        def not_tested(name: str, reason: str) -> Judged:
+            return Judged(name, self.network, NOT_TESTED, reason)
+
+        statistics = self.found.names("statistics", network=self.network)
+        (class_mix, note), augmented = self._class_mix(), h.AUGMENTED in statistics
+        h1 = not_tested("H1", "no unit means: the features are not non-negative, or not known")
+        if any(self._has(h.UNIT_MAXIMUM, name) for name in self.options.primary_sets):
+            h1 = self._judged(h.h1(class_mix, augmented), note)
+        h4 = not_tested("H4", "no LN and GN networks of equal accuracy")
+        if {f"{self.prefix}{at}{norm}" for norm in h.NORMS for at in ("", "bn-at-")} <= {*self.found.names("network")}:
+            h4 = self._judged(h.h4(class_mix))
+        try:
+            h5 = self._judged(h.h5(statistics, self.options.places), level=self.options.place_level)
+        except Unusable as error:
+            h5 = not_tested("H5", str(error))
+        return [h1, self._judged(h.h2(augmented)), self._judged(h.h3(augmented)), h4, h5]
 
     def _has(self, quantity: h.Quantity, dataset: str) -> bool:
         return self.found.has(self.network, h.RUNNING, dataset, "ood", quantity.detector, quantity.metric)
@@ -231,14 +206,14 @@ class Family:
         threshold = max(refuting, row.even) if row.even else refuting
         if row.on_id:
             datasets, label = [self.found.id_set], self.found.id_set
-        blank = Estimate(row.label, label, row.quantity.unit, row.group, row.direction, threshold, level)
+        one = Estimate(row.label, label, row.quantity.unit, row.group, row.direction, threshold, level)
         try:
             measured = self._measured(row, datasets)
             found = measured.interval(level)
         except Unusable as error:
-            return replace(blank, verdict=INCONCLUSIVE, reason=str(error))
-        estimated = replace(
-            blank,
+            return replace(one, verdict=INCONCLUSIVE, reason=str(error))
+        one = replace(
+            one,
             unit="share of the effect" if row.even else row.quantity.unit,
             threshold_reason=REASONS.get(str(row.threshold), ""),
             effect=found.effect,
@@ -249,7 +224,7 @@ class Family:
             n_seeds=len(measured.seeds),
         )
         if threshold is None:
-            return estimated
+            return one
         limit, placebo = self._placebo(row, datasets)
         # A change that the placebo gives as well is no finding: decisions need the interval beyond it.
         verdict, reason = compare(found, max(threshold, limit), row.direction, refuting - limit)
@@ -257,7 +232,7 @@ class Family:
         undecidable = why_undecidable(measured, found, level, self.needed_seeds)
         if undecidable and not (row.direction == "small" and equal):  # what is exactly equal passes a control
             verdict, reason = INCONCLUSIVE, undecidable
-        return replace(estimated, verdict=verdict, reason=reason, placebo=placebo)
+        return replace(one, verdict=verdict, reason=reason, placebo=placebo)
 
     def _measured(self, row: h.Row, datasets: Sequence[str]) -> Replicates | Ratio:
         effect = self.found.contrast(row.terms, datasets, self.prefix)
@@ -272,13 +247,11 @@ class Family:
         """Seeds whose ``bn-at-<norm>`` network is as accurate as their ``<norm>`` network."""
         left, right, known = f"{self.prefix}bn-at-{norm}", self.prefix + norm, self.accuracies
         seeds = sorted(seed for name, seed in known if name == left and (right, seed) in known)
-        if not seeds:
-            raise Unusable(f"no seed has an accuracy of both {left} and {right}")
         gaps = {seed: known[left, seed] - known[right, seed] for seed in seeds}
         # A difference of exactly the allowed one is rounded up or down: 0.90 - 0.89 > 0.01 in float64.
         kept = [seed for seed in seeds if abs(gaps[seed]) <= self.options.accuracy_gap + 1e-9]
         if not kept:
-            shown = ", ".join(f"seed {seed}: {gap:+.3f}" for seed, gap in gaps.items())
+            shown = ", ".join(f"seed {seed}: {gap:+.3f}" for seed, gap in gaps.items()) or "none is known"
             raise Unusable(f"the accuracies of {left} and {right} differ by more than the allowed gap ({shown})")
         return kept
 
@@ -330,12 +303,9 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
 
 
 def judge(
-    draws: pd.DataFrame,
-    networks: pd.DataFrame,
-    options: ClaimOptions | None = None,
-    study: str = "",
+    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "",
     made: dict[str, Any] | None = None,
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Judge H1 to H5 for every family of BatchNorm networks.
 
     A family is all networks whose names share a prefix: ``resnet18 bn``, ``resnet18 ln``, ``resnet18 bn-at-ln``; in
@@ -349,13 +319,12 @@ def judge(
     Raises:
         UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
     """
-    options = options or ClaimOptions()
-    found = Measurements(draws)
+    found, options = Measurements(draws), options or ClaimOptions()
     sets = found.names("dataset", role="ood")
     if missing := [name for name in options.primary_sets if name not in sets]:
         raise UserError(f"claim.primary_sets: {', '.join(missing)} was not evaluated; OOD sets are {', '.join(sets)}")
-    known = networks.dropna(subset="accuracy")[["network", "seed", "accuracy"]]
-    accuracies = {(name, int(seed)): float(accuracy) for name, seed, accuracy in known.itertuples(index=False)}
+    known = networks.dropna(subset="accuracy")
+    accuracies = dict(zip(zip(known["network"], known["seed"], strict=True), known["accuracy"], strict=True))
     rows: list[Judged] = []
     for prefix in found.families():
         family = Family(found, accuracies, prefix, options, options.minimum_seeds)
