@@ -92,13 +92,13 @@ def write_study_report(
 
     Args:
         folder, content: as in :func:`write_page`.
-        verdict: the content of `verdict.json`; empty where nothing is judged.
+        verdict: the content of `verdict.json`.
         table, units: of all evaluations, pooled; other networks than the first have pages of their own.
         changes: network, question, value under running, under target, and their difference.
     """
     first = table["run"].iloc[0]
     answer, controls = [], []
-    for row in verdict.get("rows", ()):
+    for row in verdict["rows"]:
         name, network = row["hypothesis"], display(row["network"])
         network += "" if row["seed"] is None else f", seed {row['seed']}"
         effect = f"{_effect(row)} ({row['quantity']})" if row["quantity"] else _effect(row)
@@ -107,8 +107,7 @@ def write_study_report(
         estimates = [one for one in row["estimates"] if one["group"] == "control"]
         controls += [[name, network, one["quantity"], _effect(one), one["verdict"]] for one in estimates]
     thresholds = [
-        [key.replace("_", " "), str(verdict["thresholds"][key]), reason]
-        for key, reason in verdict.get("reasons", {}).items()
+        [key.replace("_", " "), str(verdict["thresholds"][key]), reason] for key, reason in verdict["reasons"].items()
     ]
     return write_page(
         folder, "study", pictures=run_pictures(table[table["run"] == first], units[units["run"] == first]), shown=first,
@@ -116,7 +115,7 @@ def write_study_report(
         changes=(["Network", "Quantity", "Running", "Target", "Difference"],
                  [[display(network), *rest] for network, *rest in changes]),
         controls=(["Hypothesis", "Network", "Control", "Change", "Passed"], controls),
-        thresholds=(["Threshold", "Value", "Reason"], thresholds), **content,
+        thresholds=(["Threshold", "Value", "Reason"], thresholds), record=verdict["made"], **content,
     )  # fmt: skip
 
 

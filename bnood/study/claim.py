@@ -35,11 +35,8 @@ class ClaimOptions:
         primary_sets: the OOD sets that the verdicts are about, with equal weight; other sets are only reported.
         abnormal: H1, largest unit mean, relative to ID images, above which a unit is abnormal.
         control_unit_ratio: H1, what re-estimation on ID images may change in that figure on ID images.
-        minimum_msp: H2 and H4, smallest difference in mean MSP that counts.
-        minimum_energy: H2, smallest difference in the mean energy score, in nats.
-        minimum_max_logit: H2, smallest difference in the mean largest logit.
-        minimum_auroc: H3, smallest gain in AUROC.
-        minimum_fpr95: H3, smallest reduction of FPR95.
+        minimum_msp, minimum_energy, minimum_max_logit: H2 (and H4, MSP), smallest difference in the mean that counts.
+        minimum_auroc, minimum_fpr95: H3, smallest gain in AUROC, smallest reduction of FPR95.
         control_accuracy: H3, what re-estimation on ID images may change in ID accuracy.
         accuracy_gap: H4, largest difference in accuracy between two networks that count as equally accurate.
         minimum_unit_ratio: H4, smallest difference between norms in the figure of H1.

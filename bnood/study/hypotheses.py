@@ -6,7 +6,7 @@ seed on the same images (H4). :func:`bnood.study.verdict.judge` judges each row 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bnood.evaluation.intervals import Unusable
 from bnood.study.measurements import Quantity, Term
@@ -70,20 +70,19 @@ class Hypothesis(NamedTuple):
     rows: tuple[Row, ...]
 
 
-def change(quantity: Quantity, first: str = RUNNING, second: str = TARGET, on_id: bool = False) -> Terms:
+def change(quantity: Quantity, first: str = RUNNING, second: str = TARGET) -> Terms:
     """A quantity under the first statistics minus that under the second."""
-    return (Term(1, quantity, first, on_id=on_id), Term(-1, quantity, second, on_id=on_id))
+    return (Term(1, quantity, first), Term(-1, quantity, second))
 
 
-def _level(q: Quantity, statistics: str, *judged: Any, null: float = 0.0) -> Row:
-    """A row of a quantity as it is; ``judged``: direction, threshold, group."""
-    return Row(f"{q.name}, {_short(statistics)}", q, (Term(1, q, statistics),), *judged, null=null)
-
-
-def _changed(q: Quantity, first: str, second: str, *judged: Any, on_id: bool = False) -> Row:
-    """A row of a quantity under the first statistics minus that under the second, on OOD or on ID images."""
-    label = f"{q.name}{' on ID' * on_id}, {_short(first)} - {_short(second)}"
-    return Row(label, q, change(q, first, second, on_id), *judged)
+def _row(
+    q: Quantity, sides: tuple[str, ...], direction: str = "any", threshold: str | float | None = None,
+    group: str = LISTED, *, on_id: bool = False, null: float = 0.0,
+) -> Row:  # fmt: skip
+    """A row of a quantity under one kind of statistics, or under the first minus that under the second."""
+    terms = tuple(Term(weight, q, side, on_id=on_id) for weight, side in zip((1, -1), sides, strict=False))
+    shown = " - ".join("target" if side == TARGET else side for side in sides)
+    return Row(f"{q.name}{' on ID' * on_id}, {shown}", q, terms, direction, threshold, group, null)
 
 
 def _beyond_id(q: Quantity) -> Row:
@@ -92,31 +91,26 @@ def _beyond_id(q: Quantity) -> Row:
     return Row(f"{q.name}, running - target, OOD - ID", q, (*change(q), *on_id), "above", 0.0)
 
 
-def _short(statistics: str) -> str:
-    return "target" if statistics == TARGET else statistics
-
-
 def h1(class_mix: bool, augmented: bool) -> Hypothesis:
     """H1. The largest unit mean has to be abnormal under running statistics and normal under target statistics.
 
     With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch. Target
-    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction; a
-    mixture's are listed for comparison. ``augmented``: statistics of augmented training images were evaluated.
+    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction.
     """
     q = UNIT_MAXIMUM
 
     def higher(statistics: str, group: str) -> list[Row]:
         mix = (Term(1, q, statistics), Term(-1, CLASS_MIX, statistics))
         rows = [
-            _changed(q, statistics, TARGET, "above", 0.0, group),
-            _level(q, statistics, "above", "abnormal", group, null=1.0),
+            _row(q, (statistics, TARGET), "above", 0.0, group),
+            _row(q, (statistics,), "above", "abnormal", group, null=1.0),
         ]
         return rows + [Row(f"{q.name}, {statistics} - class mix", q, mix, "above", 0.0, group)] * class_mix
 
     def unchanged(statistics: str, group: str) -> Row:
-        return _changed(q, RUNNING, statistics, "small", "control_unit_ratio", group, on_id=True)
+        return _row(q, (RUNNING, statistics), "small", "control_unit_ratio", group, on_id=True)
 
-    normal = _level(q, TARGET, "below", "abnormal", DECIDES, null=1.0)
+    normal = _row(q, (TARGET,), "below", "abnormal", DECIDES, null=1.0)
     rows = [
         *higher(RUNNING, DECIDES),
         normal,
@@ -124,8 +118,11 @@ def h1(class_mix: bool, augmented: bool) -> Hypothesis:
         replace(normal, label=f"{normal.label} (beyond control)", group=BEYOND),
         unchanged(ID, CONTROL),
         # 1 % of the activations of ID images lie above their 99th percentile by definition.
-        _level(ABOVE_P99, RUNNING, "above", 0.01, null=0.01),
-        *(_level(*each) for each in ((ABOVE_P99, TARGET), (UNIT_SPREAD, RUNNING), (UNIT_SPREAD, TARGET), (q, MIXTURE))),
+        _row(ABOVE_P99, (RUNNING,), "above", 0.01, null=0.01),
+        _row(ABOVE_P99, (TARGET,)),
+        _row(UNIT_SPREAD, (RUNNING,)),
+        _row(UNIT_SPREAD, (TARGET,)),
+        _row(q, (MIXTURE,)),
         _beyond_id(q),
     ]
     if augmented:
@@ -137,10 +134,10 @@ def h2(augmented: bool) -> Hypothesis:
     """H2. Energy, largest logit and MSP on OOD images are all higher under running than under target statistics."""
     rows = []
     for q, minimum in ((ENERGY, "minimum_energy"), (MAX_LOGIT, "minimum_max_logit"), (MSP, "minimum_msp")):
-        rows.append(_changed(q, RUNNING, TARGET, "above", minimum, DECIDES))
+        rows.append(_row(q, (RUNNING, TARGET), "above", minimum, DECIDES))
         for source, beyond, control in ((ID, BEYOND, CONTROL), *[(AUGMENTED, LISTED, LISTED)] * augmented):
-            rows.append(_changed(q, source, TARGET, "above", minimum, beyond))
-            rows.append(_changed(q, RUNNING, source, "small", minimum, control, on_id=True))
+            rows.append(_row(q, (source, TARGET), "above", minimum, beyond))
+            rows.append(_row(q, (RUNNING, source), "small", minimum, control, on_id=True))
         rows.append(_beyond_id(q))
     return Hypothesis("H2", agreeing, tuple(rows))
 
@@ -153,12 +150,12 @@ def h3(augmented: bool) -> Hypothesis:
         fpr95 = Quantity(auroc.detector, "fpr95", name, "share of OOD images")
         positive = fpr95._replace(metric="fpr95_ood_positive", name=f"{name} (OOD positive)")
         for source, group in ((RUNNING, DECIDES), (ID, BEYOND), *[(AUGMENTED, LISTED)] * augmented):
-            rows.append(_changed(auroc, TARGET, source, "above", "minimum_auroc", group))
-            rows.append(_changed(fpr95, source, TARGET, "above", "minimum_fpr95", group))
-        rows.append(_changed(positive, RUNNING, TARGET, "above", "minimum_fpr95"))
-        rows.append(_changed(auroc, ID, RUNNING, "small", "minimum_auroc", CONTROL))
-    on_id = change(ACCURACY, ID, RUNNING, on_id=True)
-    rows.append(Row(f"ID accuracy, {ID} - running", ACCURACY, on_id, "small", "control_accuracy", CONTROL))
+            rows.append(_row(auroc, (TARGET, source), "above", "minimum_auroc", group))
+            rows.append(_row(fpr95, (source, TARGET), "above", "minimum_fpr95", group))
+        rows.append(_row(positive, (RUNNING, TARGET), "above", "minimum_fpr95"))
+        rows.append(_row(auroc, (ID, RUNNING), "small", "minimum_auroc", CONTROL))
+    accuracy = _row(ACCURACY, (ID, RUNNING), "small", "control_accuracy", CONTROL, on_id=True)
+    rows.append(replace(accuracy, label=f"ID accuracy, {ID} - running"))
     return Hypothesis("H3", detection_rule, tuple(rows))
 
 

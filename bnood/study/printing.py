@@ -7,7 +7,7 @@ from bnood.report.names import change, display, factor_of, number
 from bnood.study import hypotheses as h
 from bnood.study.claim import ClaimOptions
 from bnood.study.measurements import Measurements
-from bnood.study.verdict import Verdict
+from bnood.study.verdict import Judged, Verdict
 
 WIDTH, MOST_LINES = 100, 15
 QUESTIONS = (
@@ -27,33 +27,30 @@ ANSWERS = {
 def verdict_lines(verdict: Verdict) -> list[str]:
     """Of one network or family a row per hypothesis, of several a row per network with a column per hypothesis."""
     subjects = list(dict.fromkeys((row.network, row.seed) for row in verdict.rows))
-    if len(subjects) > 1:
-        return _matrix(verdict, subjects)
-    lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
-    for row in verdict.rows:
-        text = f"{row.hypothesis:4}{row.verdict:29}"
-        if (one := row.headline) is not None:
-            factor, estimate = factor_of(one.unit), "not estimated"
-            if one.n_seeds:
-                effect, low, high = (
-                    f"{factor * each:.{1 if factor > 1 else 2}f}" for each in (one.effect, one.low, one.high)
-                )
-                estimate = f"{effect} [{low}, {high}]"
-            needed = f"{'<' if one.direction == 'below' else '>'} {factor * (one.threshold or 0.0):.2g}"
-            text += f"{one.quantity[:36]:37}{estimate:>22}{needed:>8}"
-        lines += [text.rstrip(), *([f"{'':4}{row.reason or row.note}"[:WIDTH]] if row.reason or row.note else [])]
-    return lines
-
-
-def _matrix(verdict: Verdict, subjects: list[tuple[str, int | None]]) -> list[str]:
-    names = list(dict.fromkeys(row.hypothesis for row in verdict.rows))
-    words = {(row.network, row.seed, row.hypothesis): row.verdict.partition(" (")[0] for row in verdict.rows}
-    lines = [f"{'network':34}" + "".join(f"{name:13}" for name in names)]
+    if len(subjects) == 1:
+        lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
+        return lines + [line for row in verdict.rows for line in _effect_lines(row)]
+    lines = [f"{'network':34}" + "".join(f"{name:13}" for name in h.STATEMENTS)]
     for network, seed in subjects:
         title = network if seed is None else f"{network} (this network)"
-        lines.append(f"{title[:33]:34}" + "".join(f"{words[network, seed, name]:13}" for name in names))
+        words = [row.verdict.partition(" (")[0] for row in verdict.rows if (row.network, row.seed) == (network, seed)]
+        lines.append(f"{title[:33]:34}" + "".join(f"{word:13}" for word in words))
     kept = lines[: MOST_LINES - 1]
     return kept + ([f"and {len(lines) - len(kept)} more in verdict.csv"] if len(lines) > len(kept) else [])
+
+
+def _effect_lines(row: Judged) -> list[str]:
+    text, one, why = f"{row.hypothesis:4}{row.verdict:29}", row.headline, row.reason or row.note
+    if one is not None:
+        factor, estimate = factor_of(one.unit), "not estimated"
+        if one.n_seeds:
+            effect, low, high = (
+                f"{factor * each:.{1 if factor > 1 else 2}f}" for each in (one.effect, one.low, one.high)
+            )
+            estimate = f"{effect} [{low}, {high}]"
+        sign = "<" if one.direction == "below" else ">"
+        text += f"{one.quantity[:36]:37}{estimate:>22}{f'{sign} {factor * (one.threshold or 0.0):.2g}':>8}"
+    return [text.rstrip(), *([f"{'':4}{why}"[:WIDTH]] if why else [])]
 
 
 def changes(found: Measurements, claim: ClaimOptions, family: str = "") -> list[list[str]]:

@@ -213,16 +213,11 @@ class Family:
         except Unusable as error:
             return replace(one, verdict=INCONCLUSIVE, reason=str(error))
         one = replace(
-            one,
-            unit="share of the effect" if row.even else row.quantity.unit,
+            one, effect=found.effect, low=found.low, high=found.high, effect_size=measured.effect_size(row.null),
+            per_seed=dict(zip(measured.seeds, map(float, measured.values), strict=True)), n_seeds=len(measured.seeds),
             threshold_reason=REASONS.get(str(row.threshold), ""),
-            effect=found.effect,
-            low=found.low,
-            high=found.high,
-            effect_size=measured.effect_size(row.null),
-            per_seed=dict(zip(measured.seeds, map(float, measured.values), strict=True)),
-            n_seeds=len(measured.seeds),
-        )
+            unit="share of the effect" if row.even else row.quantity.unit,
+        )  # fmt: skip
         if threshold is None:
             return one
         limit, placebo = self._placebo(row, datasets)
@@ -257,9 +252,8 @@ class Family:
 
     def _placebo(self, row: h.Row, datasets: Sequence[str]) -> tuple[float, str]:
         """How far a placebo that excludes 0.5 lies from it, and what is said beside the row; (0, "") without one."""
-        if row.quantity.metric != "auroc" or row.direction != "above":
-            return 0.0, ""
-        found = self.found.placebo(self.network, h.TARGET, row.quantity.detector, datasets)
+        wanted = row.quantity.metric == "auroc" and row.direction == "above"
+        found = self.found.placebo(self.network, h.TARGET, row.quantity.detector, datasets) if wanted else None
         if found is None:
             return 0.0, ""
         auroc = found.interval(self.options.level)
@@ -272,18 +266,17 @@ def compare(found: Interval, threshold: float, direction: str, refuting: float) 
 
     With ``above``, the whole interval has to lie below ``refuting`` for a refutation.
     """
+    low, high = found.low, found.high
     if direction == "small":
-        if -threshold <= found.low and found.high <= threshold:
+        if -threshold <= low and high <= threshold:
             return PASSED, ""
-        outside = found.low > threshold or found.high < -threshold
+        outside = low > threshold or high < -threshold
         return (FAILED, "") if outside else (INCONCLUSIVE, f"the interval contains +-{threshold:g}")
-    if found.low > threshold:
+    if low > threshold:
         return (SUPPORTED if direction == "above" else REFUTED), ""
-    if direction == "below" and found.high < threshold:
-        return SUPPORTED, ""
-    if direction == "above" and found.high < min(threshold, refuting):
-        return REFUTED, ""
-    if found.high < threshold:
+    if high < (threshold if direction == "below" else min(threshold, refuting)):
+        return (SUPPORTED if direction == "below" else REFUTED), ""
+    if high < threshold:
         return INCONCLUSIVE, f"the interval is below {threshold:g}, but not below {refuting:g}"
     return INCONCLUSIVE, f"the interval contains {threshold:g}"
 
@@ -294,9 +287,8 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
         return f"{len(measured.seeds)} seed(s) only; a verdict over seeds needs {seeds}"
     if isinstance(measured, Ratio):
         whole = measured.denominator.interval(level)
-        if whole.low > 0:
-            return ""
-        return f"the whole effect is {'not above' if whole.high < 0 else 'not distinguishable from'} 0"
+        away = "not above" if whole.high < 0 else "not distinguishable from"
+        return "" if whole.low > 0 else f"the whole effect is {away} 0"
     if found.standard_error == 0:
         return "the two sides are equal everywhere" if found.effect == 0 else "neither seeds nor images vary"
     return ""
