@@ -12,7 +12,6 @@ from bnood.report.figures import (
     DETECTION,
     detector_picture,
     dots_picture,
-    layer_forms_picture,
     main_statistics,
     rows,
     run_pictures,
@@ -52,17 +51,6 @@ def test_main_statistics_leave_out_sweeps_and_other_batch_sizes() -> None:
     assert main_statistics(pd.DataFrame({"statistics": names})) == main
 
 
-def test_of_several_seeds_the_mean_is_drawn_without_intervals_and_the_units_of_the_first() -> None:
-    tables = [made.table_of("bn", seed) for seed in (0, 1)]
-    units = pd.concat([made.units_of().assign(run=f"bn-s{seed}") for seed in (0, 1)])
-    pictures = {picture.name: picture for picture in run_pictures(pd.concat(tables), units)}
-    axes = drawn(pictures["detection"].panels[0])
-    wanted = np.mean([value(one, "running", "svhn", "msp", "auroc") for one in tables])
-    assert axes.lines[0].get_xdata()[0] == pytest.approx(100 * wanted)
-    assert not any(len(segment) for segment in axes.collections[0].get_segments())
-    assert len(drawn(pictures["units"].panels[0]).lines[0].get_ydata()) == 32
-
-
 def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
     units = made.units_of()
     picture = units_picture(units)
@@ -99,15 +87,6 @@ def test_detection_dots_are_in_per_cent_with_their_intervals(table: pd.DataFrame
     ends = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(ends, [100 * row["low"], 100 * row["high"]])
     assert drawn(picture.panels[4]).lines[0].get_color() == ID_COLOUR
-
-
-def test_layer_forms_run_over_the_layers_between_running_and_target(table: pd.DataFrame) -> None:
-    picture = layer_forms_picture(table)
-    assert picture is not None
-    axes = drawn(picture.panels[0])
-    mean = np.mean([value(table, "recalibrated:target/last:2", name, "energy", "auroc") for name in made.SETS])
-    assert axes.lines[1].get_ydata()[1] == pytest.approx(100 * mean)
-    assert [text.get_text() for text in axes.texts] == ["running", "target"]
 
 
 def test_a_network_without_batchnorm_has_no_sweeps() -> None:

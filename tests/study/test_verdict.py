@@ -242,14 +242,6 @@ def test_thresholds_are_what_decides() -> None:
         assert judged(name, study, options).verdict == "refuted"
 
 
-def test_half_the_layers_is_the_nearest_there_is() -> None:
-    study = made_study()
-    found = judged("H5", study.where(study.draws["statistics"] != f"{TARGET}/first:2"))
-    assert find(found, "energy: first 1 of 4 layers", "dtd").effect == pytest.approx(0.5, abs=0.05)
-    assert find(found, "energy: last 2 of 4 layers", "dtd").effect == pytest.approx(0.7, abs=0.05)
-    assert find(found, "energy: last layer alone", "dtd").effect == pytest.approx(0.4, abs=0.05)
-
-
 def test_the_files_hold_the_verdict(tmp_path: Path) -> None:
     verdict = judge(*made_study(seeds=(0, 1, 2)).tables(), study="made-up", made={"commit": "abc"})
     verdict.write(tmp_path)

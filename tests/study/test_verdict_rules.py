@@ -1,6 +1,5 @@
 """What takes a verdict away, what is listed beside it, and verdicts on few seeds or several families."""
 
-import json
 import math
 from typing import Any
 
@@ -186,11 +185,3 @@ def test_the_unseen_seeds_can_say_otherwise() -> None:
     draws, networks = (pd.concat(pair) for pair in zip(good.tables(), bad.tables(), strict=True))
     h2 = judge(draws, networks, ClaimOptions(seen_seeds=(0,))).rows[1]
     assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")
-
-
-def test_the_hint_of_the_demo_has_effects_and_no_verdict() -> None:
-    hint = judge(*made_study(Truth(shares=EVEN), seeds=(0,)).tables()).as_hint()
-    rows = hint.to_json()["rows"]
-    assert [row["verdict"] for row in rows] == [""] * 5 and rows[1]["effect"] == pytest.approx(1.0, abs=0.05)
-    text = json.dumps(rows)
-    assert not any(word in text for word in ("supported", "refuted", "inconclusive"))
