@@ -25,7 +25,7 @@ from bnood.study.options import ExecutorOptions
 
 
 class Job(NamedTuple):
-    """A function of an importable module to call with arguments that can be pickled; its output goes to ``log``."""
+    """What to call, with what, and where its output goes; function and arguments have to be picklable."""
 
     name: str
     call: Callable[..., object]
@@ -40,13 +40,13 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
         UserError: if a worker process died, which ends the other workers too; what is finished is kept.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after all workers have ended.
     """
+    threads, surroundings = options.threads_per_worker, (os.getpid(), options.threads_per_worker, os.getcwd())
     settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}
     if options.backend == "loky":
-        settings |= {"inner_max_num_threads": options.threads_per_worker, "initializer": become_worker}
+        settings |= {"inner_max_num_threads": threads, "initializer": become_worker}
     elif options.backend == "ray":
         start_ray(options)
-        settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
-    surroundings = os.getpid(), options.threads_per_worker, os.getcwd()
+        settings["ray_remote_args"] = {"num_cpus": threads, "num_gpus": options.gpus_per_job}
     left, failed = [job.name for job in jobs], dict[str, str]()
     with joblib.parallel_config(options.backend, **settings):
         # Ray's backend has no results on the way.

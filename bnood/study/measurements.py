@@ -96,8 +96,7 @@ class Measurements:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
         Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
-        Raises ``Unusable`` if a term is missing, constant or not finite, or the terms scored different numbers of
-        images of one set, or in different numbers of resamples.
+        Raises ``Unusable`` if a term is missing, constant or not finite, or two of them are of other images.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
 

@@ -182,24 +182,27 @@ def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOption
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
     """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
-    if not is_ready(options, spec):
-        _say("training")
-        (stop if spec.partner else train_network)(options, spec)
+    folder = options.folder / spec.name
+    if spec.partner and not is_ready(options, spec):
+        stop(options, spec)
+    elif not is_ready(options, spec):
+        from bnood.training.train import train  # brings Lightning
+
+        print("training")
+        checkpoint = folder / CHECKPOINT
+        resumed = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        train([*training_arguments(options, spec), *resumed])
     if is_done(options, spec):
         return
-    _say("evaluation")
-    evaluation, folder = evaluation_of(options, spec), options.folder / spec.name / EVALUATION
+    print("evaluation")
+    evaluation = evaluation_of(options, spec)
     if spec.entry.model is not None:
-        _evaluate_model(options, spec, evaluation, command, folder)
+        _evaluate_model(options, spec, evaluation, command)
         return
     evaluate_run(
         load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
-        progress=_say, say=_say, folder=folder,
+        progress=print, say=print, folder=folder / EVALUATION,
     )  # fmt: skip
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def given_images(options: StudyOptions) -> dict[str, Any]:
@@ -218,33 +221,22 @@ def given_images(options: StudyOptions) -> dict[str, Any]:
     }
 
 
-def _evaluate_model(
-    options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str, folder: Path
-) -> None:
-    network, question = load(options, spec), _question(options, spec, evaluation)
+def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
+    network, given, folder = load(options, spec), given_images(options), options.folder / spec.name
     network.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    given = given_images(options)
-    id_name = given["id_set"].name
+    question, id_name = _question(options, spec, evaluation), given["id_set"].name
     tracked = tracking.start_run(
         options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_name}"],
-        config=question, folder=folder.parent,
+        config=question, folder=folder,
     )  # fmt: skip
     try:
-        found = evaluate(network, **given, options=evaluation, progress=_say)
+        found = evaluate(network, **given, options=evaluation, progress=print)
         found.record["asked"] = question
-        found.write(folder, title=f"{spec.name}: {id_name} against OOD", commands=[command])
-        tracking.log_evaluation(tracked, folder, found.table, options.claim.primary_sets)
+        found.write(folder / EVALUATION, title=f"{spec.name}: {id_name} against OOD", commands=[command])
+        tracking.log_evaluation(tracked, folder / EVALUATION, found.table, options.claim.primary_sets)
     finally:
         if line := tracking.finish(tracked):
-            _say(line)
-
-
-def train_network(options: StudyOptions, spec: RunSpec) -> None:
-    """Train a network from the start, or from its last checkpoint."""
-    from bnood.training.train import train  # brings Lightning
-
-    checkpoint = options.folder / spec.name / CHECKPOINT
-    train([*training_arguments(options, spec), *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
+            print(line)
 
 
 def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
@@ -288,10 +280,9 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
         for config in (read_config(file), expected)
     )
-    for key, value in wanted.items():
-        if found.get(key, value) != value:
-            trained = f"{folder} was trained with {key} {found[key]}, but the study wants {value}"
-            raise UserError(f"{trained}: choose another name for the study, or move the folder away")
+    for key in [key for key in wanted if found.get(key, wanted[key]) != wanted[key]]:
+        trained = f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}"
+        raise UserError(f"{trained}: choose another name for the study, or move the folder away")
     return expected
 
 

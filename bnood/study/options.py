@@ -15,7 +15,6 @@ from bnood.tracking import TrackingOptions
 from bnood.training.yaml_files import dotted, read_yaml
 
 Setting = bool | int | float | str | list[str] | None
-
 # What an override of a norm may not change: the study sets it itself, or all norms are compared on the same images.
 FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root",
          "data.in_distribution", "data.ood", "data.split_seed", "data.validation", "data.image_size",
@@ -34,9 +33,8 @@ class NetworkOptions:
     """One entry of ``networks:``, with exactly one of ``training``, ``run`` and ``model``.
 
     Args:
-        training: a training config; every pair of norm and seed is trained.
-        norms: of the trained networks.
-        seeds: of the trained networks.
+        training: a training config; every pair of the norms and seeds is trained.
+        norms, seeds: of the trained networks.
         overrides: for each norm the settings in which it differs from the training config, under the names that
             ``scripts/train.py`` gives them, for instance ``ln: {trainer.max_epochs: 36}``.
         equal_accuracy: also evaluate BatchNorm networks stopped at the accuracy of LN and GN (for H4).
@@ -68,17 +66,17 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         self.norms, self.seeds = tuple(self.norms), tuple(self.seeds)
-        given = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "nothing"
+        kinds = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "nothing"
             raise UserError(f"networks: an entry has {found}; expected one of training, run and model")
         for kind, defaults in OF_KIND.items():
-            unused = [key for key, default in defaults.items() if getattr(self, key) != default]
-            if unused and given != [kind]:
-                raise UserError(f"networks: {given[0]} {getattr(self, given[0])} has {unused[0]}, which is for {kind}")
+            given = [key for key, default in defaults.items() if getattr(self, key) != default]
+            if given and kinds != [kind]:
+                raise UserError(f"networks: {kinds[0]} {getattr(self, kinds[0])} has {given[0]}, which is for {kind}")
         if {" ", "/"} & {*self.family}:
             raise UserError(f"networks: family is {self.family!r}; expected a name without spaces and slashes")
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or self.training):
+        if self.name is not None and (self.training or not _is_folder_name(self.name)):
             raise UserError(f"networks: name is {self.name!r}; expected the name of a folder, for a run or a model")
         for key, values in (("norms", self.norms), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
@@ -136,9 +134,9 @@ class ExecutorOptions:
     gpus_per_job: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads_per_worker"):
-            if getattr(self, name) < 1:
-                raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
+        for name, count in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
+            if count < 1:
+                raise UserError(f"executor.{name} is {count}; it has to be at least 1")
         if (gpus := self.gpus_per_job) < 0 or (gpus and self.backend != "ray"):
             raise UserError(f"executor.gpus_per_job is {gpus}; expected a positive number, and backend ray")
         if self.backend == "ray" and find_spec("ray") is None:
@@ -175,7 +173,7 @@ class StudyOptions:
     demo: bool = False
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name:
+        if not _is_folder_name(self.name):
             raise UserError(f"name is {self.name!r}: expected the name of a folder in {self.runs}")
         if not self.networks:
             raise UserError("networks is empty: expected one or more entries with training, run or model")
@@ -188,6 +186,10 @@ class StudyOptions:
     def folder(self) -> Path:
         """``runs/<study>``."""
         return self.runs / self.name
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name
 
 
 def check_same_study(options: StudyOptions) -> str:
