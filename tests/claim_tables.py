@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bnood.study.claim import ClaimOptions
-from bnood.study.verdict import Estimate, Judged, judge
+from bnood.study.verdict import Record, judge
 
 PRIMARY = ("svhn", "dtd", "cifar100")
 ID_SET, NOISE = "cifar10", "gaussian_noise"
@@ -49,28 +50,35 @@ class Truth:
     gaps: dict[tuple[str, int], float] = field(default_factory=dict)  # accuracy of BN stopped at a norm's minus that
 
 
-@dataclass
-class Study:
+class Study(NamedTuple):
     """The two tables, as :func:`bnood.study.verdict.judge` takes them."""
 
     draws: pd.DataFrame
     networks: pd.DataFrame
-
-    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.draws, self.networks
 
     def where(self, rows: pd.Series) -> "Study":
         """The study with these rows of the replicates alone."""
         return Study(self.draws[rows], self.networks)
 
 
-def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Judged:
-    """One hypothesis, judged by a study's tables."""
-    (found,) = [row for row in judge(*study.tables(), options).rows if row.hypothesis == name]
+def attributes(row: Record) -> Any:
+    """A row of the verdict, or one of its estimates, as an object."""
+    parts = [attributes(one) for one in row.get("estimates", ())]
+    return SimpleNamespace(**{**row, "estimates": parts, "headline": parts[0] if parts else None})
+
+
+def rows_of(study: Study, options: ClaimOptions | None = None) -> list[Any]:
+    """All hypotheses, judged by a study's tables."""
+    return list(map(attributes, judge(*study, options)["rows"]))
+
+
+def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Any:
+    """One hypothesis of one family."""
+    (found,) = [row for row in rows_of(study, options) if row.hypothesis == name]
     return found
 
 
-def find(hypothesis: Judged, quantity: str, dataset: str) -> Estimate:
+def find(hypothesis: Any, quantity: str, dataset: str) -> Any:
     """The one estimate of this quantity on this set."""
     (found,) = [one for one in hypothesis.estimates if (one.quantity, one.dataset) == (quantity, dataset)]
     return found

@@ -78,7 +78,8 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     if units.empty:
         return None
     kinds = [kind for kind in ("running", TARGET) if (units["statistics"] == kind).any()]
-    units = units[units["statistics"].isin(kinds)]
+    id_set = units.loc[units["role"] == "id", "dataset"].iloc[:1]  # shifted ID sets follow it
+    units = units[units["statistics"].isin(kinds) & ((units["role"] == "ood") | units["dataset"].isin(id_set))]
     names = list(units.loc[units["role"] == "ood", "dataset"].unique())
     known = units[(units["role"] == "id") & (units["statistics"] == "running")]
     order = known.groupby("unit")["mean"].mean().sort_values().index

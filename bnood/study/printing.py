@@ -7,7 +7,7 @@ from bnood.report.names import change, display, factor_of, number
 from bnood.study import hypotheses as h
 from bnood.study.claim import ClaimOptions
 from bnood.study.measurements import Measurements
-from bnood.study.verdict import Judged, Verdict
+from bnood.study.verdict import Record
 
 WIDTH, MOST_LINES = 100, 15
 QUESTIONS = (
@@ -24,32 +24,32 @@ ANSWERS = {
 }
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
+def verdict_lines(verdict: Record) -> list[str]:
     """Of one network or family a row per hypothesis, of several a row per network with a column per hypothesis."""
-    subjects = list(dict.fromkeys((row.network, row.seed) for row in verdict.rows))
+    rows = verdict["rows"]
+    subjects = list(dict.fromkeys((row["network"], row["seed"]) for row in rows))
     if len(subjects) == 1:
         lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
-        return lines + [line for row in verdict.rows for line in _effect_lines(row)]
+        return lines + [line for row in rows for line in _effect_lines(row)]
     lines = [f"{'network':34}" + "".join(f"{name:13}" for name in h.STATEMENTS)]
     for network, seed in subjects:
         title = network if seed is None else f"{network} (this network)"
-        words = [row.verdict.partition(" (")[0] for row in verdict.rows if (row.network, row.seed) == (network, seed)]
-        lines.append(f"{title[:33]:34}" + "".join(f"{word:13}" for word in words))
+        own = [row["verdict"].partition(" (")[0] for row in rows if (row["network"], row["seed"]) == (network, seed)]
+        lines.append(f"{title[:33]:34}" + "".join(f"{word:13}" for word in own))
     kept = lines[: MOST_LINES - 1]
     return kept + ([f"and {len(lines) - len(kept)} more in verdict.csv"] if len(lines) > len(kept) else [])
 
 
-def _effect_lines(row: Judged) -> list[str]:
-    text, one, why = f"{row.hypothesis:4}{row.verdict:29}", row.headline, row.reason or row.note
-    if one is not None:
-        factor, estimate = factor_of(one.unit), "not estimated"
-        if one.n_seeds:
-            effect, low, high = (
-                f"{factor * each:.{1 if factor > 1 else 2}f}" for each in (one.effect, one.low, one.high)
-            )
+def _effect_lines(row: Record) -> list[str]:
+    text, why = f"{row['hypothesis']:4}{row['verdict']:29}", row["reason"] or row["note"]
+    if row["estimates"]:
+        factor, estimate = factor_of(row["unit"]), "not estimated"
+        if row["n_seeds"]:
+            digits = 1 if factor > 1 else 2
+            effect, low, high = (f"{factor * row[key]:.{digits}f}" for key in ("effect", "low", "high"))
             estimate = f"{effect} [{low}, {high}]"
-        sign = "<" if one.direction == "below" else ">"
-        text += f"{one.quantity[:36]:37}{estimate:>22}{f'{sign} {factor * (one.threshold or 0.0):.2g}':>8}"
+        needed = f"{'<' if row['direction'] == 'below' else '>'} {factor * (row['threshold'] or 0.0):.2g}"
+        text += f"{row['quantity'][:36]:37}{estimate:>22}{needed:>8}"
     return [text.rstrip(), *([f"{'':4}{why}"[:WIDTH]] if why else [])]
 
 

@@ -16,7 +16,7 @@ from bnood.study.execution import Job, run_jobs
 from bnood.study.measurements import TEXT, Measurements
 from bnood.study.options import StudyOptions, check_same_study
 from bnood.study.printing import answer, changes, demo_lines, verdict_lines
-from bnood.study.verdict import judge
+from bnood.study.verdict import judge, write_verdict
 from bnood.training.atomic import locked, write_beside
 from bnood.training.provenance import commit, machine, versions
 from bnood.training.run_folder import read_summary
@@ -135,9 +135,9 @@ def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: 
     for name, content in (("table.csv", table), ("networks.csv", rows)):
         write_beside(folder / name, partial(content.to_csv, index=False, float_format="%.6g"))
     if not options.demo:
-        verdict.write(folder)
+        write_verdict(verdict, folder)
     page = write_study_report(
-        folder, verdict.to_json() | ({"rows": []} if options.demo else {}), table, units,
+        folder, verdict | ({"rows": []} if options.demo else {}), table, units,
         changes=[[f"{family}bn", *row] for family in found.families() for row in changes(found, claim, family)],
         title=f"Study {options.name}", sentence=answer(found, claim) if options.demo else "", commands=[command],
         notes=missing,

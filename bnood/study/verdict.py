@@ -1,9 +1,14 @@
-"""The verdict of a study: every row of every hypothesis is estimated and judged by the same function."""
+"""The verdict of a study: every row of every hypothesis is estimated and judged by the same function.
+
+A verdict is the content of ``verdict.json``: study, made, thresholds, reasons, and ``rows``, one for each hypothesis
+and family of networks, or network of too few seeds. A row has ``estimates``: every row of the hypothesis on the mean of
+the primary sets, then on each set. The first of them is the headline, whose figures the row repeats.
+"""
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,84 +34,20 @@ PASSED, FAILED = "passed", "failed"
 ONE_NETWORK = " (this network)"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A row of a hypothesis on one set, or on the mean of the primary sets, with its own verdict.
-
-    Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated; ``reason`` says why, or why it is inconclusive.
-    ``effect_size`` is Cohen's d_z over seeds. The verdict of a control is passed, failed or inconclusive.
-    """
-
-    quantity: str
-    dataset: str
-    unit: str
-    group: str
-    direction: str
-    threshold: float | None
-    level: float
-    threshold_reason: str = ""
-    effect: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    effect_size: float = math.nan
-    per_seed: dict[int, float] = field(default_factory=dict)
-    n_seeds: int = 0
-    verdict: str = ""
-    reason: str = ""
-    placebo: str = ""
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One hypothesis judged for one family of networks, or for one network."""
-
-    hypothesis: str
-    network: str
-    verdict: str  # supported, refuted, inconclusive or not tested; " (this network)" follows where there is one
-    reason: str = ""  # why it is not decided
-    note: str = ""  # what the verdict does without
-    estimates: tuple[Estimate, ...] = ()  # every row on the mean of the primary sets, then on each set
-    seed: int | None = None  # of the one network
-    verdict_unseen_seeds: str | None = None  # on the seeds that had not been looked at; None where they are too few
-
-    @property
-    def headline(self) -> Estimate | None:
-        """The first of the effects that decide it; None where it was not tested."""
-        return self.estimates[0] if self.estimates else None
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``verdict.json`` holds it: None for NaN and infinity, and for the headline of what was not tested."""
-        found = json.loads(json.dumps(asdict(self)), parse_constant=lambda constant: None)
-        first = found["estimates"][0] if self.estimates else {}
-        return found | {"statement": h.STATEMENTS[self.hypothesis]} | {name: first.get(name) for name in HEADLINE}
-
-
-@dataclass
-class Verdict:
-    """The verdict of a study."""
-
-    rows: tuple[Judged, ...]  # H1 to H5 for each family of BatchNorm networks, or each network of too few seeds
-    options: ClaimOptions
-    study: str = ""  # its name
-    made: dict[str, Any] = field(default_factory=dict)  # versions, commit, machine and command
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers."""
-        thresholds = json.loads(json.dumps(asdict(self.options)))
-        head = {"study": self.study, "made": self.made, "thresholds": thresholds, "reasons": REASONS}
-        return head | {"rows": [row.to_json() for row in self.rows]}
-
-    def write(self, folder: Path) -> None:
-        """Write ``verdict.json``, and ``verdict.csv`` with one row per estimate: role is headline (the first effect)
-        or the row's group. Raises ``UserError`` if they can't be written."""
-        rows = [
-            vars(row) | vars(one) | {"role": "headline" if one is row.headline else one.group}
-            for row in self.rows
-            for one in row.estimates
-        ]
-        table, text = pd.DataFrame(rows, columns=COLUMNS), json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_beside(folder / "verdict.json", lambda path: path.write_text(text))
-        write_beside(folder / "verdict.csv", lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+def write_verdict(verdict: Record, folder: Path) -> None:
+    """Write ``verdict.json`` (NaN and infinity as null), and ``verdict.csv`` with one row per estimate."""
+    rows = [
+        row | one | {"role": one["group"] if place else "headline"}
+        for row in verdict["rows"]
+        for place, one in enumerate(row["estimates"])
+    ]
+    plain = json.loads(json.dumps(verdict), parse_constant=lambda constant: None)
+    table, text = pd.DataFrame(rows, columns=COLUMNS), json.dumps(plain, indent=2) + "\n"
+    write_beside(folder / "verdict.json", lambda path: path.write_text(text))
+    write_beside(folder / "verdict.csv", lambda path: table.to_csv(path, index=False, float_format="%.6g"))
 
 
 @dataclass(frozen=True)
@@ -127,11 +68,11 @@ class Family:
         """These seeds alone."""
         return replace(self, found=self.found.only(seeds), needed_seeds=needed_seeds)
 
-    def judge(self) -> list[Judged]:
+    def judge(self) -> list[Record]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
 
-        def not_tested(name: str, reason: str) -> Judged:
-            return Judged(name, self.network, NOT_TESTED, reason)
+        def not_tested(name: str, reason: str) -> Record:
+            return self._record(name, NOT_TESTED, reason)
 
         statistics = self.found.names("statistics", network=self.network)
         (class_mix, note), augmented = self._class_mix(), h.AUGMENTED in statistics
@@ -163,7 +104,15 @@ class Family:
             return False, f"class mix not available (effective n {smallest:.0f})"
         return True, ""
 
-    def _judged(self, hypothesis: h.Hypothesis, note: str = "", level: float | None = None) -> Judged:
+    def _record(self, name: str, verdict: str, reason: str, note: str = "", estimates: Sequence[Record] = ()) -> Record:
+        headline = estimates[0] if estimates else {}
+        return {
+            "hypothesis": name, "network": self.network, "verdict": verdict, "reason": reason, "note": note,
+            "estimates": list(estimates), "seed": None, "verdict_unseen_seeds": None, "statement": h.STATEMENTS[name],
+            **{key: headline.get(key) for key in HEADLINE},
+        }  # fmt: skip
+
+    def _judged(self, hypothesis: h.Hypothesis, note: str = "", level: float | None = None) -> Record:
         """Judge a hypothesis as docs/hypotheses.md says; ``level`` of its intervals is the claim's unless given."""
         primary, rows, level = self.options.primary_sets, hypothesis.rows, level or self.options.level
         label = primary[0] if len(primary) == 1 else f"mean of {', '.join(primary)}"
@@ -173,8 +122,8 @@ class Family:
         names += [name for name in self.found.names("dataset", role="ood") if name not in primary]
         by_set = {name: [self.estimate(row, [name], name, level) for row in rows if not row.on_id] for name in names}
 
-        def rule(estimates: Sequence[Estimate], group: str = h.DECIDES) -> str:
-            return hypothesis.rule([one.verdict for one in estimates if one.group == group])
+        def rule(estimates: Sequence[Record], group: str = h.DECIDES) -> str:
+            return hypothesis.rule([one["verdict"] for one in estimates if one["group"] == group])
 
         verdict, reason = rule(mean), ""
         per_set = {name: rule(found) for name, found in by_set.items() if name in primary}
@@ -183,41 +132,51 @@ class Family:
         for parts in (per_set, opposing):
             if {SUPPORTED, REFUTED} <= {verdict, *parts.values()}:
                 verdict, reason = INCONCLUSIVE, ", ".join(f"{name} {found}" for name, found in parts.items())
-        if verdict == SUPPORTED and any(one.group == h.LESS_ACTIVE and one.verdict == REFUTED for one in mean):
+        if verdict == SUPPORTED and any(one["group"] == h.LESS_ACTIVE and one["verdict"] == REFUTED for one in mean):
             verdict, reason = INCONCLUSIVE, "single activations above ID's 99th percentile are rarer than in LN and GN"
         if verdict != INCONCLUSIVE and h.BEYOND in groups:
-            controls, beyond = [one for one in mean if one.group == h.CONTROL], rule(mean, h.BEYOND)
-            failed = any(one.verdict == FAILED for one in controls)
-            if not any(one.n_seeds for one in controls):
+            controls, beyond = [one for one in mean if one["group"] == h.CONTROL], rule(mean, h.BEYOND)
+            failed = any(one["verdict"] == FAILED for one in controls)
+            if not any(one["n_seeds"] for one in controls):
                 verdict, reason = INCONCLUSIVE, "no control (recalibrated:id) could be estimated"
             elif {verdict, beyond} == {SUPPORTED, REFUTED}:
                 verdict, reason = INCONCLUSIVE, f"{verdict}, but {beyond} beyond the control"
             elif failed and verdict == SUPPORTED and beyond != SUPPORTED:
                 verdict, reason = INCONCLUSIVE, "the control is not null, and beyond it the effect is not decided"
         if verdict == INCONCLUSIVE and not reason:
-            undecided = [one.reason for one in mean if one.group == h.DECIDES and one.verdict == INCONCLUSIVE]
+            undecided = [one["reason"] for one in mean if (one["group"], one["verdict"]) == (h.DECIDES, INCONCLUSIVE)]
             reason = undecided[0] if undecided and undecided[0] else "its parts go both ways"
-        estimates = (*mean, *(one for found in by_set.values() for one in found))
-        return Judged(hypothesis.name, self.network, verdict, reason, note, estimates)
+        estimates = [*mean, *(one for found in by_set.values() for one in found)]
+        return self._record(hypothesis.name, verdict, reason, note, estimates)
 
-    def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Estimate:
-        """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it."""
+    def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Record:
+        """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it.
+
+        Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated. ``effect_size`` is Cohen's d_z over seeds.
+        The verdict of a control is passed, failed or inconclusive.
+        """
         refuting: Any = getattr(self.options, row.threshold) if isinstance(row.threshold, str) else row.threshold
         threshold = max(refuting, row.even) if row.even else refuting
         if row.on_id:
             datasets, label = [self.found.id_set], self.found.id_set
-        one = Estimate(row.label, label, row.quantity.unit, row.group, row.direction, threshold, level)
+        one: Record = {
+            "quantity": row.label, "dataset": label, "unit": row.quantity.unit, "group": row.group,
+            "direction": row.direction, "threshold": threshold, "level": level, "threshold_reason": "",
+            **dict.fromkeys(("effect", "low", "high", "effect_size"), math.nan), "per_seed": {}, "n_seeds": 0,
+            "verdict": "", "reason": "", "placebo": "",
+        }  # fmt: skip
         try:
             measured = self._measured(row, datasets)
             found = measured.interval(level)
         except Unusable as error:
-            return replace(one, verdict=INCONCLUSIVE, reason=str(error))
-        one = replace(
-            one, effect=found.effect, low=found.low, high=found.high, effect_size=measured.effect_size(row.null),
-            per_seed=dict(zip(measured.seeds, map(float, measured.values), strict=True)), n_seeds=len(measured.seeds),
-            threshold_reason=REASONS.get(str(row.threshold), ""),
-            unit="share of the effect" if row.even else row.quantity.unit,
-        )  # fmt: skip
+            return one | {"verdict": INCONCLUSIVE, "reason": str(error)}
+        one |= {
+            "effect": found.effect, "low": found.low, "high": found.high, "n_seeds": len(measured.seeds),
+            "effect_size": measured.effect_size(row.null),
+            "per_seed": dict(zip(measured.seeds, map(float, measured.values), strict=True)),
+            "threshold_reason": REASONS.get(str(row.threshold), ""),
+            "unit": "share of the effect" if row.even else row.quantity.unit,
+        }  # fmt: skip
         if threshold is None:
             return one
         limit, placebo = self._placebo(row, datasets)
@@ -227,7 +186,7 @@ class Family:
         undecidable = why_undecidable(measured, found, level, self.needed_seeds)
         if undecidable and not (row.direction == "small" and equal):  # what is exactly equal passes a control
             verdict, reason = INCONCLUSIVE, undecidable
-        return replace(one, verdict=verdict, reason=reason, placebo=placebo)
+        return one | {"verdict": verdict, "reason": reason, "placebo": placebo}
 
     def _measured(self, row: h.Row, datasets: Sequence[str]) -> Replicates | Ratio:
         effect = self.found.contrast(row.terms, datasets, self.prefix)
@@ -297,8 +256,8 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
 def judge(
     draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "",
     made: dict[str, Any] | None = None,
-) -> Verdict:  # fmt: skip
-    """Judge H1 to H5 for every family of BatchNorm networks.
+) -> Record:  # fmt: skip
+    """Judge H1 to H5 for every family of BatchNorm networks; the verdict as this module's first lines describe it.
 
     A family is all networks whose names share a prefix: ``resnet18 bn``, ``resnet18 ln``, ``resnet18 bn-at-ln``; in
     a study of one family there is no prefix.
@@ -306,7 +265,8 @@ def judge(
     Args:
         draws: all networks' ``draws.parquet``, pooled.
         networks: one row per network and seed with its accuracy in [0, 1]; NaN where it is not known.
-        options, study, made: as in :class:`Verdict`.
+        options: the thresholds.
+        study, made: its name; versions, commit, machine and command.
 
     Raises:
         UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
@@ -317,20 +277,21 @@ def judge(
         raise UserError(f"claim.primary_sets: {', '.join(missing)} was not evaluated; OOD sets are {', '.join(sets)}")
     known = networks.dropna(subset="accuracy")
     accuracies = dict(zip(zip(known["network"], known["seed"], strict=True), known["accuracy"], strict=True))
-    rows: list[Judged] = []
+    rows: list[Record] = []
     for prefix in found.families():
         family = Family(found, accuracies, prefix, options, options.minimum_seeds)
         seeds = found.seeds(family.network)
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
-                for one in family.only([seed], 1).judge():
-                    suffix = "" if one.verdict == NOT_TESTED else ONE_NETWORK
-                    rows.append(replace(one, seed=seed, verdict=one.verdict + suffix))
+                for row in family.only([seed], 1).judge():
+                    suffix = "" if row["verdict"] == NOT_TESTED else ONE_NETWORK
+                    rows.append(row | {"seed": seed, "verdict": row["verdict"] + suffix})
             continue
         judged = family.judge()
         unseen = [seed for seed in seeds if seed not in options.seen_seeds]
         if len(unseen) >= options.minimum_seeds:
             alone = judged if unseen == seeds else family.only(unseen, options.minimum_seeds).judge()
-            judged = [replace(a, verdict_unseen_seeds=b.verdict) for a, b in zip(judged, alone, strict=True)]
+            judged = [row | {"verdict_unseen_seeds": one["verdict"]} for row, one in zip(judged, alone, strict=True)]
         rows += judged
-    return Verdict(tuple(rows), options, study, made or {})
+    head = {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS}
+    return head | {"rows": rows}

@@ -11,6 +11,8 @@ import pytest
 import report_pages as made
 
 from bnood.report.charts import Panel, Picture, heat
+from bnood.report.figures import rows
+from bnood.report.names import change, number
 from bnood.report.page import write_run_report, write_study_report
 
 COMMANDS = ["python scripts/eval_ood.py --run 'runs/a <b>'"]
@@ -53,9 +55,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    networks = (("bn", 0), ("bn", 1), ("bn-at-gn", 0))
-    table = pd.concat([made.table_of(network, seed) for network, seed in networks])
-    units = pd.concat([made.units_of().assign(network=name, run=f"{name}-s{seed}") for name, seed in networks])
+    found = made.evaluated()
+    table, units = (pd.concat([each.assign(run=f"bn-s{n}") for n in (0, 1)]) for each in (found.table, found.units))
     files = write_study_report(
         tmp_path_factory.mktemp("study"), made.verdict(), table, units, title="Small <b> study", commands=COMMANDS,
         changes=[["bn-at-gn", "AUROC of MSP", "85.0", "90.0", "+5.0 [4.0, 6.0] points"]], sentence="The answer.",
@@ -74,9 +75,12 @@ def test_run_page_begins_with_the_answer_and_reacts_picture(run: Written) -> Non
     assert page.headings[0] == "a <b>"
     assert page.headings[1].startswith("ReAct's picture") and page.headings[2].startswith("Detectors")
     assert page.headings[-1] == "Background"
-    assert "dtd: 40 images were used" in page.text and COMMANDS[0] in page.text and "2.15" in page.text
-    # 0.95 under running, 0.90 under target statistics
-    assert "ID accuracyCIFAR-1095.0\u00a0%90.0\u00a0%\u22125.0 [\u22127.0, \u22123.0] points" in page.text
+    found = made.evaluated()
+    assert found.notes and all(note in page.text for note in found.notes) and COMMANDS[0] in page.text
+    row = rows(found.table, "auroc", "energy").set_index(["statistics", "dataset"]).loc[("recalibrated:target", "far")]
+    before, after = (number(each, 100) for each in (row["value"] - row["difference"], row["value"]))
+    difference = change(row["difference"], row["difference_low"], row["difference_high"], 100)
+    assert f"AUROC of energyfar{before}{after}{difference}" in page.text
 
 
 @pytest.fixture(params=["run", "study"])
@@ -121,9 +125,7 @@ def test_study_page_begins_with_the_answer(study: Written) -> None:
 
 
 def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -> None:
-    found = made.evaluated(has_batchnorm=False)
-    found.table, found.units = found.table[found.table["metric"] == "accuracy"], found.units.iloc[:0]
-    text = write_run_report(tmp_path, found, title="gn", commands=[])[0].read_text()
+    text = write_run_report(tmp_path, made.evaluated("gn"), title="gn", commands=[])[0].read_text()
     assert "nothing to replace" in text
 
 

@@ -13,7 +13,7 @@ from bnood.study.verdict import judge
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (0,)])
 def test_the_verdict_is_a_table_of_few_lines(seeds: tuple[int, ...]) -> None:
     truth = Truth(auroc=-0.05, fpr95=-0.1, over_ln=0.6, over_gn=0.0, class_mix=None)
-    lines = verdict_lines(judge(*made_study(truth, seeds=seeds).tables()))
+    lines = verdict_lines(judge(*made_study(truth, seeds=seeds)))
     assert len(lines) <= 15 and max(map(len, lines)) <= 100
     verdict = "refuted" if len(seeds) == 3 else "refuted (this network)"
     (h3, *_) = [line for line in lines if line.startswith("H3")]
@@ -24,7 +24,7 @@ def test_the_verdict_is_a_table_of_few_lines(seeds: tuple[int, ...]) -> None:
 
 def test_many_networks_are_rows() -> None:
     studies = [made_study(family=f"network{number} ", seeds=(0,)) for number in range(16)]
-    draws, networks = (pd.concat(each) for each in zip(*(study.tables() for study in studies), strict=True))
+    draws, networks = map(pd.concat, zip(*studies, strict=True))
     lines = verdict_lines(judge(draws, networks))
     assert len(lines) == 15 and max(map(len, lines)) <= 100
     assert lines[1].split() == ["network0", "bn", "(this", "network)", *["supported"] * 5]
