@@ -7,6 +7,8 @@ and accuracy are drawn in per cent, their differences in points.
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,21 +58,13 @@ def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> 
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
-    """The kinds of statistics that pictures compare: no layer forms, paths or priors, one size of batch."""
-    names = [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
-    sizes = {name: int(re.split("[:@]", name)[1]) for name in names if name.startswith("batch:")}
-    size = 128 if 128 in sizes.values() else max(sizes.values(), default=0)
-    return [name for name in names if sizes.get(name, size) == size]
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour per image set, by its place."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    """The kinds of statistics that pictures compare: no layer forms, paths or priors."""
+    return [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
 
 
 def legend_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Display names and colours of image sets, the ID set in grey."""
-    return [("ID", ID_COLOUR), *((display(name), colour) for name, colour in colours(names).items())]
+    return [("ID", ID_COLOUR), *((display(name), colour) for name, colour in zip(names, cycle(COLOURS), strict=False))]
 
 
 def units_picture(units: pd.DataFrame) -> Picture | None:
@@ -90,7 +84,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         own = here[here["role"] == "id"]
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
-        other, colour = here[here["dataset"] == dataset], colours(names)[dataset]
+        other, colour = here[here["dataset"] == dataset], COLOURS[names.index(dataset) % len(COLOURS)]
         for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
             low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
@@ -146,12 +140,13 @@ def dots_picture(table: pd.DataFrame, name: str, quantities: Sequence[tuple[str,
     """A panel of dots per quantity: rows are statistics, colours are image sets."""
     kinds, panels = main_statistics(table), []
     sets = list(table.loc[table["role"] == "ood", "dataset"].unique())
+    colours: dict[Any, str] = dict(zip(sets, cycle(COLOURS), strict=False))
     for title, metric, detector in quantities:
         found = pd.concat([rows(table, metric, detector, role) for role in ("id", "ood")])
         series = []
         for dataset, part in found.groupby("dataset", sort=False):
             ends = part.set_index("statistics")[["value", "low", "high"]].reindex(kinds)
-            series.append((colours(sets).get(str(dataset), ID_COLOUR), scale(metric, detector) * ends))
+            series.append((colours.get(dataset, ID_COLOUR), scale(metric, detector) * ends))
         if series:
             draw = partial(dots, rows=list(map(display, kinds)), series=series)
             panels.append(Panel(title, draw, height=0.6 + 0.4 * len(kinds)))

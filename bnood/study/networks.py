@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,9 @@ def is_ready(options: StudyOptions, spec: RunSpec) -> bool:
     folder = options.folder / spec.name
     if spec.entry.training is None or not (read_summary(folder) and (folder / CHECKPOINT).exists()):
         return spec.entry.training is None
-    try:
+    with suppress(UserError):  # what it is made from is not there; making it says so
         return not spec.partner or read_summary(folder).get("stopped") == stopped_at(options, spec)
-    except UserError:  # what it is made from is not there; making it says so
-        return False
+    return False
 
 
 def is_done(options: StudyOptions, spec: RunSpec) -> bool:

@@ -43,13 +43,10 @@ def verdict_lines(verdict: Record) -> list[str]:
 def _effect_lines(row: Record) -> list[str]:
     text, why = f"{row['hypothesis']:4}{row['verdict']:29}", row["reason"] or row["note"]
     if row["estimates"]:
-        factor, estimate = factor_of(row["unit"]), "not estimated"
-        if row["n_seeds"]:
-            digits = 1 if factor > 1 else 2
-            effect, low, high = (f"{factor * row[key]:.{digits}f}" for key in ("effect", "low", "high"))
-            estimate = f"{effect} [{low}, {high}]"
+        factor = factor_of(row["unit"])
+        estimate = change(row["effect"], row["low"], row["high"], factor).removesuffix(" points")
         needed = f"{'<' if row['direction'] == 'below' else '>'} {factor * (row['threshold'] or 0.0):.2g}"
-        text += f"{row['quantity'][:36]:37}{estimate:>22}{needed:>8}"
+        text += f"{row['quantity'][:36]:37}{estimate if row['n_seeds'] else 'not estimated':>22}{needed:>8}"
     return [text.rstrip(), *([f"{'':4}{why}"[:WIDTH]] if why else [])]
 
 
@@ -97,11 +94,10 @@ def demo_lines(found: Measurements, networks: pd.DataFrame, claim: ClaimOptions)
     )
     accuracy = "ID accuracy (target: re-estimated on ID)"
     lines.append(f"{accuracy:47}{number(float(before), 100):>9}{number(float(after), 100):>9}")
-    lines += [
+    return [
+        *lines,
         "",
         answer(found, claim),
         "One network: a hint, not evidence. For evidence, train several on photographs:",
         "  python scripts/study.py --config configs/studies/cifar10_small.yaml",
     ]
-    # A terminal may not have the signs that a page has.
-    return [line.replace("\u2212", "-").replace("\u00a0", " ") for line in lines]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bnood.errors import UserError
 from bnood.evaluation.run import check_id_split, load_run_images
+from bnood.report.names import MINUS
 from bnood.report.page import write_study_report
 from bnood.study import networks
 from bnood.study.execution import Job, run_jobs
@@ -144,4 +145,5 @@ def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: 
     )[0]  # fmt: skip
     lines = demo_lines(found, rows, claim) if options.demo else verdict_lines(verdict)
     files = [f"page:    {page}", *([] if options.demo else [f"tables:  {folder}/verdict.csv, {folder}/table.csv"])]
-    print("\n".join([*lines, *files]))
+    # A terminal may not have the signs that a page has.
+    print("\n".join([*lines, *files]).replace(MINUS, "-").replace("\u00a0", " "))

@@ -46,9 +46,9 @@ def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: p
     assert set(found["dataset"]) == {"known"} and len(found) == len(accuracy)
 
 
-def test_main_statistics_leave_out_sweeps_and_other_batch_sizes() -> None:
+def test_main_statistics_leave_out_layer_forms_paths_and_priors() -> None:
     main = ["running", "batch:128", "batch:128@0.5", "recalibrated:target"]
-    names = [*main, "batch:8", "recalibrated:target/first:1", "path:0.5", "prior:16"]
+    names = [*main, "recalibrated:target/first:1", "path:0.5", "prior:16"]
     assert main_statistics(pd.DataFrame({"statistics": names})) == main
 
 
