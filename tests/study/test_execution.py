@@ -15,6 +15,8 @@ from bnood.errors import UserError
 from bnood.study.execution import Job, run_jobs
 from bnood.study.options import ExecutorOptions
 
+# Where workers find this file's functions and the project.
+PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
 
 
@@ -40,6 +42,11 @@ def sleep_long(own: Path) -> None:
     time.sleep(60)
 
 
+def sleeping_study() -> None:
+    folder = Path(sys.argv[1])
+    run_jobs(jobs_of(folder, ("a", sleep_long, (folder / "process",))), ExecutorOptions("loky", workers=2))
+
+
 def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
     return [Job(name, call, arguments, folder / f"{name}.log") for name, call, arguments in parts]
 
@@ -49,8 +56,7 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Where workers find this file's functions and the project.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
     out = tmp_path / "out"
     parts = [("first", describe, (out,)), ("refused", refuse, ("svhn: no\nsuch set",)), ("broken", break_down, ())]
     torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
@@ -80,22 +86,10 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from test_execution import ExecutorOptions, jobs_of, run_jobs, sleep_long\n"
-        "from bnood.errors import run_door\n"
-        "folder = Path(sys.argv[2])\n"
-        "def main():\n"
-        "    job = ('a', sleep_long, (folder / 'process',))\n"
-        "    run_jobs(jobs_of(folder, job), ExecutorOptions('loky', workers=2))\n"
-        "if __name__ == '__main__':\n"
-        "    run_door(main)\n"
-    )
+    code = "from test_execution import *\nif __name__ == '__main__':\n    run_door(sleeping_study)\n"
     (tmp_path / "main.py").write_text(code)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    command = [sys.executable, str(tmp_path / "main.py"), str(Path(__file__).parent), str(tmp_path)]
-    study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
+    study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True)
     file = tmp_path / "process"
     wait_until(lambda: file.exists() and file.read_text() != "")
     study.send_signal(number)

@@ -86,13 +86,12 @@ def test_the_epoch_that_is_taken(
     (runs / "ln-s0" / "summary.json").write_text(json.dumps({"accuracy": wanted}))
     for epoch in kept:
         (runs / "bn-s0" / "checkpoints" / f"epoch-{epoch:03d}.ckpt").touch()
-    options, spec = options_of(config), specs_of(config)["bn-s0-at-ln"]
-    if isinstance(found, str):
-        with pytest.raises(UserError, match=found):
-            stopped_at(options, spec)
-    else:
-        chosen = stopped_at(options, spec)
-        assert (chosen["epoch"], chosen["accuracy"]) == (found, accuracies[found])
+    asked = options_of(config), specs_of(config)["bn-s0-at-ln"]
+    if isinstance(found, int):
+        assert (stopped_at(*asked)["epoch"], stopped_at(*asked)["accuracy"]) == (found, accuracies[found])
+        return
+    with pytest.raises(UserError, match=found):
+        stopped_at(*asked)
 
 
 def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_training(tmp_path: Path) -> None:
@@ -147,8 +146,9 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = "nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"
-    code = f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
-    (tmp_path / "other_project.py").write_text(code)
+    (tmp_path / "other_project.py").write_text(
+        f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
     config = study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 60})
@@ -226,7 +226,7 @@ def test_the_networks_of_a_study(tmp_path: Path) -> None:
     assert names[:6] == ["bn-s3", "ln-s3", "gn-s3", "bn-s5", "ln-s5", "gn-s5"]
     assert names[6:] == ["bn-s3-at-ln", "bn-s3-at-gn", "bn-s5-at-ln", "bn-s5-at-gn"]
     specs = specs_of(study_config(tmp_path, entry={"family": "small"}))
-    assert [(spec.name, spec.network) for spec in specs.values()] == [
+    assert [(spec.name, spec.names["network"]) for spec in specs.values()] == [
         ("small-bn-s0", "small bn"), ("small-ln-s0", "small ln"), ("small-bn-s0-at-ln", "small bn-at-ln")
     ]  # fmt: skip
 
@@ -242,7 +242,7 @@ def test_layer_forms_of_the_places_and_all_layers() -> None:
     [
         ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
         ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
-        ({"networks": [TIMM | {"name": "a"}] * 2, "sets": SETS}, "is there twice"),
+        ({"networks": [TIMM | {"name": "a"} for _ in "ab"], "sets": SETS}, "is there twice"),
         ({"networks": [TIMM | {"name": a, "family": "f"} for a in "ab"], "sets": SETS}, "is there twice"),
         ({"entry": {"overrides": {"ln": {"data.image_size": 8}}}}, "the same for all norms"),
         ({"entry": {"overrides": {"ln": {"model.lerning_rate": 1}}}}, "did you mean --model.learning_rate?"),
