@@ -68,7 +68,7 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     ("--evaluation.shifts [noise-9]", "shift 'noise-9': the strength is '9'; expected one from 1 to 5"),
     ("--claim.level 2", "claim.level is 2.0; expected a number from 0.5 to below 1"),
     ("--claim.primary_sets []", "claim.primary_sets is (): expected a list of one or more names"),
-    ({"claim": {"minimum_auroc": NAN}}, "claim.minimum_auroc is nan; expected a finite number of at least 0"),
+    ({"claim": {"minimum_auroc": NAN}}, "claim.minimum_auroc is nan; expected a number from 0 to below 1"),
     ({"claim": None}, "study.yaml: claim is None; expected a section"),
     ({"executor": 3}, "study.yaml: executor is 3; expected a section"),
     ({"trainig": 3}, "study.yaml: there is no key trainig"),

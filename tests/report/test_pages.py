@@ -5,12 +5,10 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import report_pages as made
 
-from bnood.report.charts import Panel, Picture, heat
 from bnood.report.figures import rows
 from bnood.report.names import change, number
 from bnood.report.page import write_run_report, write_study_report
@@ -127,10 +125,3 @@ def test_study_page_begins_with_the_answer(study: Written) -> None:
 def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -> None:
     text = write_run_report(tmp_path, made.evaluated("gn"), title="gn", commands=[])[0].read_text()
     assert "nothing to replace" in text
-
-
-def test_equal_panels_have_different_ids() -> None:
-    panel = Panel("", lambda axes: heat(axes, ["a"], ["b"], np.zeros((1, 1)), np.array([["c"]])))
-    first, second = Picture("p", "two equal panels", [panel, panel]).svgs()
-    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, second)]
-    assert ids[0] and not ids[0] & ids[1]
