@@ -86,8 +86,8 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    code = "from test_execution import *\nif __name__ == '__main__':\n    run_door(sleeping_study)\n"
-    (tmp_path / "main.py").write_text(code)
+    imports = "from bnood.errors import run_door\nfrom test_execution import sleeping_study\n"
+    (tmp_path / "main.py").write_text(f"{imports}if __name__ == '__main__':\n    run_door(sleeping_study)\n")
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
     study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True)
     file = tmp_path / "process"
