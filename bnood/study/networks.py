@@ -22,6 +22,7 @@ from bnood.data.image_set import Images
 from bnood.data.labels import read_classes
 from bnood.data.sources import images
 from bnood.errors import UserError
+from bnood.evaluation.comparisons import by_name
 from bnood.evaluation.evaluate import evaluate
 from bnood.evaluation.options import EvaluationOptions
 from bnood.evaluation.run import asked, evaluate_run
@@ -212,11 +213,10 @@ def given_images(options: StudyOptions) -> dict[str, Any]:
     def opened(source: str | None, count: int | None = None) -> Images:
         return images(source, root=sets.root, download=bool(sets.download)).at_most(count, options.evaluation.seed)
 
-    ood = [opened(source, sets.ood_count) for source in sets.ood or ()]
     return {
         "id_set": opened(sets.id, sets.id_count),
         "train_set": None if sets.train is None else opened(sets.train),
-        "ood_sets": {one.name: one for one in ood},
+        "ood_sets": by_name(opened(source, sets.ood_count) for source in sets.ood or ()),
         "classes": None if sets.classes is None else read_classes(sets.classes),
     }
 

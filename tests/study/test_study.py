@@ -216,6 +216,7 @@ def test_layer_forms_of_the_places_and_all_layers() -> None:
         ({"entry": {"overrides": {"ln": {"data.image_size": 8}}}}, "the same for all norms"),
         ({"entry": {"overrides": {"ln": {"model.lerning_rate": 1}}}}, "did you mean --model.learning_rate?"),
         ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
+        ({"networks": [TIMM], "sets": SETS | {"ood": ["marks", "marks"]}}, "marks"),
     ],
 )
 def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
