@@ -10,8 +10,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jsonargparse import ArgumentParser
 
     from bnood.data.image_set import Images
-    from bnood.data.labels import read_classes
-    from bnood.data.sources import images
+    from bnood.data.sources import images, read_classes
     from bnood.evaluation.cli import add_network, chosen_network
     from bnood.evaluation.recalibration import check_recalibration
     from bnood.training.command_line import one_line_parsing

@@ -6,12 +6,11 @@ authors' repository), meant for 32 x 32 pixels; results are rounded (CIFAR-10-C 
 
 import zlib
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bnood.data.image_set import Images, ImageSet, StreamedSet
+from bnood.data.image_set import Images, ImageSet
 from bnood.data.reading import as_image
 from bnood.data.splits import check_seed
 from bnood.errors import UserError
@@ -41,64 +40,52 @@ def check_shift(shift: str) -> None:
 def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
 
-    ``grey`` is the luma of ITU-R 601 in all three channels. UserError for an unknown shift, and for a corruption of
-    images that are not held in memory.
+    ``grey`` is the luma of ITU-R 601 in all three channels. The noise of image i depends on ``seed`` and i alone, and
+    all strengths scale the same draw, so they are paired. UserError for an unknown shift or seed, and for a corruption
+    of images that are not held in memory.
     """
+    check_shift(shift)
+    check_seed(seed, shift)
+    if not is_made_here(shift):
+        expected = f"expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
+        raise UserError(f"shift {shift!r}: {expected}")
     if shift == "grey":
+        grey = _GreyDataset(images)
         if isinstance(images, ImageSet):
-            return replace(images, name=shift, images=np.stack([_grey(Image.fromarray(one)) for one in images.images]))
-        return replace(images, name=shift, dataset=_GreyDataset(images), checked=[])
-    kind, _, strength = shift.rpartition("-")
-    if kind not in CONSTANTS or not strength.isdecimal():
-        raise UserError(
-            f"shift {shift!r}: expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
-        )
+            return replace(images, name=shift, images=np.stack([grey[index] for index in range(len(images))]))
+        return replace(images, name=shift, dataset=grey, checked=[])
     if not isinstance(images, ImageSet):
         raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
-    return corrupt(images, kind, int(strength), seed)
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("L").convert("RGB"))
+    return replace(images, name=shift, images=_corrupted(images.images, shift, seed))
 
 
 class _GreyDataset:
-    """The items of a streamed set without their colour."""
+    """The items of a set without their colour."""
 
-    def __init__(self, images: StreamedSet) -> None:
-        self.name, self.dataset = images.name, images.dataset
+    def __init__(self, images: Images) -> None:
+        self.name, self.items = images.name, images.images if isinstance(images, ImageSet) else images.dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        item: Any = self.dataset[index]
-        image = as_image(item[0] if isinstance(item, tuple | list) else item, f"{self.name}: item {index}")
+        image = as_image(self.items[index], f"{self.name}: item {index}")
         if not isinstance(image, Image.Image):
             raise UserError(f"shift 'grey': {self.name} holds float tensors, which are transformed already")
-        return _grey(image)
+        return np.asarray(image.convert("L").convert("RGB"))
 
 
-def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> ImageSet:
-    """The images of a set after a corruption, under the name ``<corruption>-<strength>``, with their labels.
-
-    The noise of image i depends on ``seed`` and i alone, and all strengths scale the same draw, so they are paired.
-    UserError for an unknown corruption, a strength other than 1 to 5, or a seed other than 0 to 2**32 - 1.
-    """
-    if corruption not in CONSTANTS:
-        raise UserError(f"corruption {corruption!r}: choose from {', '.join(CONSTANTS)}")
-    if isinstance(strength, bool) or strength not in range(1, 6):
-        raise UserError(f"{corruption}: the strength is {strength!r}; expected an integer from 1 to 5")
-    check_seed(seed, corruption)
+def _corrupted(images: np.ndarray, shift: str, seed: int) -> np.ndarray:
     from scipy.ndimage import gaussian_filter  # slow to import, and needed here alone
 
-    constant = CONSTANTS[corruption][strength - 1]
+    corruption, _, strength = shift.rpartition("-")
+    constant = CONSTANTS[corruption][int(strength) - 1]
     # The key keeps the noise apart from whatever else is drawn with the same seed.
     random = np.random.RandomState([int(seed), zlib.crc32(b"noise")])
-    corrupted = np.empty_like(images.images)
+    corrupted = np.empty_like(images)
     for start in range(0, len(images), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        pixels = images.images[rows] / 255.0
+        pixels = images[rows] / 255.0
         if corruption == "noise":
             pixels += constant * random.standard_normal(pixels.shape)
         elif corruption == "blur":
@@ -107,4 +94,4 @@ def corrupt(images: ImageSet, corruption: str, strength: int, seed: int = 0) -> 
             means = pixels.mean(axis=(1, 2), keepdims=True)
             pixels = constant * (pixels - means) + means
         corrupted[rows] = np.rint(np.clip(255 * pixels, 0, 255))
-    return ImageSet(f"{corruption}-{strength}", corrupted, images.labels)
+    return corrupted

@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
 from bnood.data.image_set import ImageSet
-from bnood.data.sources import check_known
-from bnood.data.training_split import training_split
+from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
+from bnood.data.sources import check_known, training_split
 from bnood.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 Augmentation = Literal["crop_flip", "flip", "none"]
 
 PADDINGS = {"crop_flip": PADDING, "flip": 0, "none": None}
-
 DEVICE_SHARE = 0.25  # of an accelerator's free memory: images that need more stay in main memory
 
 
@@ -40,8 +38,8 @@ class Batches:
 def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: int, padding: int | None) -> Tensor:
     """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
 
-    Only full batches: the last short one would have other BatchNorm statistics. Gives int64 ``[steps, 1 or 4,
-    batch_size]`` on the CPU: indices of images and, unless ``padding`` is None, :func:`draw_crops`.
+    int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices of images and, unless ``padding`` is None,
+    :func:`draw_crops`. Only full batches: the last short one would have other BatchNorm statistics.
     """
     steps = images // batch_size
     order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
@@ -49,21 +47,14 @@ def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: 
     if padding is None:
         return index
     generator = torch.Generator()
-    draws = [
-        # Version 0.1 numbered a run's first step -1; its runs are to be repeated bit for bit.
-        draw_crops(batch_size, generator.manual_seed(seed * 1_000_003 + first_step + step - 1), padding)
-        for step in range(steps)
-    ]
+    first_seed = seed * 1_000_003 + first_step - 1  # version 0.1 numbered a run's first step -1: its runs are repeated
+    draws = [draw_crops(batch_size, generator.manual_seed(first_seed + step), padding) for step in range(steps)]
     return torch.cat([index, torch.stack(draws)], dim=1)
 
 
 def channel_constants(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 ``[N, H, W, 3]``, on the scale 0 to 255: float32 ``[3]``.
-
-    The standard deviation is at least 0.001, so that images of one colour can be normalised too.
-    """
-    pixels = images.reshape(-1, 3)
-    counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]).astype(np.float64)
+    """Mean and standard deviation (at least 0.001) of each channel of uint8 ``[N, H, W, 3]``: float32 ``[3]``."""
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]).astype(np.float64)
     values, total = np.arange(256.0), counts.sum(axis=1)
     mean = counts @ values / total
     variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
@@ -74,12 +65,11 @@ class ImageDataModule(L.LightningDataModule):
     """In-distribution images for training and validation.
 
     Args:
-        in_distribution: name of the set (see :func:`bnood.data.sources.images`): ``shapes`` (built in), ``cifar10``,
-            ``cifar100``, ..., ``path/to/file.npz`` or ``path/to/folder``.
+        in_distribution: a set: ``shapes`` (built in), ``cifar10``, ..., ``path/to/file.npz`` or ``path/to/folder``.
         root: folder of the data sets; else the environment's ``BNOOD_DATA``, else ``./data``.
         ood: the out-of-distribution sets that ``eval_ood.py`` scores by default. Training never opens them.
         validation: how many training images are held out for validation, stratified by class.
-        split_seed: decides which ones; kept apart from the run's seed, so that all seeds share one split.
+        split_seed: decides which ones, so that runs of all seeds share one split.
         batch_size: training images per step, over all devices together.
         evaluation_batch_size: images per forward pass in validation.
         augmentation: ``crop_flip`` (zero-pad by 4, crop, mirror), ``flip`` (mirror only) or ``none``.
@@ -121,36 +111,31 @@ class ImageDataModule(L.LightningDataModule):
         """Load the training images and split the validation images off (once)."""
         if self.train_set is not None:
             return
-        # The OOD sets are not opened here, but a misspelt one should not come to light after hours of training.
-        for key, names in (("in_distribution", (self.in_distribution,)), ("ood", self.ood)):
-            for name in names:
-                try:
-                    check_known(name, self.root)
-                except UserError as error:
-                    raise UserError(f"data.{key}: {error}") from error
+        for name in (self.in_distribution, *self.ood):  # a misspelt OOD set should not come to light after training
+            check_known(name, self.root)
         train_set, self.validation_set = training_split(vars(self))
         if len(train_set) < self.batch_size:
             found = f"{len(train_set)} training images do not fill one batch (data.batch_size={self.batch_size})"
             raise UserError(f"{self.in_distribution}: {found}: choose a smaller batch")
-        if len(classes := np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
-            found = f"all training images have the label {classes[0]}"
+        if len(np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
+            found = f"all training images have the label {train_set.labels[0]}"  # type: ignore[index]
             raise UserError(f"{self.in_distribution}: {found}; expected two classes or more (one folder for each)")
         self.train_set = train_set
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented full batches, this device's share of each: uint8 ``[n, H, W, 3]``, int64 ``[n]``."""
         assert self.train_set is not None
-        images, labels = self._on_device(self.train_set, PADDINGS[self.augmentation] or 0)
-        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels))
+        padding = PADDINGS[self.augmentation]
+        images, labels = self._on_device(self.train_set, padding or 0)
+        return Batches(len(images) // self.batch_size, partial(self._training_batches, images, labels, padding))
 
-    def _training_batches(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
+    def _training_batches(self, images: Tensor, labels: Tensor, padding: int | None) -> Iterator[Batch]:
         assert self.trainer is not None
-        trainer, padding = self.trainer, PADDINGS[self.augmentation]
+        trainer = self.trainer
         rank, share = trainer.global_rank, self.batch_size // trainer.world_size
-        plan = epoch_plan(
-            len(images), self.batch_size, self.seed, trainer.current_epoch,
-            trainer.fit_loop.total_batch_idx + 1, padding,
-        )[:, :, rank * share : (rank + 1) * share]  # fmt: skip
+        first_step = trainer.fit_loop.total_batch_idx + 1
+        plan = epoch_plan(len(images), self.batch_size, self.seed, trainer.current_epoch, first_step, padding)
+        plan = plan[:, :, rank * share : (rank + 1) * share]
         if images.device.type == "cuda":  # one copy for the epoch, which nothing waits for
             plan = plan.contiguous().pin_memory()
         plan = plan.to(images.device, non_blocking=True)

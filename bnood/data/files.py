@@ -17,9 +17,7 @@ from bnood.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-
-# Only these are opened, whatever the suffix: their depth is known to _bits.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix: their depth is known to _bits
 
 
 def one_line(error: BaseException) -> str:
@@ -40,40 +38,31 @@ def check_file(path: Path, expected: str) -> None:
 
 
 def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
-    """The images of an archive with ``images`` uint8 ``[N, H, W, 3]`` and optional ``labels``, integers ``[N]``.
-
-    Pickles are never loaded. UserError for other arrays, and if H or W is not ``image_size`` (None: any).
-    """
+    """The images of an archive; UserError for other arrays than expected, and if H or W is not ``image_size``."""
     expected = "expected an .npz archive with 'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
     check_file(path, f"{expected}, or a folder of images")
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here
-                raise UserError(f"{path}: it is cut short or not an .npz archive; {expected}")
+                raise zipfile.BadZipFile("it is cut short or not an .npz archive")
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in ("images", "labels") if key in archive.files}
+                found = ImageSet(str(path), np.ascontiguousarray(archive["images"]), archive.get("labels"))
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged archives
         raise UserError(f"{path}: the archive can't be read ({one_line(error)}); {expected}") from error
-    if "images" not in arrays:
-        raise UserError(f"{path}: it has no array 'images'; {expected}")
-    found = ImageSet(str(path), np.ascontiguousarray(arrays["images"]), arrays.get("labels"))
     height, width = found.images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
-        raise UserError(
-            f"{path}: images are {height} x {width} pixels; expected {image_size} x {image_size} (arrays are never "
-            "resized here, because a resize leaves traces; resize them yourself and state how)"
-        )
+        found_size = f"images are {height} x {width} pixels; expected {image_size} x {image_size}"
+        raise UserError(f"{path}: {found_size} (arrays are never resized here: resize them yourself, and state how)")
     return found.renamed(name)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files in and below a folder, by suffix (``SUFFIXES``, in either case), sorted by path.
+    """All image files (:data:`SUFFIXES`, in either case) in and below a folder, sorted by path.
 
-    Hidden files and folders are left out. Links are followed, except to folders above, and each file on the disk is
-    listed once, however many links and hard links lead to it: by its own path rather than by a link. UserError if
-    there are no images, or one is no regular file.
+    Hidden ones are left out. Links are followed, except to folders above, and each file on the disk is listed once,
+    by its own path rather than by a link. UserError if there are no images, or one is no regular file.
     """
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
@@ -112,10 +101,7 @@ def decode(files: Sequence[Path], image_size: int) -> np.ndarray:
 
 
 def open_image(file: Path) -> Image.Image:
-    """The image of a file in mode RGB (:func:`as_rgb`), the first frame of an animation; UserError says why not.
-
-    Orientation tags of cameras are not applied, as in torchvision's readers.
-    """
+    """The image of a file in mode RGB, the first frame of an animation; orientation tags of cameras are not applied."""
     check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -133,19 +119,17 @@ def open_image(file: Path) -> Image.Image:
 
 def _bits(image: Image.Image) -> int:
     """Bits per channel in the file; Pillow's mode hides them: it opens 16-bit colour as RGB, cut to the high byte."""
+    opened: Any = image  # Pillow's types lack both attributes
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # the tag BitsPerSample
-    details: Any = image.tile[0][3] if image.format in ("PNG", "PPM") else ""  # type: ignore[attr-defined]
+        return max(opened.tag_v2.get(258, (1,)))  # the tag BitsPerSample
+    details = opened.tile[0][3] if image.format in ("PNG", "PPM") else ""
     if isinstance(details, tuple):  # a PPM with another largest value than 255
         return int(details[1]).bit_length()
     return 16 if ";16" in details else 8
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """The image in mode RGB, laid over black where it is transparent, so that colours hidden there don't count.
-
-    Refuses modes without 8 bits per channel: 16-bit and float images have no agreed scale to 0 to 255.
-    """
+    """The image in mode RGB, laid over black where it is transparent; UserError unless it has 8 bits per channel."""
     if image.mode not in MODES:
         raise UserError(f"{where}: the image has mode {image.mode}; expected 8 bits per channel: {', '.join(MODES)}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

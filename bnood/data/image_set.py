@@ -1,5 +1,6 @@
 """Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -52,12 +53,12 @@ class _Set:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(_Set):
-    """Images in memory, all of one size; UserError for arrays of another shape, type or length, and negative labels."""
+    """Images in memory, all of one size; UserError for arrays of another kind, and labels that are no class indices."""
 
     _rows = "images"
     images: np.ndarray  # uint8 [N, H, W, 3], RGB; for reading only
     labels: np.ndarray | None = None  # int64 [N], class indices from 0
-    folders: tuple[str, ...] | None = None  # sorted names, if labels only number these: bnood.data.labels
+    folders: tuple[str, ...] | None = None  # sorted names, if labels only number these: folder_labels
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -71,9 +72,8 @@ class ImageSet(_Set):
 class StreamedSet(_Set):
     """Images of a map-style dataset, read item by item whenever they are needed and never kept.
 
-    An item is an image, or a tuple or list that starts with one. An image is the path of an image file, a PIL image, a
-    uint8 array ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as
-    transformed already. UserError if the dataset is not map-style, or labels do not fit.
+    An item is an image, or a tuple or list that starts with one: the path of an image file, a PIL image, a uint8 array
+    ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, or a float tensor ``[3, h, w]``, which counts as transformed already.
     """
 
     _rows = "index"
@@ -93,3 +93,28 @@ class StreamedSet(_Set):
 
 
 Images = ImageSet | StreamedSet
+
+
+def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: int) -> tuple[Images, str | None]:
+    """The set with labels that are class indices of a network, or unlabelled with a note that says why.
+
+    Labels that number folders hold if ``classes`` (names in the order of the logits) has every folder, or else if there
+    are as many folders as classes. Other labels are class indices already. UserError if one is too large, or
+    ``classes`` are not ``num_classes`` or lack a folder.
+    """
+    if classes is not None and len(classes) != num_classes:
+        raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
+    labels, folders = images.labels, images.folders
+    if labels is not None and folders is not None:
+        if classes is None and len(folders) != num_classes:
+            return replace(images, labels=None, folders=None), (
+                f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
+                f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
+            )
+        order = list(classes or folders)
+        if missing := [name for name in folders if name not in order]:
+            raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")
+        return replace(images, labels=np.array([order.index(name) for name in folders])[labels], folders=None), None
+    if labels is not None and len(labels) and (largest := labels.max()) >= num_classes:
+        raise UserError(f"{images.name}: a label is {largest}; expected at most {num_classes - 1}, the last class")
+    return images, None

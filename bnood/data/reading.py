@@ -1,4 +1,4 @@
-"""From image sets to batches: arrays by indexing, everything else decoded item by item, by workers if asked for."""
+"""From image sets to batches: arrays by indexing, all else item by item, by workers if asked for; crops and flips."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from bnood.data.files import as_rgb, one_line, open_image
@@ -17,6 +18,7 @@ from bnood.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
+PADDING = 4  # pixels of zeros on every side, from which crops of the image's size are taken
 _PART = 32  # images that a worker decodes at a time: every worker holds two parts ready (19 MB each at 224 pixels)
 _READ_TWICE = 8  # items that are read twice before a set is used: a random flip passes once in 256 times
 
@@ -32,20 +34,17 @@ def read_batches(
         transform: from a PIL image (RGB) to a float tensor ``[3, h, w]``. Items that are float tensors skip it.
         workers: processes that decode; 0 decodes here.
 
-    Returns:
-        float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``.
-
-    Raises:
-        UserError: if sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
+    Gives float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``. UserError if
+    sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
     """
-    used = {int(number): sets[number] for number in np.unique(np.concatenate(batches)[:, 0])} if len(batches) else {}
+    used = [sets[number] for number in np.unique(np.concatenate(batches)[:, 0])] if len(batches) else []
     size: Sequence[int] | None = None
-    if transform is None and all(isinstance(images, ImageSet) for images in used.values()):
-        for images in used.values():
-            size = _same_size(images.name, size, cast(ImageSet, images).images.shape[1:])
+    if transform is None and all(isinstance(images, ImageSet) for images in used):
+        for images in cast(list[ImageSet], used):
+            size = _same_size(images.name, size, images.images.shape[1:])
         yield from (_indexed(cast(Sequence[ImageSet], sets), batch) for batch in batches)
         return
-    for images in used.values():
+    for images in used:
         _check_repeatable(images, transform)
     parts = [batch[start : start + _PART] for batch in batches for start in range(0, len(batch), _PART)]
     loader: DataLoader[Tensor | UserError] = DataLoader(
@@ -57,11 +56,12 @@ def read_batches(
     )
     decoded = iter(loader)
     for batch in batches:
-        found = [next(decoded) for _ in range(0, len(batch), _PART)]
-        for part in found:
-            if isinstance(part, UserError):
+        found = []
+        for _ in range(0, len(batch), _PART):
+            if isinstance(part := next(decoded), UserError):
                 raise part
             size = _same_size(sets[batch[0, 0]].name, size, part.shape[1:])
+            found.append(part)
         yield torch.cat(found)
 
 
@@ -74,7 +74,7 @@ def _indexed(sets: Sequence[ImageSet], batch: np.ndarray) -> Tensor:
 
 
 def _decoded(sets: Sequence[Images], transform: Transform | None, part: np.ndarray) -> Tensor | UserError:
-    """A part of a batch, ``[n, ..]``, or its error as a value: a DataLoader pastes tracebacks into messages."""
+    """A part of a batch, or its error as a value: a DataLoader pastes tracebacks into messages."""
     try:
         images: list[Tensor] = []
         for position, index in part:
@@ -87,11 +87,10 @@ def _decoded(sets: Sequence[Images], transform: Transform | None, part: np.ndarr
 
 def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     """One image: float32 ``[3, h, w]``, or uint8 ``[H, W, 3]`` where nothing transforms it."""
-    number = index if isinstance(images, ImageSet) else int(images.index[index])
+    items, number = (images.images, index) if isinstance(images, ImageSet) else (images.dataset, images.index[index])
     where = f"{images.name}: item {number}"
     try:
-        item = images.images[index] if isinstance(images, ImageSet) else images.dataset[number]
-        image = as_image(item[0] if isinstance(item, tuple | list) and item else item, where)
+        image = as_image(items[int(number)], where)
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image)) if transform is None else transform(image)
     except UserError:
@@ -103,8 +102,9 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
     return image.detach().float() if image.is_floating_point() else image
 
 
-def as_image(image: Any, where: str) -> Image.Image | Tensor:
-    """An image before the transform: PIL in mode RGB, or a float tensor ``[3, h, w]``."""
+def as_image(item: Any, where: str) -> Image.Image | Tensor:
+    """The image of an item before the transform: PIL in mode RGB, or a float tensor ``[3, h, w]``."""
+    image = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(image, Path):
         return open_image(image)
     if isinstance(image, Image.Image):
@@ -123,7 +123,8 @@ def as_image(image: Any, where: str) -> Image.Image | Tensor:
 
 def _check_repeatable(images: Images, transform: Transform | None) -> None:
     """Read some items twice, once for each set and transform."""
-    if isinstance(images, StreamedSet) and any(each is transform for each in images.checked):
+    checked = images.checked if isinstance(images, StreamedSet) else []
+    if any(each is transform for each in checked):
         return
     for index in np.unique(np.linspace(0, len(images) - 1, _READ_TWICE).astype(int)):
         first, second = (_read(images, int(index), transform) for _ in range(2))
@@ -132,8 +133,7 @@ def _check_repeatable(images: Images, transform: Transform | None) -> None:
         if not torch.equal(first, second):
             expected = "expected a dataset and a transform without random augmentation"
             raise UserError(f"{images.name}: image {index} differs when it is read twice; {expected}")
-    if isinstance(images, StreamedSet):
-        images.checked.append(transform)
+    checked.append(transform)
 
 
 def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> Sequence[int]:
@@ -148,3 +148,28 @@ def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> 
 def _described(value: Any) -> str:
     kind = getattr(value, "dtype", None)
     return type(value).__name__ if kind is None else f"{type(value).__name__} {kind} {list(value.shape)}"
+
+
+def padded(images: Tensor, padding: int = PADDING) -> Tensor:
+    """uint8 ``[N, H, W, 3]`` with a margin of zeros: ``[N, H + 2 padding, W + 2 padding, 3]``."""
+    return pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
+
+
+def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
+    """Row offset, column offset, mirrored or not of each image: int64 ``[3, count]``, on the CPU for every device."""
+    columns, rows = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return torch.stack([rows, columns, mirrored.long()])
+
+
+def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
+    """Crops of the :func:`padded` ``images[index]``, by :func:`draw_crops`: uint8 ``[N, H, W, 3]``, a new tensor.
+
+    Everything is on one device, and nothing waits for it.
+    """
+    height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
+    first_row, first_column, mirrored = draws[:, :, None]
+    across = torch.arange(width, device=images.device)
+    columns = torch.where(mirrored > 0, width - 1 - across, across) + first_column
+    rows = torch.arange(height, device=images.device) + first_row
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]

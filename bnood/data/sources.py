@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from bnood.data.files import decode, fit, image_files, one_line, read_npz
+from bnood.data.files import check_file, decode, fit, image_files, one_line, read_npz
 from bnood.data.image_set import Images, ImageSet, StreamedSet
-from bnood.data.labels import dataset_labels, numbered
+from bnood.data.splits import stratified_split
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
@@ -52,12 +52,10 @@ def images(
 ) -> Images:
     """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
 
-    A string is a path if it ends in ``.npz`` or has a path separator. Any other string is looked up, in this order:
-
-    1. the built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`);
-    2. ``<root>/<name>/<split>.npz``, then ``<root>/<name>/images/**``, so also sets that are known nowhere else;
-    3. the sets of torchvision (:data:`TORCHVISION`), with its checksums;
-    4. a folder of that name where the program runs; to put it first, write ``./svhn``.
+    A string is a path if it ends in ``.npz`` or has a path separator. Any other one is looked up, in this order: the
+    built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`); ``<root>/<name>/<split>.npz``; ``<root>/<name>/images/**``;
+    the sets of torchvision (:data:`TORCHVISION`), with its checksums; a folder of that name where the program runs (to
+    put it first, write ``./svhn``).
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
@@ -65,14 +63,13 @@ def images(
         split: of a named set: ``train``, ``val``, ``test`` or ``extra``.
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
-            folders if every image lies in one (:mod:`bnood.data.labels`).
-        image_size: side of the square images; photographs and torchvision's arrays are resized to it now
+            folders if every image lies in one (:func:`numbered`).
+        image_size: side of the square images, to which photographs and torchvision's arrays are resized now
             (:func:`bnood.data.files.fit`). None: photographs are decoded when they are read (:class:`StreamedSet`).
         download: let torchvision download what is missing.
         count: of the images of a built-in set; None for the split's own number.
 
-    Raises:
-        UserError: naming the set or file that isn't known, isn't there, is damaged, or is another than described here.
+    UserError names the set or file that isn't known, isn't there, is damaged, or is another than described here.
     """
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}; expected a number of pixels from 1 up")
@@ -100,11 +97,73 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
     return cast(ImageSet, images(name, split=split, root=root, image_size=image_size, **options))
 
 
+def read_classes(path: Path) -> list[str]:
+    """The class names in a text file, one per line, in the order of the logits; UserError if it is no such file."""
+    expected = "expected a text file with one class name per line, in the order of the logits"
+    check_file(path, expected)
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: it is not UTF-8 text; {expected}") from error
+    for number, name in enumerate(names, 1):
+        if not name or name in names[: number - 1]:
+            raise UserError(f"{path}, line {number}: {f'{name} comes twice' if name else 'it is empty'}; {expected}")
+    return names
+
+
 def check_known(name: str, root: Path | None = None) -> None:
-    """Refuse, with the nearest known name, a name that :func:`images` finds nowhere. Paths pass unseen."""
+    """Refuse a name that :func:`images` finds nowhere. Paths pass unseen."""
     known = is_path(name) or name in SYNTHETIC or name in TORCHVISION
     if not known and not (data_root(root) / name).is_dir() and not Path(name).is_dir():
         raise UserError(_unknown(name, data_root(root)))
+
+
+def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+    """The images that a run was trained on and those held out, from the section ``data`` of its configuration."""
+    name, seed = data["in_distribution"], data.get("split_seed", 0)
+    given = {key: data[key] for key in ("root", "download", "image_size") if key in data}
+    loaded = load_images(name, "train", **given)
+    if loaded.labels is None:
+        raise UserError(f"{name}: training needs labels (in an .npz: int64 [N]), but the set has none")
+    train, validation = stratified_split(loaded.labels, data.get("validation", 1000), seed, loaded.name)
+    if data.get("train_count") is not None:
+        # An arbitrary but fixed subset that keeps no class order of the source.
+        train = np.sort(np.random.RandomState(seed).permutation(train)[: data["train_count"]])
+    return loaded.subset(train), loaded.subset(validation)
+
+
+def has_test_images(name: str, root: Path | None = None) -> bool:
+    """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
+    if is_path(name):
+        return False
+    check_known(name, root)
+    folder = data_root(root) / name
+    stored = any((folder / f"{split}.npz").exists() for split in ("train", "test"))
+    return name in SYNTHETIC or stored or (name in TORCHVISION and not (folder / "images").is_dir())
+
+
+def dataset_labels(dataset: Any) -> np.ndarray | None:
+    """``targets`` or ``labels`` of a dataset or its Subset after ``target_transform``; None if they are no integers."""
+    if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
+        labels = dataset_labels(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
+    try:
+        values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+    except ValueError:  # a ragged list
+        return None
+    if values.ndim != 1 or len(values) != len(dataset):
+        return None
+    if (transform := getattr(dataset, "target_transform", None)) is not None:
+        values = np.array([transform(value) for value in values.tolist()])
+    return values if values.dtype.kind in "iu" else None
+
+
+def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels that number the folders by their sorted names, and these; the names themselves, if they are integers."""
+    if all(name.isdecimal() for name in folders):
+        return np.array([int(name) for name in folders]), None
+    names, labels = np.unique(folders, return_inverse=True)
+    return labels, tuple(names.tolist())
 
 
 def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:
@@ -119,23 +178,23 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
     folder, path = root / name, _expanded(name)
     if is_path(name):
-        if path.is_dir():
-            # The layout under the data root, <name>/images/**, is understood of a path too.
-            alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
-            return _from_folder(path / "images" if alone else path, image_size, path.resolve().name)
-        return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
+        if not path.is_dir():
+            return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
+        # The layout under the data root, <name>/images/**, is understood of a path too.
+        alone = [each.name for each in path.iterdir()] == ["images"] and (path / "images").is_dir()
+        return _photographs(path.resolve().name or name, path / "images" if alone else path, image_size)
     if not name:
         raise UserError(_unknown(name, root))
     if (folder / f"{split}.npz").exists():
         return read_npz(folder / f"{split}.npz", image_size, name)
     if (folder / "images").is_dir():
-        return _from_folder(folder / "images", image_size, name)
+        return _photographs(name, folder / "images", image_size)
     if name in TORCHVISION:
         return _from_torchvision(name, split, root, download, image_size)
     if stored := sorted(file.stem for file in folder.glob("*.npz")):
         raise UserError(f"{folder / f'{split}.npz'}: there is no such file; {name} has {', '.join(stored)} there")
     if path.is_dir():
-        return _from_folder(path, image_size, path.resolve().name)
+        return _photographs(path.resolve().name, path, image_size)
     raise UserError(_unknown(name, root))
 
 
@@ -143,15 +202,12 @@ def _expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
 
 
-def _from_folder(path: Path, image_size: int | None, name: str) -> Images:
-    files = image_files(path)
-    parts = [file.relative_to(path).parts for file in files]
-    tops = [each[0] for each in parts] if all(len(each) > 1 for each in parts) else None
-    return _photographs(name or str(path), files, tops, image_size)
-
-
-def _photographs(name: str, files: list[Path], folders: list[str] | None, image_size: int | None) -> Images:
-    labels, names = (None, None) if folders is None else numbered(folders)
+def _photographs(name: str, folder: Path, image_size: int | None, files: list[Path] | None = None) -> Images:
+    """The image files of a folder (all of them, unless `files` are given), labelled by its top folders."""
+    files = image_files(folder) if files is None else files
+    parts = [file.relative_to(folder).parts for file in files]
+    in_folders = all(len(each) > 1 for each in parts)
+    labels, names = numbered([each[0] for each in parts]) if in_folders else (None, None)
     if image_size is None:
         return StreamedSet(name, files, labels, folders=names)
     return ImageSet(name, decode(files, image_size), labels, names)
@@ -172,15 +228,15 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
     from torchvision import datasets  # slow to import, and needed here alone
 
     class_name, splits = TORCHVISION[name]
-    reader = getattr(datasets, class_name)
     if split not in splits:
         joined = " (train, val and test joined)" if name == "dtd" else ""
         raise UserError(f"{name}: there is no split {split!r}; expected {' or '.join(splits)}{joined}")
+    reader = getattr(datasets, class_name)
     try:
         if name == "dtd":
             parts = [reader(root, part, download=download, loader=Path) for part in ("train", "val", "test")]
             files = sorted(part[index][0] for part in parts for index in range(len(part)))
-            return _photographs(name, files, [file.parent.name for file in files], image_size)
+            return _photographs(name, root / "dtd" / "dtd" / "images", image_size, files)
         chosen = {"split": split} if name == "svhn" else {"train": split == "train"}
         dataset = reader(root, **chosen, download=download)
     except UserError:
@@ -193,7 +249,7 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
             f"{root}: get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
         ) from error
     pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
-    labels = dataset.labels if name == "svhn" else np.asarray(dataset.targets)
+    labels = np.asarray(dataset.labels if name == "svhn" else dataset.targets)
     if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
         resized = (fit(Image.fromarray(np.ascontiguousarray(image)), image_size) for image in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])

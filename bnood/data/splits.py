@@ -1,7 +1,4 @@
-"""Which images are held out: validation images from train, and the adaptation split of an OOD set.
-
-Both follow from the seed alone, in every version of numpy: the streams of ``RandomState`` are frozen (NEP 19).
-"""
+"""Which images are held out. It follows from the seed alone: the streams of ``RandomState`` are frozen (NEP 19)."""
 
 import numpy as np
 
@@ -13,9 +10,8 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training images and of ``validation`` others, int64, sorted; each class is divided in proportion.
 
-    Shares are rounded down or up so that the total is exact: up for the largest remainders (Hamilton's method), the
-    lower class first where remainders are equal. ``labels`` are integers ``[N]``, ``name`` is the set's, for messages.
-    UserError if either side or a class would be left without training images.
+    Shares are rounded up for the largest remainders (Hamilton's method), the lower class first where they are equal.
+    ``labels`` are integers ``[N]``. UserError if either side or a class would be left without training images.
     """
     count = len(labels)
     if isinstance(validation, bool) or not isinstance(validation, int) or not 1 <= validation < count:
@@ -38,10 +34,7 @@ def stratified_split(
 
 
 def halves(n: int, seed: int, name: str = "the set") -> tuple[np.ndarray, np.ndarray]:
-    """Indices of an adaptation split and a scoring split, int64, sorted: no image is scored under its own statistics.
-
-    The scoring split has the odd one. UserError if there are fewer than 2 images.
-    """
+    """Indices of an adaptation and a scoring split (with the odd one), int64, sorted; UserError for one image."""
     if n < 2:
         raise UserError(f"{name}: it has {n} image(s); expected at least 2, one to adapt to and one to score")
     order = _permutation(n, seed, name)

@@ -1,12 +1,13 @@
 """The built-in sets: images without a download.
 
-``shapes`` is the in-distribution set: ten classes of textured, coloured shapes among clutter, under noise. Only
-the outline tells the class. Out of distribution are ``digits`` (SVHN's part), ``textures`` (DTD's), ``unseen_shapes``
-(near: other outlines), ``gaussian_noise`` and ``uniform_noise``. Only the noise has the same bits everywhere.
+``shapes`` is the in-distribution set: ten classes of textured shapes among clutter, told by their outline alone. Out of
+distribution are ``digits`` (SVHN's part), ``textures`` (DTD's), ``unseen_shapes`` (near: other outlines),
+``gaussian_noise`` and ``uniform_noise``. Only the noise has the same bits everywhere.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -44,12 +45,6 @@ class Draws:
         return low + (high - low) * self.block(1, 1)
 
 
-# (labels [n], per-image numbers) -> field [n, 32, 32] in 0 to 1
-Figure = Callable[[np.ndarray, Draws], np.ndarray]
-# (labels [n], per-image numbers, per-pixel numbers [n, 3, 32, 32] in [0, 1)) -> grey levels 0 to 255, same shape
-Render = Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]
-
-
 def rotated(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates in frames turned by ``turn`` (1 is a full turn)."""
     c, s = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
@@ -75,8 +70,7 @@ def _arc(x: float, y: float, radius: float, start: float = 0, stop: float = 1, f
 def _star(corners: int, inner: float) -> np.ndarray:
     """A star that points up, its notches at the radius ``inner``."""
     angle = 2 * np.pi * (np.arange(2 * corners) / (2 * corners) - 0.25)
-    radius = np.tile([1, inner], corners)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.tile([1, inner], corners)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _filled(*polygons: np.ndarray | Sequence[tuple[float, float]], cut: np.ndarray | None = None) -> Outline:
@@ -97,19 +91,14 @@ def _mask(outline: Outline, matrix: np.ndarray, centre: np.ndarray) -> np.ndarra
     return np.asarray(picture.reduce(_FINE)) / 255
 
 
-def outlines(kinds: Mapping[str, Outline]) -> Figure:
+def outlines(labels: np.ndarray, draws: Draws, kinds: Mapping[str, Outline]) -> np.ndarray:
     """Each image's own outline, by the label's position in ``kinds``: moved, scaled, turned and a little stretched."""
-    by_label = list(kinds.values())
-
-    def masks(labels: np.ndarray, draws: Draws) -> np.ndarray:
-        size, turn, stretch = draws.between(9, 12), draws.between(-0.5, 0.5), draws.between(0.9, 1.1)
-        along, across, centres = size * stretch, size / stretch, 7 * draws.block(2) - 3.5
-        entries = [np.cos(turn) * along, -np.sin(turn) * across, np.sin(turn) * along, np.cos(turn) * across]
-        matrices = np.concatenate(entries, axis=1).reshape(-1, 2, 2)
-        each = zip(labels, matrices, centres, strict=True)
-        return np.stack([_mask(by_label[label], matrix, centre) for label, matrix, centre in each])
-
-    return masks
+    size, turn, stretch = draws.between(9, 12), draws.between(-0.5, 0.5), draws.between(0.9, 1.1)
+    along, across, centres = size * stretch, size / stretch, 7 * draws.block(2) - 3.5
+    entries = [np.cos(turn) * along, -np.sin(turn) * across, np.sin(turn) * along, np.cos(turn) * across]
+    matrices = np.concatenate(entries, axis=1).reshape(-1, 2, 2)
+    by_label, each = list(kinds.values()), zip(labels, matrices, centres, strict=True)
+    return np.stack([_mask(by_label[label], matrix, centre) for label, matrix, centre in each])
 
 
 def numerals(labels: np.ndarray, draws: Draws) -> np.ndarray:
@@ -139,18 +128,17 @@ def textures(labels: np.ndarray, draws: Draws) -> np.ndarray:
     return field
 
 
-def wave(turns: np.ndarray) -> np.ndarray:
-    """A sine from 0 to 1."""
+def _wave(turns: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(2 * np.pi * turns)
 
 
 TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "stripes": lambda x, y, cloud: wave(x),
+    "stripes": lambda x, y, cloud: _wave(x),
     "checks": lambda x, y, cloud: np.where((np.floor(x) + np.floor(y)) % 2 == 0, 0.1, 0.9),
     "dots": lambda x, y, cloud: np.clip(2.5 - 5 * np.hypot(x % 1 - 0.5, y % 1 - 0.5), 0, 1),
     "clouds": lambda x, y, cloud: np.clip(2 * cloud - 0.5, 0, 1),
     "wood": lambda x, y, cloud: (np.hypot(x + 2, y / 2) + 0.5 * cloud) % 1,
-    "zigzag": lambda x, y, cloud: wave(x + np.abs(y % 2 - 1)),
+    "zigzag": lambda x, y, cloud: _wave(x + np.abs(y % 2 - 1)),
 }
 
 _circle = _arc(0, 0, 1)
@@ -178,30 +166,26 @@ UNSEEN: dict[str, Outline] = {
 
 
 class SyntheticSet(NamedTuple):
-    """How a set is made: the key of its random stream, the number of its classes (0: no labels), its"""
+    """How a set is made."""
 
-    key: int
-    classes: int
-    render: Render
+    key: int  # of its random stream
+    classes: int  # 0: no labels
+    render: Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]  # labels, draws, uniform pixels -> grey levels
     splits: tuple[str, ...] = ("test",)
-
-
-SIZES = {"train": 10_000, "test": 2_000}
-"""Images of each split."""
 
 
 def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSet:
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
-    Sets and splits have separate random streams. The first n images do not depend on ``count``.
-    UserError for a split that the set lacks, or a count below 1.
+    None: 10,000 images for training, 2,000 for testing. Sets and splits have separate random streams. The first n
+    images do not depend on ``count``. UserError for a split that the set lacks, or a count out of range.
     """
     recipe = SYNTHETIC[name]
     if split not in recipe.splits:
         raise UserError(f"the built-in set {name!r} has no split {split!r}: choose one of {', '.join(recipe.splits)}")
-    count = SIZES[split] if count is None else count
-    if count < 1:
-        raise UserError(f"count {count} of the built-in set {name!r}: expected 1 or more")
+    count = {"train": 10_000, "test": 2_000}[split] if count is None else count
+    if not 1 <= count <= 10**6:
+        raise UserError(f"count {count} of the built-in set {name!r}: expected a whole number from 1 to 1000000")
 
     random = np.random.RandomState([0, recipe.key, recipe.splits.index(split)])
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -223,40 +207,39 @@ def _shaded(colour: np.ndarray, draws: Draws) -> np.ndarray:
     """A colour, striped or clouded with one close to it: ``[n, 3, 32, 32]``."""
     near = np.clip(colour + 0.44 * (draws.block(3, 1, 1) - 0.5), 0, 1)
     x, _ = rotated(draws.between(0, 1))
-    stripes = wave(x * draws.between(0.02, 0.25) + draws.between(0, 1))
+    stripes = _wave(x * draws.between(0.02, 0.25) + draws.between(0, 1))
     return _mix(np.where(draws.between(0, 1) < 0.33, smooth_noise(draws, 8), stripes), colour, near)
 
 
-def _picture(figure: Figure, clutter: bool = False) -> Render:
+def _picture(
+    labels: np.ndarray, draws: Draws, pixels: np.ndarray, figure: Callable[..., np.ndarray], clutter: bool = False
+) -> np.ndarray:
     """A figure on a ground of another colour, sometimes with a disc behind it and a strip in front, under noise."""
-
-    def render(labels: np.ndarray, draws: Draws, pixels: np.ndarray) -> np.ndarray:
-        ground = draws.block(3, 1, 1)
-        unlike = (ground + 0.25 + 0.5 * draws.block(3, 1, 1)) % 1  # as uniform as the ground, and never close to it
-        inside, image = _shaded(unlike, draws), _shaded(ground, draws)
-        if clutter:
-            x, y, radius = draws.between(-16, 16), draws.between(-16, 16), draws.between(1, 5)
-            disc = np.clip(radius - np.hypot(PIXEL_X - x, PIXEL_Y - y), 0, 1)
-            image = _mix(disc * (draws.between(0, 1) < 0.5), image, draws.block(3, 1, 1))
-        image = _mix(figure(labels, draws), image, inside)
-        if clutter:
-            x, _ = rotated(draws.between(0, 1))
-            strip = np.clip(draws.between(0.8, 2) - np.abs(x - draws.between(-11, 11)), 0, 1)
-            image = _mix(strip * (draws.between(0, 1) < 0.35), image, draws.block(3, 1, 1))
-        noise = (pixels - 0.5) * (draws.between(0, 0.05) * math.sqrt(12))[:, None]
-        return np.rint(255 * np.clip(image + noise, 0, 1))
-
-    return render
+    ground = draws.block(3, 1, 1)
+    unlike = (ground + 0.25 + 0.5 * draws.block(3, 1, 1)) % 1  # as uniform as the ground, and never close to it
+    inside, image = _shaded(unlike, draws), _shaded(ground, draws)
+    if clutter:
+        x, y, radius = draws.between(-16, 16), draws.between(-16, 16), draws.between(1, 5)
+        disc = np.clip(radius - np.hypot(PIXEL_X - x, PIXEL_Y - y), 0, 1)
+        image = _mix(disc * (draws.between(0, 1) < 0.5), image, draws.block(3, 1, 1))
+    image = _mix(figure(labels, draws), image, inside)
+    if clutter:
+        x, _ = rotated(draws.between(0, 1))
+        strip = np.clip(draws.between(0.8, 2) - np.abs(x - draws.between(-11, 11)), 0, 1)
+        image = _mix(strip * (draws.between(0, 1) < 0.35), image, draws.block(3, 1, 1))
+    noise = (pixels - 0.5) * (draws.between(0, 0.05) * math.sqrt(12))[:, None]
+    return np.rint(255 * np.clip(image + noise, 0, 1))
 
 
 # Uniform numbers below each bound give this grey level or a darker one: a normal variable, rounded and clipped.
 _GAUSSIAN_LEVELS = np.array([NormalDist(127.5, 63.75).cdf(level + 0.5) for level in range(255)])
+_cluttered = partial(_picture, clutter=True)
 
 SYNTHETIC: dict[str, SyntheticSet] = {
-    "shapes": SyntheticSet(1, 10, _picture(outlines(CLASSES), clutter=True), ("train", "test")),
-    "digits": SyntheticSet(2, 10, _picture(numerals)),
-    "textures": SyntheticSet(3, len(TEXTURES), _picture(textures)),
-    "unseen_shapes": SyntheticSet(4, len(UNSEEN), _picture(outlines(UNSEEN), clutter=True)),
+    "shapes": SyntheticSet(1, 10, partial(_cluttered, figure=partial(outlines, kinds=CLASSES)), ("train", "test")),
+    "digits": SyntheticSet(2, 10, partial(_picture, figure=numerals)),
+    "textures": SyntheticSet(3, len(TEXTURES), partial(_picture, figure=textures)),
+    "unseen_shapes": SyntheticSet(4, len(UNSEEN), partial(_cluttered, figure=partial(outlines, kinds=UNSEEN))),
     "gaussian_noise": SyntheticSet(5, 0, lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, "right")),
     "uniform_noise": SyntheticSet(6, 0, lambda _, __, pixels: np.floor(256 * pixels)),
 }

@@ -134,8 +134,7 @@ def _given_network(
 ) -> list[Path]:
     """Any network on images that are named, or a run on other images than its own."""
     from bnood.data.corruptions import is_made_here
-    from bnood.data.labels import read_classes
-    from bnood.data.sources import images
+    from bnood.data.sources import images, read_classes
     from bnood.evaluation.comparisons import by_name
     from bnood.evaluation.evaluate import evaluate
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnood.data.image_set import Images
-from bnood.data.labels import folder_labels
+from bnood.data.image_set import Images, folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.activations import layer_distances

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images, ImageSet
+from bnood.data.sources import has_test_images, training_split
 from bnood.data.sources import images as load
-from bnood.data.training_split import has_test_images, training_split
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name, in_proportion
 from bnood.evaluation.evaluate import evaluate
@@ -151,7 +151,7 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
 def training_augmentation(kind: str) -> Augment | None:
     """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
-    from bnood.data.augmentation import PADDING, crop_and_flip, draw_crops, padded
+    from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
 
     if kind == "none":
         return lambda images, generator: images

@@ -15,7 +15,7 @@ import pandas as pd
 from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bnood.data.image_set import ImageSet
@@ -25,7 +25,7 @@ from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError
 from bnood.lab.checks import Check, check_lab
 from bnood.lab.options import LabOptions
-from bnood.lab.train import is_done, read_records, train_network
+from bnood.lab.train import read_records, train_network
 from bnood.report.lab import write_lab_report
 from bnood.training.atomic import write_beside
 from bnood.training.command_line import one_line_parsing
@@ -35,11 +35,8 @@ from bnood.training.provenance import commit, machine, versions
 def main(arguments: list[str] | None = None) -> Path:
     """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(
-        prog="scripts/lab.py",
-        description="Train and record a grid of small networks, check the statements; see configs/lab/.",
-        exit_on_error=False,
-    )
+    purpose = "Train and record a grid of small networks, check the statements; see configs/lab/."
+    parser = ArgumentParser(prog="scripts/lab.py", description=purpose, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(LabOptions)
     with one_line_parsing(parser, given), warnings.catch_warnings():
@@ -57,28 +54,26 @@ def run_lab(options: LabOptions, command: str) -> None:
     """
     console = Console(width=100, highlight=False)
     networks, folder = options.networks(), options.folder
-    todo = [one for one in networks if not is_done(options, one)]
+    todo = [one for one in networks if read_records(options, one) is None]
     train, validation = draw_images(options)
     console.print(f"{len(networks)} networks, {len(todo)} to train")
     jobs = (joblib.delayed(train_network)(options, one, train, validation) for one in todo)
     parallel = joblib.Parallel(n_jobs=min(options.workers, max(1, len(todo))), return_as="generator_unordered")
     for count, done in enumerate(parallel(jobs), start=1):
         console.print(f"{count}/{len(todo)} {done['name']}: {done['ended']}, {done['seconds']:.0f} s")
-    tables, ends = zip(*(read_records(options, one) for one in networks), strict=True)
+    tables, ends, seconds = zip(*filter(None, (read_records(options, one) for one in networks)), strict=True)
     table = pd.concat(tables, ignore_index=True)
-    checks = check_lab(table, len(np.unique(np.asarray(train.labels))), options.thresholds)
-    diverged = [f"{end['name']}: {end['ended']}" for end in ends if end["ended"] != "trained"]
-    record = {
-        "command": command, "networks": len(networks), "seconds": round(sum(end["seconds"] for end in ends)),
-        "versions": versions(), "commit": commit(), "machine": machine(),
-    }  # fmt: skip
-    found = {**record, "thresholds": asdict(options.thresholds), "checks": [check._asdict() for check in checks]}
+    checks = check_lab(table, len(np.unique(np.asarray(train.labels))))
+    diverged = [f"{one.name}: {end}" for one, end in zip(networks, ends, strict=True) if end != "trained"]
+    record = {"command": command, "networks": len(networks), "seconds": round(sum(seconds)), "versions": versions(),
+              "commit": commit(), "machine": machine()}  # fmt: skip
+    found = {**record, "checks": [check._asdict() for check in checks]}
     write_beside(folder / "checks.json", lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
     write_beside(folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))
+    statements = ["Statement", "Network", "Verdict", "Number", "Note"], [check[:5] for check in checks]
     page = write_lab_report(
-        folder, table, [[c.statement, c.architecture, c.verdict, c.number, c.note] for c in checks],
-        title=f"Normalisation lab: {options.name}", commands=[command], record=record, notes=diverged,
-        config=asdict(options),
+        folder, table, title=f"Normalisation lab: {options.name}", statements=statements, commands=[command],
+        record=record, notes=diverged, config=asdict(options),
     )[0]  # fmt: skip
     console.print(printed(checks))
     for line in diverged:
@@ -87,33 +82,27 @@ def run_lab(options: LabOptions, command: str) -> None:
 
 
 def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images, both from the train split, the same for every network.
-
-    Raises:
-        UserError: if the set is missing, has no labels, or too few images.
-    """
+    """The images trained on and those held out; UserError where networks cannot be trained on them."""
     wanted = options.train_count + options.validation_count
     drawn = wanted if options.images in SYNTHETIC else None
-    images = load_images(options.images, "train", options.root, download=options.download, count=drawn)
-    if images.labels is None:
-        raise UserError(f"{images.name}: the lab needs labelled images, and these have no labels")
-    if len(images) < wanted:
+    images = load_images(options.images, "train", options.root, count=drawn)
+    if images.labels is None or len(images) < wanted:
         counts = f"train_count {options.train_count} and validation_count {options.validation_count}"
-        raise UserError(f"{images.name} has {len(images)} images; {counts} need {wanted}")
+        found = f"{len(images)} images {'without' if images.labels is None else 'with'} labels"
+        raise UserError(f"{images.name} has {found}; {counts} need {wanted} with labels")
     images = images.at_most(wanted, seed=0)
     labels = np.asarray(images.labels)
-    if len(set(labels.tolist())) < 2:
-        raise UserError(f"{images.name}: all images have the label {labels[0]}; expected two classes or more")
+    if not labels.min() < labels.max() < wanted:  # a network has a logit for every class up to the last one
+        expected = f"expected two classes or more, numbered below {wanted}, the number of images"
+        raise UserError(f"{images.name}: labels are {labels.min()} to {labels.max()}; {expected}")
     train, validation = stratified_split(labels, options.validation_count, 0, images.name)
     return images.subset(train), images.subset(validation)
 
 
 def printed(checks: list[Check]) -> Table:
     """The statements as they are printed: a verdict and one number each."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
-    table.add_column("statement", ratio=3)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("number", ratio=2)
+    columns = Column("statement", ratio=3), Column("verdict", no_wrap=True), Column("number", ratio=2)
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     several = len({check.architecture for check in checks}) > 1
     for check in checks:
         statement = f"{check.architecture}: {check.statement}" if several else check.statement

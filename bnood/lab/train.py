@@ -1,13 +1,14 @@
 """Trains one network of a lab and keeps its records: `networks/<name>.parquet`, then `<name>.json`, which says done.
 
-The records are one long table: architecture, activation, norm, seed, step, epoch, layer (from 1 at the
-input; 0 for the whole network), quantity (:func:`bnood.lab.recorder.measure`, train_accuracy, validation_accuracy),
-value. A record at a step is of the network before that step's update.
+The records are one long table: architecture, activation, norm, seed, step, epoch, layer (from 1 at the input; 0 for the
+whole network), quantity (gradient_norm, train_accuracy, validation_accuracy), value. A gradient at a step is of the
+network before that step's update.
 """
 
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +18,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnood.data.files import one_line
 from bnood.data.image_set import ImageSet
 from bnood.errors import UserError
 from bnood.lab.options import LabNetwork, LabOptions
-from bnood.lab.recorder import measure
-from bnood.networks.plain import MLP, PlainConvNet
+from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
+from bnood.statistics import has_batchnorm, use_statistics
 from bnood.training.atomic import write_beside
 
+COLUMNS = ["step", "epoch", "layer", "quantity", "value"]
+RECORD_EVERY, PROBE_IMAGES = 50, 256  # steps between two records of gradients, and training images of a record
 
-def is_done(options: LabOptions, one: LabNetwork) -> bool:
-    """Whether a network's records are complete. Raises ``UserError`` if they are of other settings."""
-    file = _file(options, one, "json")
+
+def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, str, float] | None:
+    """The long table of a network, how its training ended, and its seconds; None if it has to be trained.
+
+    UserError if they are damaged, or of other settings.
+    """
+    file, wanted = _file(options, one, "json"), one.settings(options)
     if not file.exists():
-        return False
+        return None
     try:
-        found, wanted = json.loads(file.read_text())["settings"], one.settings(options)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}); remove it, and the network is trained again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged (settings are no mapping); remove it, and the network is trained again")
-    for key in wanted:
-        if found.get(key) != wanted[key]:
-            remedy = f"choose another name for the lab, or remove {options.folder}"
-            raise UserError(f"{file} was trained with {key} {found.get(key)}, not {wanted[key]}; {remedy}")
-    return True
-
-
-def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The long table of a network, and what :func:`train_network` gave. UserError if they are damaged or missing."""
-    file, ended = _file(options, one, "parquet"), json.loads(_file(options, one, "json").read_text())
-    try:
-        table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
-        table, reason = pd.DataFrame(), " ".join(str(error).split())
-    else:
-        reason = "other columns or fields"
-    whole = isinstance(ended.get("ended"), str) and isinstance(ended.get("seconds"), float)
-    if not whole or not {"step", "epoch", "layer", "quantity", "value", *one.keys} <= {*table}:
-        raise UserError(f"{file} or its .json is damaged ({reason}); remove both, and the network is trained again")
-    return table, ended
+        done = json.loads(file.read_text())
+        found = {key: done["settings"].get(key) for key in wanted}
+        table = pd.read_parquet(_file(options, one, "parquet"))[[*one.keys, *COLUMNS]]
+        ended, seconds = str(done["ended"]), float(done["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        remedy = "remove it and the .parquet beside it, and the network is trained again"
+        raise UserError(f"{file} or its .parquet is damaged ({one_line(error)}); {remedy}") from error
+    for key in (key for key in wanted if found[key] != wanted[key]):
+        remedy = f"choose another name for the lab, or remove {options.folder}"
+        raise UserError(f"{file} was trained with {key} {found[key]}, not {wanted[key]}; {remedy}")
+    return table, ended, seconds
 
 
 def _file(options: LabOptions, one: LabNetwork, kind: str) -> Path:
@@ -70,53 +64,44 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
     """
     torch.set_num_threads(1)
     torch.manual_seed(one.seed)
-    grid, began = one.grid, time.perf_counter()
+    grid, began, size = one.grid, time.perf_counter(), options.batch_size
     (x, y), (x_validation, y_validation) = _tensors(train, train), _tensors(validation, train)
-    network = _build(one, classes=int(y.max()) + 1, image_size=x.shape[-1])
-    per_epoch = len(x) // options.batch_size
-    total = grid.epochs * per_epoch
+    network = (MLP if grid.architecture == "mlp" else PlainConvNet)(
+        grid.depth, grid.width, one.norm, num_classes=int(y.max()) + 1, activation=one.activation
+    )
+    per_epoch = len(x) // size
     optimizer = torch.optim.SGD(network.parameters(), grid.learning_rate, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, grid.learning_rate, total_steps=total, pct_start=0.1, cycle_momentum=False
+        optimizer, grid.learning_rate, total_steps=grid.epochs * per_epoch, pct_start=0.1, cycle_momentum=False
     )
-    probe = torch.randperm(len(x))[: grid.probe_images]
+    probe = torch.randperm(len(x))[:PROBE_IMAGES]
     records: list[tuple[int, float, int, str, float]] = []
-    ended = "trained"
-
-    def record(step: int) -> None:
-        for layer, figures in enumerate(measure(network, x[probe], y[probe]), start=1):
-            records.extend((step, step / per_epoch, layer, name, value) for name, value in figures.items())
-
-    for epoch in range(grid.epochs):
-        order, correct = torch.randperm(len(x)), 0
-        for number in range(per_epoch):
-            step = epoch * per_epoch + number
-            if step % grid.record_every == 0:
-                record(step)
-            chosen = order[number * options.batch_size : (number + 1) * options.batch_size]
+    ended, step = "trained", 0
+    for epoch in range(1, grid.epochs + 1):
+        correct = 0
+        for chosen in torch.randperm(len(x))[: per_epoch * size].split(size):
+            if step % RECORD_EVERY == 0:
+                for layer, norm in enumerate(gradient_norms(network, x[probe], y[probe]), start=1):
+                    records.append((step, step / per_epoch, layer, "gradient_norm", norm))
             images = x[chosen]
             if options.flip:
                 images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
             logits = network.train()(images)
             loss = F.cross_entropy(logits, y[chosen])
             if not math.isfinite(loss.item()):
-                ended = f"diverged in epoch {epoch + 1}"
+                ended = f"diverged in epoch {epoch}"
                 break
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             correct += int((logits.argmax(1) == y[chosen]).sum())
+            step += 1
         if ended != "trained":
             break
-        accuracies = {
-            "train_accuracy": correct / (per_epoch * options.batch_size),
-            "validation_accuracy": _accuracy(network, x_validation, y_validation),
-        }
-        records.extend(((epoch + 1) * per_epoch, epoch + 1, 0, name, value) for name, value in accuracies.items())
-    else:
-        record(total)
-    table = pd.DataFrame(records, columns=["step", "epoch", "layer", "quantity", "value"]).assign(**one.keys)
+        records.append((step, epoch, 0, "train_accuracy", correct / (per_epoch * size)))
+        records.append((step, epoch, 0, "validation_accuracy", _accuracy(network, x_validation, y_validation)))
+    table = pd.DataFrame(records, columns=COLUMNS).assign(**one.keys)
     write_beside(_file(options, one, "parquet"), lambda path: table.to_parquet(path, index=False))
     seconds = time.perf_counter() - began
     done = {"name": one.name, "settings": one.settings(options), "ended": ended, "seconds": seconds}
@@ -124,12 +109,15 @@ def train_network(options: LabOptions, one: LabNetwork, train: ImageSet, validat
     return done
 
 
-def _build(one: LabNetwork, classes: int, image_size: int) -> nn.Module:
-    settings: dict[str, Any] = {
-        "depth": one.grid.depth, "width": one.grid.width, "norm": one.norm, "num_classes": classes,
-        "activation": one.activation,
-    }  # fmt: skip
-    return MLP(**settings, image_size=image_size) if one.grid.architecture == "mlp" else PlainConvNet(**settings)
+def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
+    """Frobenius norm of the loss's gradient on the weight of each hidden layer, under batch statistics.
+
+    Training does not notice: gradients and BatchNorm's buffers stay as they are.
+    """
+    weights = [layer.linear.weight for layer in network.modules() if isinstance(layer, HiddenLayer)]
+    with use_statistics(network, "batch") if has_batchnorm(network) else nullcontext():
+        gradients = torch.autograd.grad(F.cross_entropy(network(images), labels), weights)
+    return [float(gradient.norm()) for gradient in gradients]
 
 
 def _tensors(images: ImageSet, reference: ImageSet) -> tuple[Tensor, Tensor]:

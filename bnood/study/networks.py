@@ -19,8 +19,7 @@ import yaml
 
 from bnood import tracking
 from bnood.data.image_set import Images
-from bnood.data.labels import read_classes
-from bnood.data.sources import images
+from bnood.data.sources import images, read_classes
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name
 from bnood.evaluation.evaluate import evaluate

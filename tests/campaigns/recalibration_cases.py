@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bnood.data.corruptions import corrupt
+from bnood.data.corruptions import shifted
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import images
 from bnood.errors import one_line_errors
@@ -53,7 +53,7 @@ def cases(id_set: ImageSet, ood_sets: dict[str, ImageSet]) -> Iterator[tuple[str
             random = np.random.RandomState(number)
             traffic = id_set.subset(np.sort(random.permutation(len(id_set))[:TRAFFIC]))
             if strength:
-                traffic = corrupt(traffic, "contrast", strength)
+                traffic = shifted(traffic, f"contrast-{strength}")
             pixels, labels = traffic.images.copy(), traffic.labels.copy()
             if fraction:
                 replaced = random.permutation(TRAFFIC)[: round(fraction * TRAFFIC)]

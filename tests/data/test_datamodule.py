@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root, write_set
 
-from bnood.data.datamodule import ImageDataModule, channel_constants, epoch_plan
-from bnood.data.training_split import has_test_images, training_split
-from bnood.errors import UserError
+from bnood.data.datamodule import ImageDataModule, channel_constants
+from bnood.data.sources import has_test_images, training_split
 
 SETTINGS: dict[str, Any] = {
     "in_distribution": "tiny", "root": data_root(), "validation": VALIDATION, "batch_size": 64, "image_size": SIZE,
@@ -95,19 +94,6 @@ def test_batches_are_those_of_version_0_1(augmentation: Any, seed: int, tmp_path
     assert rows(torch.cat(model.validation_images)) == rows(data.validation_set.images) * 2
 
 
-def test_an_epoch_depends_on_seed_epoch_and_step_alone() -> None:
-    def plan(seed: int, epoch: int, first: int = 7, padding: int | None = 0) -> torch.Tensor:
-        return epoch_plan(50, 8, seed, epoch, first, padding)
-
-    first = plan(0, 0)
-    assert first.shape == (6, 4, 8) and plan(0, 0, padding=None).shape == (6, 1, 8)
-    assert len(first[:, 0].unique()) == 48  # full batches: two images are left out
-    assert torch.equal(first, plan(0, 0))
-    assert not torch.equal(first[:, 1:], plan(0, 0, first=8)[:, 1:])
-    assert not torch.equal(first[0, 1:], first[1, 1:])
-    assert len({rows(plan(seed, epoch)[None, :, 0])[0] for seed in range(3) for epoch in range(3)}) == 9
-
-
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_share_each_batch_of_one(devices: int) -> None:
     whole = list(attached().train_dataloader())
@@ -144,25 +130,6 @@ def test_split_holds_out_stratified_images_and_train_count_takes_some_of_the_oth
     assert len(few) == 40 and set(rows(few.images)) < set(rows(train.images))
     np.testing.assert_array_equal(same.images, validation.images)
     assert rows(training_split(SETTINGS | {"split_seed": 1})[1].images) != rows(validation.images)
-
-
-def test_bad_input_is_named(tmp_path: Path) -> None:
-    blank = np.zeros((200, SIZE, SIZE, 3), np.uint8)
-    unlabelled = write_set(tmp_path / "unlabelled.npz", blank)
-    one_class = write_set(tmp_path / "one.npz", blank, np.full(200, 3))
-    for changes, words in (
-        ({"batch_size": 1000}, "256 training images do not fill one batch .data.batch_size=1000."),
-        ({"batch_size": 0}, "data.batch_size is 0"),
-        ({"evaluation_batch_size": -1}, "data.evaluation_batch_size is -1"),
-        ({"train_count": 0}, "data.train_count is 0"),
-        ({"image_size": 0}, "data.image_size is 0"),
-        ({"validation": 356}, "tiny: validation is 356"),
-        ({"in_distribution": str(unlabelled)}, "unlabelled.npz: training needs labels"),
-        ({"in_distribution": str(one_class)}, "one.npz: all training images have the label 3; expected two classes"),
-        ({"image_size": 32}, "train.npz: images are 16 x 16 pixels; expected 32 x 32"),
-    ):
-        with pytest.raises(UserError, match=words):
-            ImageDataModule(**(SETTINGS | changes)).setup("fit")
 
 
 def test_which_sets_have_test_images_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

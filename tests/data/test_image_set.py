@@ -1,29 +1,24 @@
+"""Sets of images and their labels, against the classes of a network."""
+
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from pictures import pixels
+from torch.utils.data import Subset
 
-from bnood.data.image_set import ImageSet, StreamedSet
+from bnood.data.image_set import ImageSet, StreamedSet, folder_labels
+from bnood.data.sources import dataset_labels, numbered, read_classes
 from bnood.errors import UserError
 
 IMAGES = pixels(4, 2, 2, 3)
 LABELS = np.array([3, 1, 2, 0])
 
 
-@pytest.mark.parametrize(
-    "images", [IMAGES.astype(float), IMAGES.astype(np.int8), IMAGES[0], IMAGES[..., :1], IMAGES.transpose(0, 3, 1, 2)]
-)
-def test_images_of_another_type_or_shape_are_refused(images: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"^set: images are .*; expected uint8 \[N, H, W, 3\]") as caught:
-        ImageSet("set", images)
-    assert str(list(images.shape)) in str(caught.value) and str(images.dtype) in str(caught.value)
-
-
 def test_labels_are_class_indices_of_any_integer_type() -> None:
-    for labels in (LABELS.astype(float), LABELS > 1, LABELS[:3], LABELS[:, None]):
-        with pytest.raises(UserError, match=r"^set: labels are .* \[.*\]; expected int64 \[4\]"):
-            ImageSet("set", IMAGES, labels)
-    for labels in (LABELS - 1, LABELS.astype(np.uint64) + np.uint64(2**63)):
-        with pytest.raises(UserError, match=f"^set: labels are {labels.min()} to .*; expected class indices from 0 up"):
+    for labels in (LABELS > 1, LABELS[:, None], LABELS - 1, LABELS.astype(np.uint64) + np.uint64(2**63)):
+        with pytest.raises(UserError, match=r"^set: labels are .*; expected (int64 \[4\]|class indices from 0 up)"):
             ImageSet("set", IMAGES, labels)
     for kind in (np.int32, np.uint8, np.uint64, ">i4"):
         converted = ImageSet("set", IMAGES, LABELS.astype(kind)).labels
@@ -47,3 +42,63 @@ def test_at_most_keeps_order_and_depends_on_the_seed_alone() -> None:
     np.testing.assert_array_equal(StreamedSet("set", whole.images).at_most(10, seed=3).index, some.labels)
     assert not np.array_equal(some.images, whole.at_most(10, seed=4).images)
     assert whole.at_most(40, seed=0) is whole and whole.at_most(None, seed=0) is whole
+
+
+def folder(*names: str) -> ImageSet:
+    return ImageSet("photos", np.zeros((len(names), 1, 1, 3), np.uint8), *numbered(names))
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "num_classes", "labels"),
+    [
+        (folder("003", "998", "3"), None, 1000, [3, 998, 3]),  # integers are class indices, however few there are
+        (folder("dog", "cat", "dog"), ["emu", "dog", "cat"], 3, [1, 2, 1]),
+        (folder("dog", "cat", "1"), None, 3, [2, 1, 0]),
+        (ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8)), None, 3, None),
+    ],
+)
+def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels) -> None:
+    found, note = folder_labels(images, classes, num_classes)
+    assert note is None and found.folders is None
+    assert (None if found.labels is None else found.labels.tolist()) == labels
+
+
+def test_labels_that_do_not_fit_the_network() -> None:
+    with pytest.raises(UserError, match="photos: folders that the list of classes lacks: dog"):
+        folder_labels(folder("dog", "cat"), ["cat", "emu"], 2)
+    for number in (1, 3):  # more folders than classes, and fewer
+        found, note = folder_labels(folder("dog", "cat"), None, number)
+        assert found.labels is None and note is not None
+        assert f"photos: used without labels, because it has 2 class folder(s) and the network {number}" in note
+
+
+def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("dog\n tabby cat \n")
+    assert read_classes(tmp_path / "classes.txt") == ["dog", "tabby cat"]
+
+
+class Items(list):
+    """A dataset of two items, with attributes."""
+
+    def __init__(self, **attributes) -> None:
+        super().__init__([0, 0])
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        (Items(), None),
+        (Items(targets=[4, 1]), [4, 1]),
+        (Items(targets=torch.tensor([4, 1])), [4, 1]),
+        (Items(labels=np.array([4, 1], np.uint8)), [4, 1]),
+        (Items(targets=["cat", "dog"], target_transform={"cat": 5, "dog": 2}.get), [5, 2]),
+        (Subset(Items(targets=[4, 1]), [1, 0, 1]), [1, 4, 1]),
+        (Items(targets=["cat", "dog"]), None),
+        (Items(targets=[[1, 0], [0]]), None),
+        (Items(targets=[1]), None),
+    ],
+)
+def test_labels_of_a_dataset(dataset, labels) -> None:
+    found = dataset_labels(dataset)
+    assert (None if found is None else found.tolist()) == labels

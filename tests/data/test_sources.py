@@ -15,16 +15,13 @@ from torchvision import datasets
 from bnood.data.image_set import StreamedSet
 from bnood.data.sources import data_root, images, load_images
 from bnood.data.synthetic import synthetic_images
-from bnood.errors import UserError
-
-# --- names -------------------------------------------------------------------------------------------------------
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNOOD_DATA", "/somewhere")
-    assert data_root(Path("/given")) == Path("/given") and data_root(None) == Path("/somewhere")
+    assert data_root(Path("~/x")) == Path.home() / "x" and data_root(None) == Path("/somewhere")
     monkeypatch.delenv("BNOOD_DATA")
-    assert data_root(None) == Path("data") and data_root(Path("~/x")) == Path.home() / "x"
+    assert data_root(None) == Path("data")
 
 
 def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +68,9 @@ def test_names_and_splits_that_are_not_known(tmp_path: Path) -> None:
         assert str(tmp_path) in message and all(known in message for known in ("dtd", "fashion_mnist", "mine"))
     assert "did you mean" not in refused("qqqqqq", root=tmp_path)
     assert "'' is no known set" in refused("", root=tmp_path)
-    assert "shapes: drawn at 32 x 32 pixels; expected an image size of 32, not 64" in refused("shapes", image_size=64)
-    assert f"{tmp_path}/mine/test.npz: there is no such file; mine has train there" in refused("mine", root=tmp_path)
-    assert "svhn: there is no split 'tset'; expected one of train, val, test, extra" in refused("svhn", "tset")
     assert "cifar10: there is no split 'extra'; expected train or test" in refused("cifar10", "extra", tmp_path)
     assert "dtd: there is no split 'train'; expected test (train, val" in refused("dtd", "train", tmp_path)
     assert "mine: count is 5, but only built-in sets" in refused("mine", "train", tmp_path, count=5)
-
-
-# --- what else images() takes -------------------------------------------------------------------------------------
 
 
 class Items(list):
@@ -95,22 +86,6 @@ def test_datasets_are_streamed_with_the_labels_that_they_carry_or_are_given() ->
     for options, labels in (({}, [4, 1]), ({"labels": [0, 3]}, [0, 3]), ({"labels": None}, None)):
         labelled = images(items, name="mine", **options).labels  # type: ignore[arg-type]
         assert (None if labelled is None else labelled.tolist()) == labels
-
-
-def test_what_images_cannot_be_read_from_is_refused() -> None:
-    for source, options, message in (
-        (3, {}, "int: it is a int; expected the name or path of a set, or a map-style dataset"),
-        (Items(), {}, "Items: there are no images in it; expected at least one"),
-        (Items([0, 0]), {"labels": [0]}, r"Items: labels are int64 \[1\]; expected int64 \[2\], one per image"),
-        (Items([0, 0]), {"labels": [0, -1]}, "Items: labels are -1 to 0; expected class indices from 0 up"),
-        (Items([0, 0]), {"labels": [0.0, np.nan]}, r"Items: labels are float64 \[2\]; expected int64"),
-        (Items([0, 0]), {"image_size": 32}, "Items: image_size and count are for names and paths"),
-        ("shapes", {"image_size": 0}, "image_size is 0; expected a number of pixels from 1 up"),
-        ("~nobody-of-this-name/x", {}, r"~nobody-of-this-name/x: it cannot be read \(No such file"),
-        ("x" * 300, {}, r"x: it cannot be read \(OSError: .*File name too long"),
-    ):
-        with pytest.raises(UserError, match=message):
-            images(source, **options)
 
 
 # --- torchvision's readers on files in the original formats --------------------------------------------------------
@@ -201,7 +176,5 @@ def test_mnist(tmp_path: Path, name: str, folder: str) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "dtd", "mnist"])
 def test_a_set_that_is_not_there(tmp_path: Path, name: str) -> None:
     message = refused(name, "test", tmp_path / "none")
-    assert f"{name}: the images of split 'test' aren't there" in message
-    assert f"expected {tmp_path}/none/{name}/test.npz" in message
-    assert "--data.download true" in message and "BNOOD_DATA" in message
-    assert not (tmp_path / "none").exists()
+    assert f"{name}: the images of split 'test' aren't there" in message and "--data.download true" in message
+    assert f"expected {tmp_path}/none/{name}/test.npz" in message and not (tmp_path / "none").exists()

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from refusal import refusal
@@ -27,8 +26,8 @@ def test_lab_writes_tables_page_and_checks(lab: Path) -> None:
     folder = lab / "runs" / "tiny"
     table = pd.read_parquet(folder / "lab.parquet")
     assert set(table["norm"]) == {"none", "bn"} and set(table["seed"]) == {0, 1} and set(table["layer"]) == {0, 1, 2}
-    steps = table.loc[table["quantity"] == "gradient_norm", "step"].unique()
-    assert sorted(steps) == [0, 2, 4, 6]  # every second step, and after the last one
+    assert set(table.loc[table["quantity"] == "gradient_norm", "step"]) == {0}
+    assert sorted(set(table.loc[table["quantity"] == "train_accuracy", "epoch"])) == [1, 2]
     checks = json.loads((folder / "checks.json").read_text())
     assert {check["verdict"] for check in checks["checks"]} <= {"supported", "refuted", "undecided", "not tested here"}
     page = (folder / "report.html").read_text()
@@ -60,40 +59,9 @@ def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "note: mlp-relu-none-s0: diverged in epoch 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"seeds": [0, 0]}, "each once"),
-        ({"grids": []}, "grids is empty"),
-        ({"name": "a/b"}, "without a path"),
-        ({"grid": {"norms": []}}, "norms is empty"),
-        ({"grid": {"norms": ["gn"], "width": 9}}, "multiple of 8"),
-        ({"grid": {"learning_rate": 0}}, "above 0"),
-        ({"grid": {"probe_images": 100}}, "probe_images (100)"),
-        ({"grid": {"activation": "relu"}}, "activation"),
-        ({"train_count": 500}, "has 80 images"),
-        ({"images": "no_such_set"}, "no_such_set"),
-        ({"thresholds": {"gained": -1}}, "thresholds.gained"),
-        ({"epoch": 3}, "epoch"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(
-    changes: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert words in refusal(main, ["--config", str(config(tmp_path, **changes))], capsys)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize(("name", "networks"), [("demo.yaml", 24), ("cifar10.yaml", 48)])
 def test_committed_configs_are_valid(name: str, networks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[LabOptions] = []
     monkeypatch.setattr(cli, "run_lab", lambda options, command: found.append(options))
     main(["--config", str(CONFIGS / name)])
     assert len(found[0].networks()) == networks
-
-
-def test_images_of_one_class_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    images = np.random.RandomState(0).randint(0, 256, (80, 32, 32, 3)).astype(np.uint8)
-    np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(80, np.int64))
-    given = ["--config", str(config(tmp_path, images=str(tmp_path / "one.npz")))]
-    assert "one: all images have the label 0; expected two classes or more" in refusal(main, given, capsys)

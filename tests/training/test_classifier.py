@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 from tiny_runs import SIZE, checkpoint, trained
 from torchmetrics.classification import MulticlassCalibrationError
 
-from bnood.data.training_split import training_split
+from bnood.data.sources import training_split
 from bnood.errors import UserError
 from bnood.training.classifier import Classifier, calibration_sums, cosine_with_warmup
 from bnood.training.run_folder import load_run

@@ -32,7 +32,7 @@ from wandb_files import read_offline_runs
 
 from bnood.data.datamodule import ImageDataModule
 from bnood.data.image_set import ImageSet
-from bnood.data.training_split import training_split
+from bnood.data.sources import training_split
 from bnood.errors import UserError
 from bnood.training.checks import check_data
 from bnood.training.classifier import Classifier, NonFiniteLoss
