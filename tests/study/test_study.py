@@ -209,6 +209,12 @@ def test_layer_forms_of_the_places_and_all_layers() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        ({"networks": [{"run": "nowhere"}]}, "run nowhere has no checkpoints/last.ckpt"),
+        ({"entry": {"training": "none.yaml"}}, "none.yaml: no such config file"),
+        ({"executor": {"workers": 0}}, "executor.workers is 0"),
+        ({"executor": {"backend": "cloud"}}, "'cloud'; expected sequential or loky"),
+        ({"claim": {"levle": 0.9}}, "there is no key claim.levle"),
+        ({"sets": {"ood": ["marks", "nowhere"], "root": str(data_root())}}, "nowhere"),
         ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
         ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
         ({"networks": [TIMM | {"name": "a"} for _ in "ab"], "sets": SETS}, "is there twice"),
