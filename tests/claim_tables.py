@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bnood.study.claim import ClaimOptions
-from bnood.study.verdict import Estimate, Judged, judge
+from bnood.study.verdict import Record, judge
 
 PRIMARY = ("svhn", "dtd", "cifar100")
 ID_SET, NOISE = "cifar10", "gaussian_noise"
@@ -49,46 +50,38 @@ class Truth:
     gaps: dict[tuple[str, int], float] = field(default_factory=dict)  # accuracy of BN stopped at a norm's minus that
 
 
-@dataclass
-class Study:
+class Study(NamedTuple):
     """The two tables, as :func:`bnood.study.verdict.judge` takes them."""
 
     draws: pd.DataFrame
     networks: pd.DataFrame
-
-    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.draws, self.networks
 
     def where(self, rows: pd.Series) -> "Study":
         """The study with these rows of the replicates alone."""
         return Study(self.draws[rows], self.networks)
 
 
-def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Judged:
-    """One hypothesis, judged by a study's tables."""
-    (found,) = [row for row in judge(*study.tables(), options).rows if row.hypothesis == name]
+def attributes(row: Record) -> Any:
+    """A row of the verdict, or one of its estimates, as an object."""
+    parts = [attributes(one) for one in row.get("estimates", ())]
+    return SimpleNamespace(**{**row, "estimates": parts, "headline": parts[0] if parts else None})
+
+
+def rows_of(study: Study, options: ClaimOptions | None = None) -> list[Any]:
+    """All hypotheses, judged by a study's tables."""
+    return list(map(attributes, judge(*study, options)["rows"]))
+
+
+def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Any:
+    """One hypothesis of one family."""
+    (found,) = [row for row in rows_of(study, options) if row.hypothesis == name]
     return found
 
 
-def find(hypothesis: Judged, quantity: str, dataset: str) -> Estimate:
+def find(hypothesis: Any, quantity: str, dataset: str) -> Any:
     """The one estimate of this quantity on this set."""
     (found,) = [one for one in hypothesis.estimates if (one.quantity, one.dataset) == (quantity, dataset)]
     return found
-
-
-class _Noise:
-    """Noise of its own for every row and seed, and replicates around it that all seeds share."""
-
-    def __init__(self, seed_noise: float, image_noise: float) -> None:
-        self.random = np.random.default_rng(0)
-        self.seed_noise, self.image_noise = seed_noise, image_noise
-        self.shared: dict[tuple[object, ...], np.ndarray] = {}
-
-    def measured(self, mean: float, key: tuple[object, ...]) -> dict[str, Any]:
-        if key not in self.shared:
-            self.shared[key] = self.random.normal(size=RESAMPLES)
-        value = mean + self.seed_noise * self.random.normal()
-        return {"value": value, "replicates": value + self.image_noise * self.shared[key]}
 
 
 def made_study(
@@ -100,14 +93,27 @@ def made_study(
     family: str = "",
 ) -> Study:
     """The tables of a study in which ``truth`` holds; ``by_set`` gives some sets another truth."""
-    truth, noise = truth or Truth(), _Noise(seed_noise, image_noise)
+    truth, random = truth or Truth(), np.random.default_rng(0)
     truths = {name: replace(truth, **(by_set or {}).get(name, {})) for name in (*PRIMARY, NOISE)}
-    draws = [
-        _row(family, network, seed, statistics, dataset, role, detector, metric)
-        | noise.measured(mean, (network, statistics, dataset, role, detector, metric))
-        for seed in seeds
-        for network, statistics, dataset, role, detector, metric, mean in _conditions(truth, truths)
-    ]
+    shared: dict[tuple[Any, ...], np.ndarray] = {}  # the images' noise, the same for all seeds
+    draws = []
+    for seed in seeds:
+        for *key, mean in _conditions(truth, truths):
+            network, statistics, dataset, role, detector, metric = key
+            if tuple(key) not in shared:
+                shared[tuple(key)] = random.normal(size=RESAMPLES)
+            value = mean + seed_noise * random.normal()
+            is_id = role == "id"
+            draws.append({
+                "run": f"{family}{network}-s{seed}", "network": family + network, "seed": seed,
+                "statistics": statistics, "fitted_under": "", "dataset": dataset,
+                "role": "ood" if role == "placebo" else role,
+                "companion": "svhn" if statistics == MIXTURE and is_id else "",
+                "comparison": "placebo" if role == "placebo" else "" if is_id else "ood",
+                "detector": detector, "metric": metric,
+                "n_id": 50 if is_id or metric.startswith(("auroc", "fpr95")) else 0, "n_ood": 0 if is_id else 100,
+                "value": value, "replicates": value + image_noise * shared[tuple(key)],
+            })  # fmt: skip
     networks = [
         {"network": family + network, "seed": seed, "accuracy": accuracy + truth.gaps.get((network[6:], seed), 0.0)}
         for seed in seeds
@@ -116,26 +122,7 @@ def made_study(
     return Study(pd.DataFrame(draws), pd.DataFrame(networks))
 
 
-def _row(
-    family: str, network: str, seed: int, statistics: str, dataset: str, role: str, detector: str, metric: str
-) -> dict[str, Any]:
-    placebo, is_id = role == "placebo", role == "id"
-    detection = metric.startswith(("auroc", "fpr95"))
-    return {
-        "run": f"{family}{network}-s{seed}", "network": family + network, "norm": network[:2], "seed": seed,
-        "statistics": statistics, "estimator": "one_pass", "n_calibration": 500, "fitted_under": "",
-        "dataset": dataset, "role": "ood" if placebo else role,
-        "companion": "svhn" if statistics == MIXTURE and is_id else "",
-        "comparison": "placebo" if placebo else "" if is_id else "ood",
-        "detector": detector, "metric": metric,
-        "n_id": 50 if is_id or detection else 0, "n_ood": 0 if is_id else 100,
-    }  # fmt: skip
-
-
-Measured = tuple[str, str, str, str, str, str, float]
-
-
-def _conditions(truth: Truth, truths: dict[str, Truth]) -> Iterator[Measured]:
+def _conditions(truth: Truth, truths: dict[str, Truth]) -> Iterator[tuple[Any, ...]]:
     for statistics in ("running", ID, TARGET, MIXTURE):
         shifted = 0.0 if statistics == "running" else 1.0
         for detector, metric, mean in _id_figures(truth, shifted):
@@ -189,7 +176,7 @@ def _ood_figures(true: Truth, target: float) -> Iterator[tuple[str, str, float]]
         yield detector, "fpr95_ood_positive", 0.4 - true.fpr95 * target
 
 
-def _layer_forms(name: str, true: Truth) -> Iterator[Measured]:
+def _layer_forms(name: str, true: Truth) -> Iterator[tuple[Any, ...]]:
     for detector, metric in (("units", "unit_mean_max_ratio"), ("energy", "mean"), ("max_logit", "mean")):
         shares = true.energy_shares if detector == "energy" and true.energy_shares else true.shares
         base = true.running_maximum if detector == "units" else 5.0

@@ -14,16 +14,10 @@ from bnood.study.options import StudyOptions
 
 TRAINING: dict[str, Any] = {
     "trainer": {"max_epochs": 2, "precision": "32-true"},
-    "data": {
-        "in_distribution": "tiny",
-        "ood": ["marks", "grounds"],
-        "validation": VALIDATION,
-        "train_count": TRAIN,
-        "image_size": SIZE,
-        "batch_size": 64,
-    },
+    "data": {"in_distribution": "tiny", "ood": ["marks", "grounds"], "validation": VALIDATION, "train_count": TRAIN,
+             "image_size": SIZE, "batch_size": 64},
     "model": {"depth": 20, "width": 8, "groups": 4},
-}
+}  # fmt: skip
 EVALUATION = {
     "statistics": ["running", "recalibrated"], "detectors": ["msp", "energy", "max_logit"],
     "calibration_images": 40, "fit_images": 40, "held_out_images": 0, "shuffles": 1, "resamples": 20,
@@ -36,21 +30,13 @@ def study_config(
     """Write a study config and its training config; ``entry`` and ``more`` are settings of network and study."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training.yaml").write_text(yaml.safe_dump(recipe or TRAINING))
-    network = {
-        "training": str(folder / "training.yaml"),
-        "norms": ["bn", "ln"],
-        "seeds": [0],
-        "overrides": {"ln": {"trainer.max_epochs": 1}},
-    }
+    network = {"training": str(folder / "training.yaml"), "norms": ["bn", "ln"], "seeds": [0],
+               "overrides": {"ln": {"trainer.max_epochs": 1}}}  # fmt: skip
     study = {
-        "name": "tiny",
-        "networks": [network | (entry or {})],
-        "sets": {"id_count": 60, "root": str(data_root())},
-        "evaluation": EVALUATION,
-        "claim": {"primary_sets": ["marks", "grounds"]},
-        "wandb": {"enabled": False},
+        "name": "tiny", "networks": [network | (entry or {})], "sets": {"id_count": 60, "root": str(data_root())},
+        "evaluation": EVALUATION, "claim": {"primary_sets": ["marks", "grounds"]}, "wandb": {"enabled": False},
         "runs": str(folder / "runs"),
-    }
+    }  # fmt: skip
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study | more))
     return file

@@ -63,7 +63,7 @@ class Evaluation:
         ``title``, ``commands`` that give this evaluation again and the training's ``config`` are for the report.
         Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
-        from bnood.report.run import write_run_report  # brings matplotlib
+        from bnood.report.page import write_run_report  # brings matplotlib
 
         texts = self.scores.select_dtypes(["object", "string"]).columns
         check_replaceable(Path(folder))

@@ -1,25 +1,25 @@
 """The drawing layer: a picture is a row of small panels, each an SVG in the page, all together one PNG on disk.
 
 Panels are about as wide as a phone, so that a page can put them side by side or below each other. Ink and grid take
-the page's colours, light or dark. Matplotlib is imported where something is drawn: whoever only evaluates does not pay.
+the page's colours, light or dark.
 """
-
-from __future__ import annotations
 
 import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 INK, GRID = "#1b1b1b", "#d9d9d9"  # in the page replaced by the colours of its light or dark mode
 ID_COLOUR = "#7f7f7f"
@@ -59,10 +59,6 @@ class Picture:
 
     def write_png(self, folder: Path) -> Path:
         """Draw all panels into `<folder>/<name>.png`, on white."""
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-
         with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
             columns = min(self.columns, len(self.panels))
             rows = math.ceil(len(self.panels) / columns)
@@ -83,17 +79,13 @@ class Picture:
 
 
 def _svg(panel: Panel, prefix: str) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
         panel.draw(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)  # ids are unique in the whole page
     size = f'width="{panel.width * 96:.0f}" aria-hidden="true"'
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', size, text, count=1)
@@ -118,23 +110,8 @@ def dots(axes: Axes, rows: Sequence[str], series: Sequence[tuple[str, pd.DataFra
     axes.grid(axis="y", visible=False)
 
 
-def lines(
-    axes: Axes, places: Sequence[int], series: Sequence[tuple[str, pd.Series]], references: Mapping[str, float]
-) -> None:
-    """Lines with marks over the numbers of layers; `references` are named horizontal lines."""
-    for colour, values in series:
-        axes.plot(places, values, color=colour, marker="o", markersize=3.5, linewidth=1.6)
-    for style, (name, value) in zip((":", "--"), references.items(), strict=False):
-        axes.axhline(value, color=INK, linewidth=0.9, linestyle=style)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("layer, or number of layers")
-
-
 def heat(axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.ndarray, texts: np.ndarray) -> None:
     """Cells with text; shades from -15 (vermilion) to 15 (blue), white at zero and grey where there is none."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     ramp = LinearSegmentedColormap.from_list("change", ["#E9854A", "#F7F7F7", "#6FB3E0"])
     colours, cells = ramp.with_extremes(bad="#E4E4E4"), np.ma.masked_invalid(shades)
     axes.pcolormesh(cells, cmap=colours, vmin=-15, vmax=15, edgecolors="#FFFFFF", linewidth=1.5)

@@ -4,34 +4,22 @@ Every function gives a :class:`bnood.report.charts.Picture`, or None where the t
 and accuracy are drawn in per cent, their differences in points.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, dots, heat, lines
+from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, dots, heat
 from bnood.report.names import MINUS, display, scale
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 TARGET = "recalibrated:target"
 MAIN = r"running|batch:\d+(?:@[\d.]+)?|recalibrated:(?:id|augmented|target|mixture@[\d.]+)"
-FORM = r"^recalibrated:target/(only|first|last):(\d+)$"
-BATCH = r"^batch:(\d+)(?:@([\d.]+))?$"
-FORMS = {"only": "target in one layer", "first": "in the first layers", "last": "in the last layers"}
-KEYS = ["statistics", "dataset", "role", "companion", "comparison", "detector", "metric"]
-SWEPT = (  # what sweeps show: title, metric, detector
-    ("AUROC of energy, per cent", "auroc", "energy"),
-    ("Mean MSP on OOD images, per cent", "mean", "msp"),
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
-)
-CONFIDENCE = (
+CONFIDENCE = (  # title, metric, detector
     ("Mean MSP, per cent", "mean", "msp"),
     ("Images with MSP > 0.9, per cent", "share_above_0.9", "msp"),
     ("Mean energy", "mean", "energy"),
@@ -47,20 +35,12 @@ DETECTION = (
 
 
 def run_pictures(table: pd.DataFrame, units: pd.DataFrame) -> list[Picture]:
-    """All pictures that the tables of one network, or of several seeds of it, have the rows for.
-
-    Of several seeds, values are means without intervals, which are those of one network; units are the first seed's.
-    """
-    if table["run"].nunique() > 1:
-        table = table.groupby(KEYS, sort=False, dropna=False)[["value", "difference"]].mean().reset_index()
-        table = table.assign(low=np.nan, high=np.nan)
-        units = units[units["run"] == units["run"].iloc[0]]
+    """All pictures that the tables of one network have the rows for."""
     found = [
         units_picture(units),
         detector_picture(table),
         dots_picture(table, "detection", DETECTION),
         dots_picture(table, "confidence", CONFIDENCE),
-        layer_forms_picture(table),
     ]
     return [picture for picture in found if picture is not None]
 
@@ -78,26 +58,13 @@ def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> 
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
-    """The kinds of statistics that pictures compare: no sweeps over layers, paths or priors, one size of batch."""
-    names = [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
-    sizes = {name: int(found[1]) for name in names if (found := re.fullmatch(BATCH, name))}
-    size = 128 if 128 in sizes.values() else max(sizes.values(), default=0)
-    return [name for name in names if sizes.get(name, size) == size]
+    """The kinds of statistics that pictures compare: no layer forms, paths or priors."""
+    return [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
 
 
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per image set, by its place."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-
-
-def legend_of(names: Iterable[str]) -> list[tuple[str, str]]:
+def legend_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Display names and colours of image sets, the ID set in grey."""
-    return [("ID", ID_COLOUR), *((display(name), colour) for name, colour in colours(names).items())]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Display names with commas between them."""
-    return ", ".join(map(display, names))
+    return [("ID", ID_COLOUR), *((display(name), colour) for name, colour in zip(names, cycle(COLOURS), strict=False))]
 
 
 def units_picture(units: pd.DataFrame) -> Picture | None:
@@ -105,7 +72,8 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     if units.empty:
         return None
     kinds = [kind for kind in ("running", TARGET) if (units["statistics"] == kind).any()]
-    units = units[units["statistics"].isin(kinds)]
+    id_set = units.loc[units["role"] == "id", "dataset"].iloc[:1]  # shifted ID sets follow it
+    units = units[units["statistics"].isin(kinds) & ((units["role"] == "ood") | units["dataset"].isin(id_set))]
     names = list(units.loc[units["role"] == "ood", "dataset"].unique())
     known = units[(units["role"] == "id") & (units["statistics"] == "running")]
     order = known.groupby("unit")["mean"].mean().sort_values().index
@@ -116,7 +84,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         own = here[here["role"] == "id"]
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
-        other, colour = here[here["dataset"] == dataset], colours(names)[dataset]
+        other, colour = here[here["dataset"] == dataset], COLOURS[names.index(dataset) % len(COLOURS)]
         for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
             low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
@@ -129,7 +97,8 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     panels = [
         Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n in names for k in kinds
     ]
-    alt = f"Mean activation of each penultimate unit, ID in grey, in colour {listed(names)}; under {listed(kinds)}."
+    shown = f"{', '.join(map(display, names))}; under {', '.join(map(display, kinds))}"
+    alt = f"Mean activation of each penultimate unit, ID in grey, in colour {shown}."
     return Picture("units", alt, panels, len(kinds), legend_of(names))
 
 
@@ -162,7 +131,8 @@ def detector_picture(table: pd.DataFrame) -> Picture | None:
     size = (1.5 + 0.8 * len(kinds), 0.6 + 0.42 * len(names))
     panels = [Panel("Mean of the OOD sets", partial(draw, own=sets), *size)] if len(sets) > 1 else []
     panels += [Panel(display(dataset), partial(draw, own=[dataset]), *size) for dataset in sets]
-    alt = f"Heat maps of AUROC in per cent and its difference to running statistics in points: {listed(sets)}."
+    listed = ", ".join(map(display, sets))
+    alt = f"Heat maps of AUROC in per cent and its difference to running statistics in points: {listed}."
     return Picture("detectors", alt, panels, 1)
 
 
@@ -170,30 +140,16 @@ def dots_picture(table: pd.DataFrame, name: str, quantities: Sequence[tuple[str,
     """A panel of dots per quantity: rows are statistics, colours are image sets."""
     kinds, panels = main_statistics(table), []
     sets = list(table.loc[table["role"] == "ood", "dataset"].unique())
+    colours: dict[Any, str] = dict(zip(sets, cycle(COLOURS), strict=False))
     for title, metric, detector in quantities:
         found = pd.concat([rows(table, metric, detector, role) for role in ("id", "ood")])
         series = []
         for dataset, part in found.groupby("dataset", sort=False):
             ends = part.set_index("statistics")[["value", "low", "high"]].reindex(kinds)
-            series.append((colours(sets).get(str(dataset), ID_COLOUR), scale(metric, detector) * ends))
+            series.append((colours.get(dataset, ID_COLOUR), scale(metric, detector) * ends))
         if series:
             draw = partial(dots, rows=list(map(display, kinds)), series=series)
             panels.append(Panel(title, draw, height=0.6 + 0.4 * len(kinds)))
     titles = ", ".join(panel.title for panel in panels)
-    alt = f"Dot plots under each kind of statistics, ID and {listed(sets)}: {titles}."
+    alt = f"Dot plots under each kind of statistics, ID and {', '.join(map(display, sets))}: {titles}."
     return Picture(name, alt, panels, 2, legend_of(sets)) if panels else None
-
-
-def layer_forms_picture(table: pd.DataFrame) -> Picture | None:
-    """Target statistics in only one layer, in the first K and in the last K; means over the OOD sets."""
-    found = table["statistics"].str.extract(FORM).dropna().drop_duplicates()
-    places, panels = sorted(found[1].astype(int).unique()), []
-    forms = [(form, colour) for form, colour in zip(FORMS, COLOURS, strict=False) if (found[0] == form).any()]
-    for title, metric, detector in SWEPT:
-        mean = scale(metric, detector) * rows(table, metric, detector).groupby("statistics")["value"].mean()
-        swept = [(colour, mean.reindex([f"{TARGET}/{form}:{place}" for place in places])) for form, colour in forms]
-        known = {display(kind): mean[kind] for kind in ("running", TARGET) if kind in mean}
-        panels += [Panel(title, partial(lines, places=places, series=swept, references=known))] if len(mean) else []
-    legend = [(FORMS[form], colour) for form, colour in forms]
-    alt = f"Line plots over layers, mean of the OOD sets: {', '.join(panel.title for panel in panels)}."
-    return Picture("layer_forms", alt, panels, 3, legend) if forms and panels else None

@@ -19,18 +19,12 @@ NAMES = {
     "mnist": "MNIST",
     # statistics without a number
     "running": "running", "recalibrated:id": "re-estimated on ID", "recalibrated:target": "target",
-    "recalibrated:augmented": "re-estimated on augmented ID", "recalibrated:target/mean": "target means alone",
-    "recalibrated:target/variance": "target variances alone",
+    "recalibrated:augmented": "re-estimated on augmented ID",
 }  # fmt: skip
 PATTERNS = (  # statistics with a number; the first match wins
     (r"batch:(\d+)@(?P<percent>.+)", "batch of {0}, {percent}\u00a0%\u00a0OOD"),
     (r"batch:(\d+)", "batch of {0}, pure"),
     (r"recalibrated:mixture@(?P<percent>.+)", "mixture, {percent}\u00a0%\u00a0OOD"),
-    (r"recalibrated:target/(first|last):(\d+)", "target in the {0} {1} layers"),
-    (r"recalibrated:target/only:(\d+)", "target in layer {0} alone"),
-    (r"path:(.+)", "running to target, λ = {0}"),
-    (r"prior:(\d+)/batch:(\d+)", "batch of {1} with a prior of {0}"),
-    (r"prior:(\d+)", "batch with a prior of {0}"),
 )
 MINUS, DASH = "\u2212", "\u2013"
 NO_FRACTIONS = ("energy", "max_logit", "nll", "unit_mean_max_ratio", "unit_mean_spread_ratio")
@@ -50,6 +44,11 @@ def display(name: str) -> str:
 def scale(metric: str, detector: str) -> float:
     """What a value is multiplied with before it is shown: 100 for fractions, which are shown in per cent."""
     return 1.0 if metric in NO_FRACTIONS or (metric == "mean" and detector in NO_FRACTIONS) else 100.0
+
+
+def factor_of(unit: str) -> float:
+    """The same, by the unit that a verdict states."""
+    return 100.0 if unit in ("AUROC", "probability") or unit.startswith("share") else 1.0
 
 
 def number(value: float, factor: float) -> str:

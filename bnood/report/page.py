@@ -1,52 +1,126 @@
-"""Fills the one page template: a self-contained HTML file beside its pictures as PNG."""
-
-from __future__ import annotations
+"""The pages of a run, a study and a lab: one template gives a self-contained HTML file; its pictures lie beside it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+import yaml
 
 from bnood.report.charts import Picture
+from bnood.report.figures import TARGET, rows, run_pictures
+from bnood.report.names import change, display, factor_of, number, scale
+
+if TYPE_CHECKING:
+    from bnood.evaluation.evaluate import Evaluation
 
 WIDE = 3.6  # inches: wider panels scroll sideways on a phone instead of shrinking
+QUESTIONS = (  # title, metric, detector, role
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units", "ood"),
+    ("Mean MSP", "mean", "msp", "ood"),
+    ("Mean energy", "mean", "energy", "ood"),
+    ("AUROC of MSP", "auroc", "msp", "ood"),
+    ("AUROC of energy", "auroc", "energy", "ood"),
+    ("ID accuracy", "accuracy", "", "id"),
+)
 
 
 def write_page(
     folder: Path,
     kind: str,
     *,
-    title: str,
     pictures: Sequence[Picture],
-    commands: Sequence[str],
     record: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
     **content: Any,
 ) -> list[Path]:
     """Write `report.html` and `figures/*.png` into `folder`; returns these files, the page first.
 
-    `kind` is run, study or lab. `commands` get the page again, `record` has versions, commit and machine, `config` is
-    complete; `content` is what else the template shows: notes, a sentence, tables as a pair of columns and rows.
+    `kind` is run, study or lab. `record` has versions, commit and machine, `config` is complete; `content` is what else
+    the template shows: title, commands, notes, a sentence, tables as a pair of columns and rows.
     """
-    import jinja2
-    import yaml
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bnood.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-
-    def as_yaml(mapping: Mapping[str, Any] | None) -> str:
-        return yaml.safe_dump(json.loads(json.dumps(mapping, default=str)), sort_keys=False) if mapping else ""
-
+    content |= {
+        name: yaml.safe_dump(json.loads(json.dumps(mapping, default=str)), sort_keys=False)
+        for name, mapping in (("record", record), ("config", config))
+        if mapping
+    }
     panels = [
         [(panel.title, svg, panel.width > WIDE) for panel, svg in zip(picture.panels, picture.svgs(), strict=True)]
         for picture in pictures
     ]
-    text = environment.get_template("page.html.j2").render(
-        kind=kind, title=title, pictures=zip(pictures, panels, strict=True), commands=commands, record=as_yaml(record),
-        config=as_yaml(config), **content,
-    )  # fmt: skip
+    template = environment.get_template("page.html.j2")
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    page.write_text(text, encoding="utf-8")
+    page.write_text(
+        template.render(kind=kind, pictures=zip(pictures, panels, strict=True), **content), encoding="utf-8"
+    )
     return [page, *(picture.write_png(folder / "figures") for picture in pictures)]
+
+
+def write_run_report(
+    folder: Path, evaluation: "Evaluation", *, title: str, commands: list[str], config: dict[str, Any] | None = None
+) -> list[Path]:
+    """The page of one evaluation: what target statistics change, and all pictures; see :func:`write_page`.
+
+    `commands` get the page again; `config` is the run's, if it was trained here.
+    """
+    table, found = evaluation.table, []
+    for question, metric, detector, role in QUESTIONS:
+        factor, own = scale(metric, detector), rows(table, metric, detector, role)
+        for one in own[(own["statistics"] == TARGET) & own["difference"].notna()].itertuples():
+            difference = change(one.difference, one.difference_low, one.difference_high, factor)
+            before, after = number(one.value - one.difference, factor), number(one.value, factor)
+            found.append([question, display(one.dataset), before, after, difference])
+    return write_page(
+        folder, "run", title=title, commands=commands, config=config, record=evaluation.record, notes=evaluation.notes,
+        pictures=run_pictures(table, evaluation.units),
+        changes=(["Quantity", "Images", "Running", "Target", "Difference"], found),
+    )  # fmt: skip
+
+
+def write_study_report(
+    folder: Path, verdict: Mapping[str, Any], table: pd.DataFrame, units: pd.DataFrame, *,
+    changes: Sequence[Sequence[str]], **content: Any,
+) -> list[Path]:  # fmt: skip
+    """The page of a study: the answer to each hypothesis, and the pictures of the first network.
+
+    Args:
+        folder, content: as in :func:`write_page`.
+        verdict: the content of `verdict.json`.
+        table, units: of all evaluations, pooled; other networks than the first have pages of their own.
+        changes: network, question, value under running, under target, and their difference.
+    """
+    first = table["run"].iloc[0]
+    answer, controls = [], []
+    for row in verdict["rows"]:
+        name, network = row["hypothesis"], display(row["network"])
+        network += "" if row["seed"] is None else f", seed {row['seed']}"
+        effect = f"{_effect(row)} ({row['quantity']})" if row["quantity"] else _effect(row)
+        why = "; ".join(text for text in (row["reason"], row["note"]) if text)
+        answer.append([f"{name}: {row['statement']}", network, row["verdict"], effect, why])
+        estimates = [one for one in row["estimates"] if one["group"] == "control"]
+        controls += [[name, network, one["quantity"], _effect(one), one["verdict"]] for one in estimates]
+    thresholds = [
+        [key.replace("_", " "), str(verdict["thresholds"][key]), reason] for key, reason in verdict["reasons"].items()
+    ]
+    return write_page(
+        folder, "study", pictures=run_pictures(table[table["run"] == first], units[units["run"] == first]), shown=first,
+        answer=(["Question", "Network", "Verdict", "Effect", "Why"], answer),
+        changes=(["Network", "Quantity", "Running", "Target", "Difference"],
+                 [[display(network), *rest] for network, *rest in changes]),
+        controls=(["Hypothesis", "Network", "Control", "Change", "Passed"], controls),
+        thresholds=(["Threshold", "Value", "Reason"], thresholds), record=verdict["made"], **content,
+    )  # fmt: skip
+
+
+def _effect(row: Mapping[str, Any]) -> str:
+    effect, low, high = (math.nan if row[key] is None else row[key] for key in ("effect", "low", "high"))
+    factor = factor_of(row["unit"] or "")
+    unit = f" {row['unit']}" if factor == 1 and math.isfinite(effect) else ""
+    return f"{change(effect, low, high, factor)}{unit}"

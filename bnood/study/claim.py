@@ -22,9 +22,15 @@ REASONS = {
     "minimum_confident_share": "two images in a hundred",
     "minimum_share": "a quarter of the whole effect, and more than the part's even share",
 }
-# Thresholds of quantities that lie between 0 and 1.
 FRACTIONS = ("minimum_msp", "minimum_auroc", "minimum_fpr95", "control_accuracy", "accuracy_gap",
              "minimum_confident_share", "minimum_share")  # fmt: skip
+# Where numbers have to lie; others are from 0 up.
+LIMITS = {
+    "level": (0.5, 1),
+    "abnormal": (1, math.inf),
+    "minimum_seeds": (2, math.inf),
+    **dict.fromkeys(FRACTIONS, (0, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,8 @@ class ClaimOptions:
         primary_sets: the OOD sets that the verdicts are about, with equal weight; other sets are only reported.
         abnormal: H1, largest unit mean, relative to ID images, above which a unit is abnormal.
         control_unit_ratio: H1, what re-estimation on ID images may change in that figure on ID images.
-        minimum_msp: H2 and H4, smallest difference in mean MSP that counts.
-        minimum_energy: H2, smallest difference in the mean energy score, in nats.
-        minimum_max_logit: H2, smallest difference in the mean largest logit.
-        minimum_auroc: H3, smallest gain in AUROC.
-        minimum_fpr95: H3, smallest reduction of FPR95.
+        minimum_msp, minimum_energy, minimum_max_logit: H2 (and H4, MSP), smallest difference in the mean that counts.
+        minimum_auroc, minimum_fpr95: H3, smallest gain in AUROC, smallest reduction of FPR95.
         control_accuracy: H3, what re-estimation on ID images may change in ID accuracy.
         accuracy_gap: H4, largest difference in accuracy between two networks that count as equally accurate.
         minimum_unit_ratio: H4, smallest difference between norms in the figure of H1.
@@ -82,17 +85,10 @@ class ClaimOptions:
         object.__setattr__(self, "seen_seeds", tuple(self.seen_seeds))
         if unknown := [place for place in self.places if place not in PLACES]:
             raise UserError(f"claim.places: {', '.join(unknown)} is none of {', '.join(PLACES)}")
-        if not 0.5 <= self.level < 1:
-            raise UserError(f"claim.level is {self.level}; expected a number from 0.5 to below 1, for example 0.95")
-        if not self.abnormal > 1:
-            raise UserError(f"claim.abnormal is {self.abnormal}; it is relative to ID images and has to be above 1")
-        if self.minimum_seeds < 2:
-            raise UserError(f"claim.minimum_seeds is {self.minimum_seeds}; an interval over seeds needs at least 2")
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise UserError(f"claim.{name} is {value}; expected a finite number of at least 0")
-            if name in FRACTIONS and value >= 1:
-                raise UserError(f"claim.{name} is {value}; expected a fraction below 1")
+            low, high = LIMITS.get(name, (0, math.inf))
+            if isinstance(value, int | float) and not low <= value < high:
+                raise UserError(f"claim.{name} is {value}; expected a number from {low} to below {high}")
 
     @property
     def place_level(self) -> float:

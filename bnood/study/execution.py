@@ -15,12 +15,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
+import torch
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
 from bnood.errors import Terminated, UserError
 from bnood.study.options import ExecutorOptions
 
 
 class Job(NamedTuple):
-    """A function of an importable module to call with arguments that can be pickled; its output goes to ``log``."""
+    """What to call, with what, and where its output goes; function and arguments have to be picklable."""
 
     name: str
     call: Callable[..., object]
@@ -28,61 +33,48 @@ class Job(NamedTuple):
     log: Path
 
 
-class Outcome(NamedTuple):
-    """How a job ended: ``error`` is the one line that says what was wrong, None if it succeeded."""
-
-    name: str
-    error: str | None
-    seconds: float
-
-
-def run_jobs(jobs: Sequence[Job], options: ExecutorOptions, tell: Callable[[str], object]) -> list[Outcome]:
-    """Run jobs, tell a line as each ends, and give how they ended.
+def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
+    """Run jobs and print a line as each ends; gives, by name, the one line that says what was wrong with a job.
 
     Raises:
         UserError: if a worker process died, which ends the other workers too; what is finished is kept.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after all workers have ended.
     """
-    import joblib
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.process_executor import BrokenProcessPool
-
+    threads, surroundings = options.threads_per_worker, (os.getpid(), options.threads_per_worker, os.getcwd())
     settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}
     if options.backend == "loky":
-        settings |= {"inner_max_num_threads": options.threads_per_worker, "initializer": become_worker}
+        settings |= {"inner_max_num_threads": threads, "initializer": become_worker}
     elif options.backend == "ray":
         start_ray(options)
-        settings["ray_remote_args"] = {"num_cpus": options.threads_per_worker, "num_gpus": options.gpus_per_job}
-    surroundings = os.getpid(), options.threads_per_worker, os.getcwd()
-    outcomes: list[Outcome] = []
+        settings["ray_remote_args"] = {"num_cpus": threads, "num_gpus": options.gpus_per_job}
+    left, failed = [job.name for job in jobs], dict[str, str]()
     with joblib.parallel_config(options.backend, **settings):
         # Ray's backend has no results on the way.
         way = "list" if options.backend == "ray" else "generator_unordered"
         parallel = joblib.Parallel(return_as=way, pre_dispatch="all", batch_size=1)
         try:
-            for outcome in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
-                outcomes.append(outcome)
-                shown = outcome.error or "done in {}:{:02d}".format(*divmod(round(outcome.seconds), 60))
-                tell(f"[{len(outcomes)}/{len(jobs)}] {outcome.name}: {shown}")
+            for name, error, seconds in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
+                left.remove(name)
+                if error:
+                    failed[name] = error
+                shown = error or "done in {}:{:02d}".format(*divmod(round(seconds), 60))
+                print(f"[{len(jobs) - len(left)}/{len(jobs)}] {name}: {shown}", flush=True)
         except BrokenProcessPool as error:
-            left = ", ".join(job.name for job in jobs if job.name not in {outcome.name for outcome in outcomes})
-            text = f"a worker process was killed (out of memory?) while these were not done: {left}"
+            text = f"a worker process was killed (out of memory?) while these were not done: {', '.join(left)}"
             raise UserError(f"{text}; the same command goes on") from error
         except BaseException:
             if options.backend == "loky":
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
             raise
-    return outcomes
+    return failed
 
 
-def perform(job: Job, study: int, threads: int, folder: str) -> Outcome:
-    """Call a job's function with this number of torch's threads, in this working directory.
+def perform(job: Job, study: int, threads: int, folder: str) -> tuple[str, str, float]:
+    """Call a job's function with this number of torch's threads, in this folder; its name, what was wrong, seconds.
 
     ``study`` is the process that runs the study; any other one that calls this is a worker.
     """
-    import torch
-
-    began, error = time.perf_counter(), None
+    began, error = time.perf_counter(), ""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")  # an earlier training in this process may have changed it
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +98,7 @@ def perform(job: Job, study: int, threads: int, folder: str) -> Outcome:
                 error = f"{type(problem).__name__}: {' '.join(str(problem).split())} (traceback in {job.log})"
             if error:
                 print(f"error: {error}")
-    return Outcome(job.name, error, time.perf_counter() - began)
+    return job.name, error, time.perf_counter() - began
 
 
 def become_worker() -> None:
@@ -137,6 +129,7 @@ def start_ray(options: ExecutorOptions) -> None:
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     register_ray()
     most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
-    if options.gpus_per_job > most:
-        wanted = f"executor.gpus_per_job is {options.gpus_per_job:g}"
-        raise UserError(f"{wanted}, but no machine of the Ray cluster has more than {most:g}")
+    if (wanted := options.gpus_per_job) > most:
+        raise UserError(
+            f"executor.gpus_per_job is {wanted:g}, but no machine of the Ray cluster has more than {most:g}"
+        )

@@ -6,7 +6,7 @@ seed on the same images (H4). :func:`bnood.study.verdict.judge` judges each row 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from bnood.evaluation.intervals import Unusable
 from bnood.study.measurements import Quantity, Term
@@ -22,6 +22,7 @@ MAX_LOGIT = Quantity("max_logit", "mean", "max logit", "nats")
 MSP = Quantity("msp", "mean", "MSP", "probability")
 CONFIDENT = Quantity("msp", "share_above_0.9", "share with MSP > 0.9", "share of images")
 ACCURACY = Quantity("", "accuracy", "ID accuracy", "share of images")
+AUROCS = Quantity("energy", "auroc", "energy AUROC", "AUROC"), Quantity("msp", "auroc", "MSP AUROC", "AUROC")
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
 RUNNING, TARGET, ID, AUGMENTED = "running", "recalibrated:target", "recalibrated:id", "recalibrated:augmented"
@@ -30,9 +31,15 @@ NORMS = ("ln", "gn")
 # Groups of rows.
 DECIDES, BEYOND, CONTROL, LISTED = "decides", "beyond control", "control", "listed"
 LESS_ACTIVE = "single activations"  # takes support away where it is refuted
+STATEMENTS = {
+    "H1": "On OOD data some penultimate units are abnormally high under running, not under target statistics.",
+    "H2": "Max logit, energy and MSP on OOD data are higher under running than under target statistics.",
+    "H3": "The mismatch harms detection: AUROC rises and FPR95 falls when it is removed.",
+    "H4": "LN and GN nets show less of H1 and less OOD overconfidence than BN nets of equal accuracy.",
+    "H5": "Target statistics in some layers, or in means or variances alone, move more than their even share.",
+}
 
 Terms = tuple[Term, ...]
-Direction = Literal["above", "below", "small", "any"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,9 @@ class Row:
     label: str  # what is compared, in words; unlike that of any other row of the hypothesis
     quantity: Quantity
     terms: Terms
-    direction: Direction = "any"  # the wanted side of the threshold; small: within +- it
+    direction: str = "any"  # the wanted side of the threshold: above, below; small: within +- it
     threshold: str | float | None = None  # a field of ClaimOptions, a number, or None for what is only listed
-    group: str = DECIDES  # or another of the groups, or the name of a comparison that must not contradict
+    group: str = LISTED  # or another of the groups, or the name of a comparison that must not contradict
     null: float = 0.0  # the value of no effect, for the effect size
     even: float = 0.0  # H5: the part's even share of the whole effect, of which the row is then a share
     equal_to: tuple[str, ...] = ()  # the norms whose equally accurate seeds alone are used
@@ -56,75 +63,54 @@ class Row:
 
 
 class Hypothesis(NamedTuple):
-    """A statement, the rule that combines the verdicts of its deciding rows, and its rows."""
+    """Its rows, and the rule that combines the verdicts of those that decide."""
 
     name: str
     rule: Callable[[Sequence[str]], str]
     rows: tuple[Row, ...]
 
 
-STATEMENTS = {
-    "H1": "On OOD data some penultimate units are abnormally high under running, not under target statistics.",
-    "H2": "Max logit, energy and MSP on OOD data are higher under running than under target statistics.",
-    "H3": "The mismatch harms detection: AUROC rises and FPR95 falls when it is removed.",
-    "H4": "LN and GN nets show less of H1 and less OOD overconfidence than BN nets of equal accuracy.",
-    "H5": "Target statistics in some layers, or in means or variances alone, move more than their even share.",
-}
-
-
-def change(quantity: Quantity, first: str = RUNNING, second: str = TARGET, on_id: bool = False) -> Terms:
+def change(quantity: Quantity, first: str = RUNNING, second: str = TARGET) -> Terms:
     """A quantity under the first statistics minus that under the second."""
-    return (Term(1, quantity, first, on_id=on_id), Term(-1, quantity, second, on_id=on_id))
+    return (Term(1, quantity, first), Term(-1, quantity, second))
 
 
-def _level(
-    q: Quantity, statistics: str, direction: Direction = "any", threshold: str | float | None = None,
-    group: str = LISTED, null: float = 0.0,
+def _row(
+    q: Quantity, sides: tuple[str, ...], direction: str = "any", threshold: str | float | None = None,
+    group: str = LISTED, *, on_id: bool = False, null: float = 0.0,
 ) -> Row:  # fmt: skip
-    """A row of a quantity as it is."""
-    return Row(f"{q.name}, {_short(statistics)}", q, (Term(1, q, statistics),), direction, threshold, group, null)
-
-
-def _changed(
-    q: Quantity, first: str, second: str, direction: Direction, threshold: str | float, group: str = DECIDES,
-    on_id: bool = False,
-) -> Row:  # fmt: skip
-    """A row of a quantity under the first statistics minus that under the second, on OOD or on ID images."""
-    label = f"{q.name}{' on ID' * on_id}, {_short(first)} - {_short(second)}"
-    return Row(label, q, change(q, first, second, on_id), direction, threshold, group)
+    """A row of a quantity under one kind of statistics, or under the first minus that under the second."""
+    terms = tuple(Term(weight, q, side, on_id=on_id) for weight, side in zip((1, -1), sides, strict=False))
+    shown = " - ".join("target" if side == TARGET else side for side in sides)
+    return Row(f"{q.name}{' on ID' * on_id}, {shown}", q, terms, direction, threshold, group, null)
 
 
 def _beyond_id(q: Quantity) -> Row:
     """The difference in differences: the change on the set minus the re-estimation's change on ID images."""
     on_id = (Term(-1, q, RUNNING, on_id=True), Term(1, q, ID, on_id=True))
-    return Row(f"{q.name}, running - target, OOD - ID", q, (*change(q), *on_id), "above", 0.0, LISTED)
-
-
-def _short(statistics: str) -> str:
-    return "target" if statistics == TARGET else statistics
+    return Row(f"{q.name}, running - target, OOD - ID", q, (*change(q), *on_id), "above", 0.0)
 
 
 def h1(class_mix: bool, augmented: bool) -> Hypothesis:
     """H1. The largest unit mean has to be abnormal under running statistics and normal under target statistics.
 
     With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch. Target
-    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction; a
-    mixture's are listed for comparison. ``augmented``: statistics of augmented training images were evaluated.
+    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction.
     """
     q = UNIT_MAXIMUM
 
     def higher(statistics: str, group: str) -> list[Row]:
         mix = (Term(1, q, statistics), Term(-1, CLASS_MIX, statistics))
         rows = [
-            _changed(q, statistics, TARGET, "above", 0.0, group),
-            _level(q, statistics, "above", "abnormal", group, null=1.0),
+            _row(q, (statistics, TARGET), "above", 0.0, group),
+            _row(q, (statistics,), "above", "abnormal", group, null=1.0),
         ]
         return rows + [Row(f"{q.name}, {statistics} - class mix", q, mix, "above", 0.0, group)] * class_mix
 
     def unchanged(statistics: str, group: str) -> Row:
-        return _changed(q, RUNNING, statistics, "small", "control_unit_ratio", group, on_id=True)
+        return _row(q, (RUNNING, statistics), "small", "control_unit_ratio", group, on_id=True)
 
-    normal = _level(q, TARGET, "below", "abnormal", DECIDES, null=1.0)
+    normal = _row(q, (TARGET,), "below", "abnormal", DECIDES, null=1.0)
     rows = [
         *higher(RUNNING, DECIDES),
         normal,
@@ -132,11 +118,11 @@ def h1(class_mix: bool, augmented: bool) -> Hypothesis:
         replace(normal, label=f"{normal.label} (beyond control)", group=BEYOND),
         unchanged(ID, CONTROL),
         # 1 % of the activations of ID images lie above their 99th percentile by definition.
-        _level(ABOVE_P99, RUNNING, "above", 0.01, null=0.01),
-        _level(ABOVE_P99, TARGET),
-        _level(UNIT_SPREAD, RUNNING),
-        _level(UNIT_SPREAD, TARGET),
-        _level(q, MIXTURE),
+        _row(ABOVE_P99, (RUNNING,), "above", 0.01, null=0.01),
+        _row(ABOVE_P99, (TARGET,)),
+        _row(UNIT_SPREAD, (RUNNING,)),
+        _row(UNIT_SPREAD, (TARGET,)),
+        _row(q, (MIXTURE,)),
         _beyond_id(q),
     ]
     if augmented:
@@ -148,10 +134,10 @@ def h2(augmented: bool) -> Hypothesis:
     """H2. Energy, largest logit and MSP on OOD images are all higher under running than under target statistics."""
     rows = []
     for q, minimum in ((ENERGY, "minimum_energy"), (MAX_LOGIT, "minimum_max_logit"), (MSP, "minimum_msp")):
-        rows.append(_changed(q, RUNNING, TARGET, "above", minimum))
+        rows.append(_row(q, (RUNNING, TARGET), "above", minimum, DECIDES))
         for source, beyond, control in ((ID, BEYOND, CONTROL), *[(AUGMENTED, LISTED, LISTED)] * augmented):
-            rows.append(_changed(q, source, TARGET, "above", minimum, beyond))
-            rows.append(_changed(q, RUNNING, source, "small", minimum, control, on_id=True))
+            rows.append(_row(q, (source, TARGET), "above", minimum, beyond))
+            rows.append(_row(q, (RUNNING, source), "small", minimum, control, on_id=True))
         rows.append(_beyond_id(q))
     return Hypothesis("H2", agreeing, tuple(rows))
 
@@ -159,17 +145,17 @@ def h2(augmented: bool) -> Hypothesis:
 def h3(augmented: bool) -> Hypothesis:
     """H3. Under target statistics AUROC rises and FPR95 falls, for the energy score and for MSP."""
     rows = []
-    for detector, name in (("energy", "energy"), ("msp", "MSP")):
-        auroc = Quantity(detector, "auroc", f"{name} AUROC", "AUROC")
-        fpr95 = Quantity(detector, "fpr95", f"{name} FPR95", "share of OOD images")
-        positive = Quantity(detector, "fpr95_ood_positive", f"{name} FPR95 (OOD positive)", fpr95.unit)
+    for auroc in AUROCS:
+        name = auroc.name.replace("AUROC", "FPR95")
+        fpr95 = Quantity(auroc.detector, "fpr95", name, "share of OOD images")
+        positive = fpr95._replace(metric="fpr95_ood_positive", name=f"{name} (OOD positive)")
         for source, group in ((RUNNING, DECIDES), (ID, BEYOND), *[(AUGMENTED, LISTED)] * augmented):
-            rows.append(_changed(auroc, TARGET, source, "above", "minimum_auroc", group))
-            rows.append(_changed(fpr95, source, TARGET, "above", "minimum_fpr95", group))
-        rows.append(_changed(positive, RUNNING, TARGET, "above", "minimum_fpr95", LISTED))
-        rows.append(_changed(auroc, ID, RUNNING, "small", "minimum_auroc", CONTROL))
-    on_id = change(ACCURACY, ID, RUNNING, on_id=True)
-    rows.append(Row(f"ID accuracy, {ID} - running", ACCURACY, on_id, "small", "control_accuracy", CONTROL))
+            rows.append(_row(auroc, (TARGET, source), "above", "minimum_auroc", group))
+            rows.append(_row(fpr95, (source, TARGET), "above", "minimum_fpr95", group))
+        rows.append(_row(positive, (RUNNING, TARGET), "above", "minimum_fpr95"))
+        rows.append(_row(auroc, (ID, RUNNING), "small", "minimum_auroc", CONTROL))
+    accuracy = _row(ACCURACY, (ID, RUNNING), "small", "control_accuracy", CONTROL, on_id=True)
+    rows.append(replace(accuracy, label=f"ID accuracy, {ID} - running"))
     return Hypothesis("H3", detection_rule, tuple(rows))
 
 
@@ -190,16 +176,16 @@ def h4(class_mix: bool) -> Hypothesis:
             return tuple(Term(weight / len(pairs), q, RUNNING, network, on_id) for network, weight in sides)
 
         activations = LESS_ACTIVE if group == DECIDES else LISTED
+        relative = (*apart(MSP), *apart(MSP, on_id=True, sign=-1))
         rows = [
-            Row(f"{q.name}, {label}", q, apart(q), *(("above", minimum, group) if norms else ("any", None, LISTED)))
+            Row(f"{q.name}, {label}", q, apart(q), *(("above", minimum, group) if norms else ()))
             for q, minimum in judged
         ]
-        relative = (*apart(MSP), *apart(MSP, on_id=True, sign=-1))
         rows.append(Row(f"{ABOVE_P99.name}, {label}", ABOVE_P99, apart(ABOVE_P99), "above", 0.0, activations))
-        rows.append(Row(f"MSP, OOD - ID, {label}", MSP, relative, group=LISTED))
+        rows.append(Row(f"MSP, OOD - ID, {label}", MSP, relative))
         if class_mix:
             mix = (*apart(UNIT_MAXIMUM), *apart(CLASS_MIX, sign=-1))
-            rows.append(Row(f"largest unit mean less class mix, {label}", UNIT_MAXIMUM, mix, "above", 0.0, LISTED))
+            rows.append(Row(f"largest unit mean less class mix, {label}", UNIT_MAXIMUM, mix, "above", 0.0))
         if group.startswith("against"):
             accuracy = apart(ACCURACY, on_id=True)
             rows.append(Row(f"ID accuracy, {label}", ACCURACY, accuracy, "small", "accuracy_gap", CONTROL))
@@ -212,62 +198,39 @@ def h4(class_mix: bool) -> Hypothesis:
     return Hypothesis("H4", norm_rule, tuple(rows))
 
 
-def h5(places: Sequence["Place"]) -> Hypothesis:
+def h5(statistics: Sequence[str], wanted: Sequence[str]) -> Hypothesis:
     """H5. Target statistics in a part of the network move more than that part's even share of the effect.
 
     The part's share is (running - part) / (running - target), a ratio of means over seeds with Fieller's interval at
     the Bonferroni level of the number of places. A place is supported when its interval lies above both the minimum and
     its even share (k of L layers: k / L; means or variances: 1/2), refuted when it lies below the minimum.
+
+    ``wanted`` are the places of :data:`bnood.study.claim.PLACES` that are judged. The last ``only`` form among the
+    ``statistics`` that were evaluated gives the number of layers; raises ``Unusable`` for fewer than two.
     """
+    evaluated = [int(name.rpartition(":")[2]) for name in statistics if name.startswith(f"{TARGET}/only:")]
+    if max(evaluated, default=0) < 1:
+        raise Unusable("a single BatchNorm layer has no parts" if evaluated else "no layer forms were evaluated")
+    layers = max(evaluated) + 1
+    half = layers // 2
+    known = {  # label, layer form, even share
+        "first half": (f"first {half} of {layers} layers", f"first:{half}", half / layers),
+        "last half": (f"last {layers - half} of {layers} layers", f"last:{layers - half}", (layers - half) / layers),
+        "last layer": ("last layer alone", f"only:{layers - 1}", 1 / layers),
+        "means": ("means alone", "mean", 0.5),
+        "variances": ("variances alone", "variance", 0.5),
+    }
+    places = [(label, f"{TARGET}/{form}", even) for label, form, even in map(known.__getitem__, wanted)]
     quantities, rows = (UNIT_MAXIMUM, ENERGY, MAX_LOGIT), []
     for q in quantities:
-        for label, statistics, even in places:
-            moved = change(q, RUNNING, statistics)
-            rows.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", even=even))
+        for label, form, even in places:
+            moved = change(q, RUNNING, form)
+            rows.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", DECIDES, even=even))
     for q in quantities:
-        rows.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0, LISTED))
-        for label, statistics in ((ID, ID), *((place.label, place.statistics) for place in places)):
-            rows.append(Row(f"{q.name}: running - {label}", q, change(q, RUNNING, statistics), group=LISTED))
+        rows.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0))
+        for label, form in ((ID, ID), *(place[:2] for place in places)):
+            rows.append(Row(f"{q.name}: running - {label}", q, change(q, RUNNING, form)))
     return Hypothesis("H5", place_rule, tuple(rows))
-
-
-class Place(NamedTuple):
-    """A part of the network that gets target statistics, and the share of an evenly spread effect that it has."""
-
-    label: str
-    statistics: str
-    even: float = 0.5
-
-
-def find_places(statistics: Sequence[str], wanted: Sequence[str]) -> list[Place]:
-    """The places of :data:`bnood.study.claim.PLACES` among the layer forms that were evaluated.
-
-    The last ``only`` form gives the number of layers. Where a sweep left out the exact half, the nearest count stands
-    for it. Raises ``Unusable`` if the forms that a place needs were not evaluated.
-    """
-    counts: dict[str, list[int]] = {"only": [], "first": [], "last": []}
-    for name in statistics:
-        form, _, count = name.removeprefix(f"{TARGET}/").partition(":")
-        if name.startswith(f"{TARGET}/") and form in counts:
-            counts[form].append(int(count))
-    if not counts["only"]:
-        raise Unusable("no layer forms were evaluated")
-    layers = max(counts["only"]) + 1
-    found = []
-    for name in wanted:
-        if name == "last layer":
-            found.append(Place("last layer alone", f"{TARGET}/only:{layers - 1}", 1 / layers))
-        elif name in ("means", "variances"):
-            found.append(Place(f"{name} alone", f"{TARGET}/{name.removesuffix('s')}"))
-        else:
-            form = name.removesuffix(" half")
-            half = layers // 2 if form == "first" else layers - layers // 2
-            parts = [each for each in counts[form] if 0 < each < layers]
-            if not parts:
-                raise Unusable(f"no {TARGET}/{form}:K was evaluated")
-            nearest = min(parts, key=lambda count: (abs(count - half), count))
-            found.append(Place(f"{form} {nearest} of {layers} layers", f"{TARGET}/{form}:{nearest}", nearest / layers))
-    return found
 
 
 def every(verdicts: Sequence[str]) -> str:

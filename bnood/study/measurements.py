@@ -65,14 +65,19 @@ class Measurements:
         self.id_set = id_sets[0]
 
     def _hold(self, table: pd.DataFrame) -> None:
-        self._table, self._keys = table, table[KEYS].drop_duplicates()
-        self._places = table.groupby(KEYS, sort=False).indices
+        self._table, self._places = table, table.groupby(KEYS, sort=False).indices
         self._columns = {name: table[name].to_numpy() for name in NUMBERS}
+
+    def only(self, seeds: Collection[int]) -> "Measurements":
+        """The rows of these seeds alone."""
+        part = copy(self)
+        part._hold(self._table[self._table["seed"].isin(seeds)])
+        return part
 
     def names(self, key: str, **where: str) -> list[str]:
         """The values of a key in the table's order, among the rows where other keys have given values."""
-        chosen = (self._keys[list(where)] == pd.Series(where, dtype=object)).all(axis=1)
-        return list(self._keys.loc[chosen, key].unique())
+        chosen = (self._table[list(where)] == pd.Series(where, dtype=object)).all(axis=1)
+        return list(self._table.loc[chosen, key].unique())
 
     def families(self) -> list[str]:
         """The prefixes of the BatchNorm networks' names: "" for bn, "small " for small bn."""
@@ -83,47 +88,23 @@ class Measurements:
         """All seeds of a network, ascending."""
         return sorted(int(seed) for seed in self._table.loc[self._table["network"] == network, "seed"].unique())
 
-    def only(self, seeds: Collection[int]) -> "Measurements":
-        """The rows of these seeds alone."""
-        part = copy(self)
-        part._hold(self._table[self._table["seed"].isin(seeds)])
-        return part
-
     def has(self, *key: str) -> bool:
         """Whether there is any row for a key."""
         return key in self._places
-
-    def _rows(self, key: Sequence[str]) -> dict[str, np.ndarray]:
-        """The numbers of a key, by ascending seed."""
-        if key not in self._places:
-            raise Unusable(f"draws has nothing for {_named(key)}")
-        places = self._places[key]
-        places = places[np.argsort(self._columns["seed"][places])]
-        return {name: column[places] for name, column in self._columns.items()}
-
-    def get(self, *key: str) -> Replicates:
-        """The quantity with every seed that has it.
-
-        Raises ``Unusable`` if it is missing, constant, not finite or of unequal numbers of resamples.
-        """
-        rows = self._rows(key)
-        if len(sizes := {len(replicates) for replicates in rows["replicates"]}) > 1:
-            raise Unusable(f"{sorted(sizes)} resamples in {_named(key)}: evaluate all with one number")
-        values, replicates = rows["value"].astype(float), np.stack(list(rows["replicates"])).astype(float)
-        if key[-1] == "auroc" and ((values == 0.5) & (np.ptp(replicates, axis=1) == 0)).any():
-            raise Unusable(f"the scores are constant (AUROC exactly 0.5 in every resample): {_named(key)}")
-        try:
-            return Replicates(tuple(map(int, rows["seed"])), values, replicates)
-        except Unusable as error:
-            raise Unusable(f"{error} in {_named(key)}") from error
 
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
         Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
-        Raises ``Unusable`` if a term is missing, or two terms scored different numbers of images of one set.
+        Raises ``Unusable`` if a term is missing, constant or not finite, or two of them are of other images.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
+
+    def placebo(self, network: str, statistics: str, detector: str, datasets: Sequence[str]) -> Replicates | None:
+        """The placebo's AUROC over sets; None where it was not evaluated. (It may stand under the ID set's name.)"""
+        keys = [(network, statistics, name, "placebo", detector, "auroc") for name in (*datasets, self.id_set)]
+        found = [self._get(key) for key in dict.fromkeys(keys) if key in self._places]
+        return mean_of(found) if found else None
 
     def _on_set(self, terms: Sequence[Term], dataset: str, family: str) -> Replicates:
         parts, scored = [], dict[tuple[str, int], tuple[int, int]]()
@@ -138,14 +119,28 @@ class Measurements:
                 if any(a != b and 0 not in (a, b) for a, b in zip(first, counts, strict=True)):
                     sizes = f"{max(counts)} images, another side of {max(first)} (seed {seed})"
                     raise Unusable(f"on other images: {_named(key)} is of {sizes}; a paired comparison needs the same")
-            parts.append((weight, self.get(*key)))
+            parts.append((weight, self._get(key)))
         return linear(parts)
 
-    def placebo(self, network: str, statistics: str, detector: str, datasets: Sequence[str]) -> Replicates | None:
-        """The placebo's AUROC over sets; None where it was not evaluated. (It may stand under the ID set's name.)"""
-        keys = [(network, statistics, name, "placebo", detector, "auroc") for name in (*datasets, self.id_set)]
-        found = [self.get(*key) for key in dict.fromkeys(keys) if self.has(*key)]
-        return mean_of(found) if found else None
+    def _get(self, key: tuple[str, ...]) -> Replicates:
+        rows = self._rows(key)
+        try:
+            if len(sizes := {len(each) for each in rows["replicates"]}) > 1:
+                raise Unusable(f"seeds have {sorted(sizes)} resamples: evaluate all with one number")
+            values, replicates = rows["value"].astype(float), np.stack(list(rows["replicates"])).astype(float)
+            if key[-1] == "auroc" and ((values == 0.5) & (np.ptp(replicates, axis=1) == 0)).any():
+                raise Unusable("the scores are constant (AUROC exactly 0.5 in every resample)")
+            return Replicates(tuple(map(int, rows["seed"])), values, replicates)
+        except Unusable as error:
+            raise Unusable(f"{error} in {_named(key)}") from error
+
+    def _rows(self, key: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The numbers of a key, by ascending seed."""
+        if key not in self._places:
+            raise Unusable(f"draws has nothing for {_named(key)}")
+        places = self._places[key]
+        places = places[np.argsort(self._columns["seed"][places])]
+        return {name: column[places] for name, column in self._columns.items()}
 
 
 def _named(key: Sequence[str]) -> str:

@@ -8,26 +8,34 @@ import hashlib
 import json
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import torch
 import yaml
 
+from bnood import tracking
+from bnood.data.image_set import Images
+from bnood.data.sources import images, read_classes
 from bnood.errors import UserError
+from bnood.evaluation.comparisons import by_name
+from bnood.evaluation.evaluate import evaluate
 from bnood.evaluation.options import EvaluationOptions
+from bnood.evaluation.run import asked, evaluate_run
+from bnood.networks.image_classifier import build_network
+from bnood.networks.loading import load_network
+from bnood.networks.network import Network
+from bnood.networks.weights import weights_file
+from bnood.statistics import batchnorm_layers
 from bnood.study.options import NetworkOptions, StudyOptions
 from bnood.training.atomic import write_beside
 from bnood.training.command_line import read_yaml
-from bnood.training.run_folder import CHECKPOINT, read_summary
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from bnood.networks.network import Network
+from bnood.training.run_folder import CHECKPOINT, load_run, read_config, read_summary
 
 EVALUATION = "ood"
-CUTS = 8
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
 
@@ -45,9 +53,10 @@ class RunSpec:
     seed: int
 
     @property
-    def network(self) -> str:
-        """Its name in the study's tables, the same for all seeds."""
-        return f"{self.entry.family} {self.kind}".strip()
+    def names(self) -> dict[str, Any]:
+        """What identifies it in the study's tables; the network's name is the same for all seeds."""
+        network = f"{self.entry.family} {self.kind}".strip()
+        return {"run": self.name, "network": network, "norm": self.norm, "seed": self.seed}
 
     @property
     def norm(self) -> str:
@@ -84,8 +93,9 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
             specs.append(RunSpec(name, replace(entry, family=entry.family or name), "bn", entry.seed))
     specs += stopped
     for spec in specs:
-        if sum((one.network, one.seed) == (spec.network, spec.seed) or one.name == spec.name for one in specs) > 1:
-            same = f"{spec.name} ({spec.network}, seed {spec.seed}) is there twice, by its name or by network and seed"
+        network, seed = spec.names["network"], spec.seed
+        if sum(one.name == spec.name or (one.names["network"], one.seed) == (network, seed) for one in specs) > 1:
+            same = f"{spec.name} ({network}, seed {seed}) is there twice, by its name or by network and seed"
             raise UserError(f"networks: {same}: give them different names, seeds or families")
     return specs
 
@@ -93,11 +103,8 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
 def _spec_of_run(entry: NetworkOptions, folder: Path) -> RunSpec:
     if not (folder / CHECKPOINT).is_file():
         raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
-    config = read_yaml(folder / "config.yaml")
-    try:
-        norm, seed = str(config["model"]["norm"]), int(config["seed_everything"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.yaml'}: expected model.norm and seed_everything") from error
+    config = read_config(folder / "config.yaml")
+    norm, seed = str(config["model"].get("norm", "bn")), int(config["seed_everything"])
     partner = str(read_summary(folder).get("stopped", {}).get("partner", "")).rpartition("-s")[0].rpartition("-")[2]
     return RunSpec(entry.name or folder.name, entry, f"bn-at-{partner}" if partner else norm, seed)
 
@@ -109,37 +116,25 @@ def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
         return replace(whole, statistics=STATISTICS_OF_STOPPED, shifts=(), placebo=False)
     if spec.norm != "bn" or options.localisation == "none":
         return whole
-    from bnood.statistics import batchnorm_layers
-
     forms = layer_forms(len(batchnorm_layers(load(options, spec).model)), options.localisation)
     return replace(whole, statistics=tuple(dict.fromkeys((*whole.statistics, *forms))))
 
 
 def layer_forms(layers: int, localisation: str) -> list[str]:
     """The statistics of :class:`StudyOptions`' ``localisation`` for a network of so many BatchNorm layers."""
-    if not layers:
-        return []
     half = layers // 2
-    first, last, only = {half}, {layers - half}, {layers - 1}
-    if localisation == "cuts":
-        spread = {round(layers * cut / (CUTS + 1)) for cut in range(1, CUTS + 1)}
-        first, last = first | spread, last | spread
-    elif localisation == "all":
-        first, last, only = set(range(1, layers + 1)), set(range(1, layers + 1)), set(range(layers))
-    counts = (("only", only), ("first", first - {0}), ("last", last - {0}))
-    forms = [f"{form}:{count}" for form, each in counts for count in sorted(each)]
-    return [f"recalibrated:target/{form}" for form in (*forms, "mean", "variance")]
+    counts = {"only": [layers - 1], "first": [half] if half else [], "last": [layers - half]}
+    if localisation == "all":
+        counts = {"only": [*range(layers)]} | {key: [*range(1, layers + 1)] for key in ("first", "last")}
+    forms = [f"{form}:{count}" for form, each in counts.items() for count in each]
+    return [f"recalibrated:target/{form}" for form in (*forms, "mean", "variance")] if layers else []
 
 
-def load(options: StudyOptions, spec: RunSpec) -> "Network":
+def load(options: StudyOptions, spec: RunSpec) -> Network:
     """The network of a spec, named as in the study's tables."""
     entry = spec.entry
     if entry.model is None:
-        from bnood.training.run_folder import load_run
-
         return load_run(run_folder(options, spec)).network
-    from bnood.networks.loading import load_network
-
     given: dict[str, Any] = {key: getattr(entry, key) for key in ("image_size", "mean", "std", "head")}
     network = load_network(entry.model, entry.weights, **given)
     network.name, network.seed = spec.name, spec.seed
@@ -156,10 +151,9 @@ def is_ready(options: StudyOptions, spec: RunSpec) -> bool:
     folder = options.folder / spec.name
     if spec.entry.training is None or not (read_summary(folder) and (folder / CHECKPOINT).exists()):
         return spec.entry.training is None
-    try:
+    with suppress(UserError):  # what it is made from is not there; making it says so
         return not spec.partner or read_summary(folder).get("stopped") == stopped_at(options, spec)
-    except UserError:  # what it is made from is not there; making it says so
-        return False
+    return False
 
 
 def is_done(options: StudyOptions, spec: RunSpec) -> bool:
@@ -176,108 +170,85 @@ def is_done(options: StudyOptions, spec: RunSpec) -> bool:
 
 def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
     """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
-    if spec.entry.model is None:
-        from bnood.evaluation.run import asked
-
+    entry = spec.entry
+    if entry.model is None:
         return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
-    from bnood.networks.weights import weights_file
-
-    plain = {"network": asdict(spec.entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
+    plain = {"network": asdict(entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
     for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
         plain[section].pop(name)
-    weights = spec.entry.weights
-    digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    digest = None if entry.weights is None else hashlib.sha256(weights_file(entry.weights).read_bytes()).hexdigest()
     return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
 
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
     """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
-    if not is_ready(options, spec):
-        _say("training")
-        (stop if spec.partner else train_network)(options, spec)
+    folder = options.folder / spec.name
+    if spec.partner and not is_ready(options, spec):
+        stop(options, spec)
+    elif not is_ready(options, spec):
+        from bnood.training.train import train  # brings Lightning
+
+        print("training")
+        checkpoint = folder / CHECKPOINT
+        resumed = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        train([*training_arguments(options, spec), *resumed])
     if is_done(options, spec):
         return
-    _say("evaluation")
-    evaluation, folder = evaluation_of(options, spec), options.folder / spec.name / EVALUATION
+    print("evaluation")
+    evaluation = evaluation_of(options, spec)
     if spec.entry.model is not None:
-        _evaluate_model(options, spec, evaluation, command, folder)
+        _evaluate_model(options, spec, evaluation, command)
         return
-    from bnood.evaluation.run import evaluate_run
-    from bnood.training.run_folder import load_run
-
     evaluate_run(
         load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
-        progress=_say, say=_say, folder=folder,
+        progress=print, say=print, folder=folder / EVALUATION,
     )  # fmt: skip
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def given_images(options: StudyOptions) -> dict[str, Any]:
+    """The images that models are evaluated on which are no runs of this project, as ``evaluate`` takes them."""
+    sets = options.sets
+
+    def opened(source: str | None, count: int | None = None) -> Images:
+        return images(source, root=sets.root, download=bool(sets.download)).at_most(count, options.evaluation.seed)
+
+    return {
+        "id_set": opened(sets.id, sets.id_count),
+        "train_set": None if sets.train is None else opened(sets.train),
+        "ood_sets": by_name(opened(source, sets.ood_count) for source in sets.ood or ()),
+        "classes": None if sets.classes is None else read_classes(sets.classes),
+    }
 
 
-def _evaluate_model(
-    options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str, folder: Path
-) -> None:
-    """Evaluate a model that is not a run of this project on the sets of the study."""
-    import torch
-
-    from bnood import tracking
-    from bnood.data.sources import images, read_classes
-    from bnood.evaluation.evaluate import evaluate
-
-    network, sets, question = load(options, spec), options.sets, _question(options, spec, evaluation)
+def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
+    network, given, folder = load(options, spec), given_images(options), options.folder / spec.name
     network.model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def opened(source: str, count: int | None = None) -> Any:
-        return images(source, root=sets.root, download=bool(sets.download)).at_most(count, evaluation.seed)
-
-    id_set, ood = opened(str(sets.id), sets.id_count), [opened(source, sets.ood_count) for source in sets.ood or ()]
+    question, id_name = _question(options, spec, evaluation), given["id_set"].name
     tracked = tracking.start_run(
-        options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_set.name}"],
-        config=question, folder=folder.parent,
+        options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_name}"],
+        config=question, folder=folder,
     )  # fmt: skip
     try:
-        found = evaluate(
-            network,
-            id_set,
-            train_set=None if sets.train is None else opened(sets.train),
-            ood_sets={one.name: one for one in ood},
-            options=evaluation,
-            classes=None if sets.classes is None else read_classes(sets.classes),
-            progress=_say,
-        )
+        found = evaluate(network, **given, options=evaluation, progress=print)
         found.record["asked"] = question
-        found.write(folder, title=f"{spec.name}: {id_set.name} against OOD", commands=[command])
-        tracking.log_evaluation(tracked, folder, found.table, options.claim.primary_sets)
+        found.write(folder / EVALUATION, title=f"{spec.name}: {id_name} against OOD", commands=[command])
+        tracking.log_evaluation(tracked, folder / EVALUATION, found.table, options.claim.primary_sets)
     finally:
         if line := tracking.finish(tracked):
-            _say(line)
-
-
-def train_network(options: StudyOptions, spec: RunSpec) -> None:
-    """Train a network from the start, or from its last checkpoint."""
-    from bnood.training.train import train
-
-    checkpoint = options.folder / spec.name / CHECKPOINT
-    train([*training_arguments(options, spec), *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
+            print(line)
 
 
 def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
     """The command line of ``scripts/train.py`` that trains a network from the start."""
     sets, entry = options.sets, spec.entry
     given = {
-        "config": str(entry.training),
-        "runs": str(options.folder),
-        "name": spec.name,
-        "seed_everything": spec.seed,
-        "model.norm": spec.norm,
-        "keep_epochs": spec.norm == "bn" and bool(entry.partners),
-        "trainer.enable_progress_bar": False,
-        **entry.overrides.get(spec.norm, {}),
+        "config": str(entry.training), "runs": str(options.folder), "name": spec.name, "seed_everything": spec.seed,
+        "model.norm": spec.norm, "keep_epochs": spec.norm == "bn" and bool(entry.partners),
+        "trainer.enable_progress_bar": False, **entry.overrides.get(spec.norm, {}),
         **{f"wandb.{key}": value for key, value in asdict(options.wandb).items()},
         **({} if sets.root is None else {"data.root": str(sets.root)}),
         **({"data.download": True} if sets.download else {}),
-    }
+    }  # fmt: skip
     return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in given.items()]
 
 
@@ -286,11 +257,7 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
 
     Raises ``UserError`` if the config or an override is wrong, or what is trained already was trained otherwise.
     """
-    import torch
-
-    from bnood.networks.image_classifier import build_network
     from bnood.training.checks import settings_that_decide
-    from bnood.training.run_folder import read_config
     from bnood.training.train import ParsingCLI, command_line
 
     try:
@@ -303,8 +270,7 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     except UserError as error:
         where = f"{spec.entry.training} with overrides.{spec.norm}"
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
-    folder = options.folder / spec.name
-    file = folder / "config.yaml"
+    folder, file = options.folder / spec.name, options.folder / spec.name / "config.yaml"
     if not file.exists():
         if (folder / CHECKPOINT).exists():
             raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
@@ -313,12 +279,9 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
         for config in (read_config(file), expected)
     )
-    for key in wanted:
-        if key in found and found[key] != wanted[key]:
-            remedy = "choose another name for the study, or move the folder away"
-            raise UserError(
-                f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}: {remedy}"
-            )
+    for key in [key for key in wanted if found.get(key, wanted[key]) != wanted[key]]:
+        trained = f"{folder} was trained with {key} {found[key]}, but the study wants {wanted[key]}"
+        raise UserError(f"{trained}: choose another name for the study, or move the folder away")
     return expected
 
 
@@ -332,13 +295,15 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     wanted = read_summary(partner).get("accuracy")
     if wanted is None:
         raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
-    measured = _read_log(folder)["validation/accuracy"].dropna()
-    kept = {epoch: value for epoch, value in measured.items() if _epoch_file(folder, epoch).exists()}
+    try:
+        log = pd.read_csv(folder / "metrics.csv").groupby("epoch")["validation/accuracy"].last().dropna()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}/metrics.csv: expected the log of a training ({reason})") from error
+    kept = {int(epoch): value for epoch, value in log.items() if _epoch_file(folder, int(epoch)).exists()}
     if not kept:
-        kept_by = "train it with --keep_epochs true, or set equal_accuracy: false"
-        raise UserError(
-            f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from: {kept_by}"
-        )
+        none = f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from"
+        raise UserError(f"{none}: train it with --keep_epochs true, or set equal_accuracy: false")
     epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
     found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
     return found | {"partner": partner.name, "partner_accuracy": wanted}
@@ -348,31 +313,15 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
     """Make the folder of a BatchNorm network that is stopped at its partner's accuracy; its summary comes last."""
     choice = stopped_at(options, spec)
     source, folder = options.folder / choice["run"], options.folder / spec.name
-    row = _read_log(source).loc[choice["epoch"]].astype(object)
-    row = row.where(row.notna(), None)
-    measured = {"nll": row["validation/nll"], "ece": row["validation/ece"], "train_accuracy": row["train/accuracy"]}
-    known = {key: value for key, value in read_summary(source).items() if key != "seconds"}
-    summary = known | measured | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
-    config = read_yaml(source / "config.yaml") | {"name": spec.name}
-    checkpoint = _epoch_file(source, choice["epoch"])
-    write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(checkpoint, path))
-    write_beside(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(config, sort_keys=False)))
+    own = ("seconds", "nll", "ece", "train_accuracy")  # of the finished network
+    known = {key: value for key, value in read_summary(source).items() if key not in own}
+    summary = known | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
+    config = yaml.safe_dump(read_yaml(source / "config.yaml") | {"name": spec.name}, sort_keys=False)
+    write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(_epoch_file(source, choice["epoch"]), path))
+    write_beside(folder / "config.yaml", lambda path: path.write_text(config))
     write_beside(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
 
 
-def _epoch_file(folder: Path, epoch: Any) -> Path:
+def _epoch_file(folder: Path, epoch: int) -> Path:
     """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
     return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"
-
-
-def _read_log(folder: Path) -> "pd.DataFrame":
-    """The last figures that the log of a training holds for each epoch, from 0; NaN where there are none."""
-    import pandas as pd
-
-    file = folder / "metrics.csv"
-    try:
-        log = pd.read_csv(file).groupby("epoch").last()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: expected the log of a training ({' '.join(str(error).split())})") from error
-    wanted = ["validation/accuracy", "validation/nll", "validation/ece", "train/accuracy"]
-    return log.reindex(columns=wanted).set_axis(log.index.astype(int))

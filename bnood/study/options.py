@@ -12,16 +12,13 @@ from bnood.errors import UserError
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.study.claim import ClaimOptions
 from bnood.tracking import TrackingOptions
-from bnood.training.atomic import write_beside
 from bnood.training.command_line import dotted, read_yaml
 
 Setting = bool | int | float | str | list[str] | None
-
-# What a study decides itself, so that an override of a norm may not.
-FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root")
-# What all norms have in common, as they are compared on the same images.
-SHARED = ("data.in_distribution", "data.ood", "data.split_seed", "data.validation", "data.image_size",
-          "data.train_count")  # fmt: skip
+# What an override of a norm may not change: the study sets it itself, or all norms are compared on the same images.
+FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root",
+         "data.in_distribution", "data.ood", "data.split_seed", "data.validation", "data.image_size",
+         "data.train_count")  # fmt: skip
 # Keys of a study that may change from one call to the next.
 FREE = ("runs", "executor", "wandb", "networks", "demo", "sets.root", "sets.download", "evaluation.workers")
 # Settings of one kind of network alone, with their defaults.
@@ -36,9 +33,8 @@ class NetworkOptions:
     """One entry of ``networks:``, with exactly one of ``training``, ``run`` and ``model``.
 
     Args:
-        training: a training config; every pair of norm and seed is trained.
-        norms: of the trained networks.
-        seeds: of the trained networks.
+        training: a training config; every pair of the norms and seeds is trained.
+        norms, seeds: of the trained networks.
         overrides: for each norm the settings in which it differs from the training config, under the names that
             ``scripts/train.py`` gives them, for instance ``ln: {trainer.max_epochs: 36}``.
         equal_accuracy: also evaluate BatchNorm networks stopped at the accuracy of LN and GN (for H4).
@@ -70,32 +66,30 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         self.norms, self.seeds = tuple(self.norms), tuple(self.seeds)
-        given = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "nothing"
+        kinds = [kind for kind in ("training", "run", "model") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "nothing"
             raise UserError(f"networks: an entry has {found}; expected one of training, run and model")
         for kind, defaults in OF_KIND.items():
-            unused = [key for key, default in defaults.items() if getattr(self, key) != default]
-            if unused and given != [kind]:
-                raise UserError(f"networks: {given[0]} {getattr(self, given[0])} has {unused[0]}, which is for {kind}")
-        if " " in self.family or "/" in self.family:
+            given = [key for key, default in defaults.items() if getattr(self, key) != default]
+            if given and kinds != [kind]:
+                raise UserError(f"networks: {kinds[0]} {getattr(self, kinds[0])} has {given[0]}, which is for {kind}")
+        if {" ", "/"} & {*self.family}:
             raise UserError(f"networks: family is {self.family!r}; expected a name without spaces and slashes")
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or self.training):
+        if self.name is not None and (self.training or not _is_folder_name(self.name)):
             raise UserError(f"networks: name is {self.name!r}; expected the name of a folder, for a run or a model")
-        for key in ("norms", "seeds"):
-            found = getattr(self, key)
-            if not found or len(set(found)) < len(found):
-                raise UserError(f"networks: {key} is {list(found)}: expected one or more, each once")
+        for key, values in (("norms", self.norms), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"networks: {key} is {list(values)}: expected one or more, each once")
         if wrong := [seed for seed in self.seeds if isinstance(seed, bool) or not 0 <= seed < 2**32]:
             raise UserError(f"networks: seeds has {wrong[0]}; expected whole numbers from 0 to 4294967295")
         for norm, settings in self.overrides.items():
             if norm not in self.norms:
                 raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
-            for key in settings:
-                if key in FIXED:
-                    raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself")
-                if key in SHARED:
-                    raise UserError(f"overrides.{norm}.{key}: norms are compared on the same images; set it for all")
+            if fixed := [key for key in settings if key in FIXED]:
+                raise UserError(
+                    f"overrides.{norm}.{fixed[0]}: the study sets {fixed[0]} itself, the same for all norms"
+                )
 
     @property
     def partners(self) -> tuple[str, ...]:
@@ -140,13 +134,11 @@ class ExecutorOptions:
     gpus_per_job: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads_per_worker"):
-            if getattr(self, name) < 1:
-                raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
-        if self.gpus_per_job < 0 or (self.gpus_per_job and self.backend != "ray"):
-            raise UserError(
-                f"executor.gpus_per_job is {self.gpus_per_job}; expected a positive number, and backend ray"
-            )
+        for name, count in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
+            if count < 1:
+                raise UserError(f"executor.{name} is {count}; it has to be at least 1")
+        if (gpus := self.gpus_per_job) < 0 or (gpus and self.backend != "ray"):
+            raise UserError(f"executor.gpus_per_job is {gpus}; expected a positive number, and backend ray")
         if self.backend == "ray" and find_spec("ray") is None:
             raise UserError("executor.backend is ray, but ray is not installed: pip install 'bnood[ray]'")
 
@@ -161,7 +153,7 @@ class StudyOptions:
         sets: which images are scored.
         evaluation: under which statistics and with which detectors.
         localisation: target statistics in parts of the network, for H5: ``none``; ``places`` (the five places that are
-            judged); ``cuts`` (also eight cut points of the first and the last layers); ``all`` (every layer and cut).
+            judged); ``all`` (every layer, and every count of first and last layers).
         claim: thresholds of the verdicts.
         executor: where the jobs run.
         wandb: what is logged; the group is the study's name unless another is given.
@@ -173,7 +165,7 @@ class StudyOptions:
     networks: list[NetworkOptions]
     sets: StudySets = field(default_factory=StudySets)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    localisation: Literal["none", "places", "cuts", "all"] = "places"
+    localisation: Literal["none", "places", "all"] = "places"
     claim: ClaimOptions = field(default_factory=ClaimOptions)
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
     wandb: TrackingOptions = field(default_factory=TrackingOptions)
@@ -181,7 +173,7 @@ class StudyOptions:
     demo: bool = False
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name:
+        if not _is_folder_name(self.name):
             raise UserError(f"name is {self.name!r}: expected the name of a folder in {self.runs}")
         if not self.networks:
             raise UserError("networks is empty: expected one or more entries with training, run or model")
@@ -195,28 +187,20 @@ class StudyOptions:
         """``runs/<study>``."""
         return self.runs / self.name
 
-    def plain(self) -> dict[str, Any]:
-        """The resolved config, as ``study.yaml`` holds it."""
-        return json.loads(json.dumps(asdict(self), default=str))
+
+def _is_folder_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name
 
 
-def check_same_study(options: StudyOptions) -> None:
-    """Raise ``UserError`` with the first key that differs if the study's folder was made by another config.
+def check_same_study(options: StudyOptions) -> str:
+    """The text of ``study.yaml``, the resolved config; UserError where the study's folder has one that differs.
 
     Networks may be added or left out later; where things lie, how jobs run and what is logged may change.
     """
-    file = options.folder / "study.yaml"
-    if not file.exists():
-        return
-    before, now = (dict(dotted(each)) for each in (read_yaml(file), options.plain()))
+    file, plain = options.folder / "study.yaml", json.loads(json.dumps(asdict(options), default=str))
+    before, now = (dict(dotted(each)) for each in (read_yaml(file) if file.exists() else plain, plain))
     for key in dict.fromkeys([*now, *before]):
-        section = isinstance(now.get(key), dict)
-        if not section and not key.startswith(FREE) and before.get(key) != now.get(key):
+        if not isinstance(now.get(key), dict) and not key.startswith(FREE) and before.get(key) != now.get(key):
             found = f"{options.folder} was made with {key} {before.get(key)}, but the config says {now.get(key)}"
             raise UserError(f"{found}: choose another name, or remove {file} to go on with the new one")
-
-
-def write_study_file(options: StudyOptions) -> None:
-    """Write ``study.yaml``, the resolved config."""
-    text = yaml.safe_dump(options.plain(), sort_keys=False)
-    write_beside(options.folder / "study.yaml", lambda path: path.write_text(text))
+    return yaml.safe_dump(plain, sort_keys=False)

@@ -1,9 +1,14 @@
-"""The verdict of a study: every row of every hypothesis is estimated and judged by the same function."""
+"""The verdict of a study: every row of every hypothesis is estimated and judged by the same function.
+
+A verdict is the content of ``verdict.json``: study, made, thresholds, reasons, and ``rows``, one for each hypothesis
+and family of networks, or network of too few seeds. A row has ``estimates``: every row of the hypothesis on the mean of
+the primary sets, then on each set. The first of them is the headline, whose figures the row repeats.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,104 +34,20 @@ PASSED, FAILED = "passed", "failed"
 ONE_NETWORK = " (this network)"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A row of a hypothesis on one set, or on the mean of the primary sets, with its own verdict.
-
-    Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated; ``reason`` says why, or why it is inconclusive.
-    ``effect_size`` is Cohen's d_z over seeds. The verdict of a control is passed, failed or inconclusive.
-    """
-
-    quantity: str
-    dataset: str
-    unit: str
-    group: str
-    direction: str
-    threshold: float | None
-    level: float
-    threshold_reason: str = ""
-    effect: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    effect_size: float = math.nan
-    per_seed: dict[int, float] = field(default_factory=dict)
-    n_seeds: int = 0
-    verdict: str = ""
-    reason: str = ""
-    placebo: str = ""
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One hypothesis judged for one family of networks, or for one network."""
-
-    hypothesis: str
-    network: str
-    verdict: str  # supported, refuted, inconclusive or not tested; " (this network)" follows where there is one
-    reason: str = ""  # why it is not decided
-    note: str = ""  # what the verdict does without
-    estimates: tuple[Estimate, ...] = ()  # every row on the mean of the primary sets, then on each set
-    seed: int | None = None  # of the one network
-    verdict_unseen_seeds: str | None = None  # on the seeds that had not been looked at; None where they are too few
-
-    @property
-    def headline(self) -> Estimate | None:
-        """The first of the effects that decide it; None where it was not tested."""
-        return self.estimates[0] if self.estimates else None
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``verdict.json`` holds it; the headline's figures are None where it was not tested."""
-        found = _plain(asdict(self)) | {"statement": h.STATEMENTS[self.hypothesis]}
-        first = found["estimates"][0] if self.estimates else {}
-        return found | {name: first.get(name) for name in HEADLINE}
-
-
-@dataclass
-class Verdict:
-    """The verdict of a study."""
-
-    rows: tuple[Judged, ...]  # H1 to H5 for each family of BatchNorm networks, or each network of too few seeds
-    options: ClaimOptions
-    study: str = ""  # its name
-    made: dict[str, Any] = field(default_factory=dict)  # versions, commit, machine and command
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``verdict.json``: plain lists, mappings, strings and finite numbers (None for others)."""
-        thresholds = _plain(asdict(self.options))
-        head = {"study": self.study, "made": self.made, "thresholds": thresholds, "reasons": REASONS}
-        return head | {"rows": [row.to_json() for row in self.rows]}
-
-    def table(self) -> pd.DataFrame:
-        """One row per estimate, columns :data:`COLUMNS`; role is headline (the first effect) or the row's group."""
-        rows = [
-            vars(row) | vars(one) | {"role": "headline" if one is row.headline else one.group}
-            for row in self.rows
-            for one in row.estimates
-        ]
-        return pd.DataFrame(rows, columns=COLUMNS)
-
-    def write(self, folder: Path) -> None:
-        """Write ``verdict.json`` and ``verdict.csv`` into a study's folder. Raises ``UserError`` if it can't."""
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_beside(folder / "verdict.json", lambda path: path.write_text(text))
-        write_beside(folder / "verdict.csv", lambda path: self.table().to_csv(path, index=False, float_format="%.6g"))
-
-    def as_hint(self) -> "Verdict":
-        """The effects without verdicts, for the demo: one small network per norm is a hint, not evidence."""
-        rows = []
-        for row in self.rows:
-            estimates = tuple(replace(one, verdict="", reason="") for one in row.estimates)
-            rows.append(replace(row, verdict="", reason="", estimates=estimates, verdict_unseen_seeds=None))
-        return replace(self, rows=tuple(rows))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: None in place of NaN and infinity, text as keys."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def write_verdict(verdict: Record, folder: Path) -> None:
+    """Write ``verdict.json`` (NaN and infinity as null), and ``verdict.csv`` with one row per estimate."""
+    rows = [
+        row | one | {"role": one["group"] if place else "headline"}
+        for row in verdict["rows"]
+        for place, one in enumerate(row["estimates"])
+    ]
+    plain = json.loads(json.dumps(verdict), parse_constant=lambda constant: None)
+    table, text = pd.DataFrame(rows, columns=COLUMNS), json.dumps(plain, indent=2) + "\n"
+    write_beside(folder / "verdict.json", lambda path: path.write_text(text))
+    write_beside(folder / "verdict.csv", lambda path: table.to_csv(path, index=False, float_format="%.6g"))
 
 
 @dataclass(frozen=True)
@@ -147,30 +68,25 @@ class Family:
         """These seeds alone."""
         return replace(self, found=self.found.only(seeds), needed_seeds=needed_seeds)
 
-    def judge(self) -> list[Judged]:
+    def judge(self) -> list[Record]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
-        found, options = self.found, self.options
-        statistics = found.names("statistics", network=self.network)
-        class_mix, note = self._class_mix()
-        augmented = h.AUGMENTED in statistics
-        judged = [self._judged(h.h2(augmented)), self._judged(h.h3(augmented))]
-        if any(self._has(h.UNIT_MAXIMUM, name) for name in options.primary_sets):
-            judged.insert(0, self._judged(h.h1(class_mix, augmented), note))
-        else:
-            judged.insert(0, self._not_tested("H1", "no unit means: the features are not non-negative, or not known"))
-        kinds = {f"{self.prefix}{kind}" for norm in h.NORMS for kind in (norm, f"bn-at-{norm}")}
-        if kinds <= {*found.names("network")}:
-            judged.append(self._judged(h.h4(class_mix)))
-        else:
-            judged.append(self._not_tested("H4", "no LN and GN networks of equal accuracy"))
-        try:
-            places = h.find_places(statistics, options.places)
-        except Unusable as error:
-            return [*judged, self._not_tested("H5", str(error))]
-        return [*judged, self._judged(h.h5(places), level=options.place_level)]
 
-    def _not_tested(self, name: str, reason: str) -> Judged:
-        return Judged(name, self.network, NOT_TESTED, reason)
+        def not_tested(name: str, reason: str) -> Record:
+            return self._record(name, NOT_TESTED, reason)
+
+        statistics = self.found.names("statistics", network=self.network)
+        (class_mix, note), augmented = self._class_mix(), h.AUGMENTED in statistics
+        h1 = not_tested("H1", "no unit means: the features are not non-negative, or not known")
+        if any(self._has(h.UNIT_MAXIMUM, name) for name in self.options.primary_sets):
+            h1 = self._judged(h.h1(class_mix, augmented), note)
+        h4 = not_tested("H4", "no LN and GN networks of equal accuracy")
+        if {f"{self.prefix}{at}{norm}" for norm in h.NORMS for at in ("", "bn-at-")} <= {*self.found.names("network")}:
+            h4 = self._judged(h.h4(class_mix))
+        try:
+            h5 = self._judged(h.h5(statistics, self.options.places), level=self.options.place_level)
+        except Unusable as error:
+            h5 = not_tested("H5", str(error))
+        return [h1, self._judged(h.h2(augmented)), self._judged(h.h3(augmented)), h4, h5]
 
     def _has(self, quantity: h.Quantity, dataset: str) -> bool:
         return self.found.has(self.network, h.RUNNING, dataset, "ood", quantity.detector, quantity.metric)
@@ -188,7 +104,15 @@ class Family:
             return False, f"class mix not available (effective n {smallest:.0f})"
         return True, ""
 
-    def _judged(self, hypothesis: h.Hypothesis, note: str = "", level: float | None = None) -> Judged:
+    def _record(self, name: str, verdict: str, reason: str, note: str = "", estimates: Sequence[Record] = ()) -> Record:
+        headline = estimates[0] if estimates else {}
+        return {
+            "hypothesis": name, "network": self.network, "verdict": verdict, "reason": reason, "note": note,
+            "estimates": list(estimates), "seed": None, "verdict_unseen_seeds": None, "statement": h.STATEMENTS[name],
+            **{key: headline.get(key) for key in HEADLINE},
+        }  # fmt: skip
+
+    def _judged(self, hypothesis: h.Hypothesis, note: str = "", level: float | None = None) -> Record:
         """Judge a hypothesis as docs/hypotheses.md says; ``level`` of its intervals is the claim's unless given."""
         primary, rows, level = self.options.primary_sets, hypothesis.rows, level or self.options.level
         label = primary[0] if len(primary) == 1 else f"mean of {', '.join(primary)}"
@@ -198,8 +122,8 @@ class Family:
         names += [name for name in self.found.names("dataset", role="ood") if name not in primary]
         by_set = {name: [self.estimate(row, [name], name, level) for row in rows if not row.on_id] for name in names}
 
-        def rule(estimates: Sequence[Estimate], group: str = h.DECIDES) -> str:
-            return hypothesis.rule([one.verdict for one in estimates if one.group == group])
+        def rule(estimates: Sequence[Record], group: str = h.DECIDES) -> str:
+            return hypothesis.rule([one["verdict"] for one in estimates if one["group"] == group])
 
         verdict, reason = rule(mean), ""
         per_set = {name: rule(found) for name, found in by_set.items() if name in primary}
@@ -208,48 +132,53 @@ class Family:
         for parts in (per_set, opposing):
             if {SUPPORTED, REFUTED} <= {verdict, *parts.values()}:
                 verdict, reason = INCONCLUSIVE, ", ".join(f"{name} {found}" for name, found in parts.items())
-        if verdict == SUPPORTED and any(one.group == h.LESS_ACTIVE and one.verdict == REFUTED for one in mean):
+        if verdict == SUPPORTED and any(one["group"] == h.LESS_ACTIVE and one["verdict"] == REFUTED for one in mean):
             verdict, reason = INCONCLUSIVE, "single activations above ID's 99th percentile are rarer than in LN and GN"
         if verdict != INCONCLUSIVE and h.BEYOND in groups:
-            controls, beyond = [one for one in mean if one.group == h.CONTROL], rule(mean, h.BEYOND)
-            failed = any(one.verdict == FAILED for one in controls)
-            if not any(one.n_seeds for one in controls):
+            controls, beyond = [one for one in mean if one["group"] == h.CONTROL], rule(mean, h.BEYOND)
+            failed = any(one["verdict"] == FAILED for one in controls)
+            if not any(one["n_seeds"] for one in controls):
                 verdict, reason = INCONCLUSIVE, "no control (recalibrated:id) could be estimated"
             elif {verdict, beyond} == {SUPPORTED, REFUTED}:
                 verdict, reason = INCONCLUSIVE, f"{verdict}, but {beyond} beyond the control"
             elif failed and verdict == SUPPORTED and beyond != SUPPORTED:
                 verdict, reason = INCONCLUSIVE, "the control is not null, and beyond it the effect is not decided"
         if verdict == INCONCLUSIVE and not reason:
-            undecided = [one.reason for one in mean if one.group == h.DECIDES and one.verdict == INCONCLUSIVE]
+            undecided = [one["reason"] for one in mean if (one["group"], one["verdict"]) == (h.DECIDES, INCONCLUSIVE)]
             reason = undecided[0] if undecided and undecided[0] else "its parts go both ways"
-        estimates = (*mean, *(one for found in by_set.values() for one in found))
-        return Judged(hypothesis.name, self.network, verdict, reason, note, estimates)
+        estimates = [*mean, *(one for found in by_set.values() for one in found)]
+        return self._record(hypothesis.name, verdict, reason, note, estimates)
 
-    def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Estimate:
-        """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it."""
+    def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Record:
+        """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it.
+
+        Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated. ``effect_size`` is Cohen's d_z over seeds.
+        The verdict of a control is passed, failed or inconclusive.
+        """
         refuting: Any = getattr(self.options, row.threshold) if isinstance(row.threshold, str) else row.threshold
         threshold = max(refuting, row.even) if row.even else refuting
         if row.on_id:
             datasets, label = [self.found.id_set], self.found.id_set
-        blank = Estimate(row.label, label, row.quantity.unit, row.group, row.direction, threshold, level)
+        one: Record = {
+            "quantity": row.label, "dataset": label, "unit": row.quantity.unit, "group": row.group,
+            "direction": row.direction, "threshold": threshold, "level": level, "threshold_reason": "",
+            **dict.fromkeys(("effect", "low", "high", "effect_size"), math.nan), "per_seed": {}, "n_seeds": 0,
+            "verdict": "", "reason": "", "placebo": "",
+        }  # fmt: skip
         try:
             measured = self._measured(row, datasets)
             found = measured.interval(level)
         except Unusable as error:
-            return replace(blank, verdict=INCONCLUSIVE, reason=str(error))
-        estimated = replace(
-            blank,
-            unit="share of the effect" if row.even else row.quantity.unit,
-            threshold_reason=REASONS.get(str(row.threshold), ""),
-            effect=found.effect,
-            low=found.low,
-            high=found.high,
-            effect_size=measured.effect_size(row.null),
-            per_seed=dict(zip(measured.seeds, map(float, measured.values), strict=True)),
-            n_seeds=len(measured.seeds),
-        )
+            return one | {"verdict": INCONCLUSIVE, "reason": str(error)}
+        one |= {
+            "effect": found.effect, "low": found.low, "high": found.high, "n_seeds": len(measured.seeds),
+            "effect_size": measured.effect_size(row.null),
+            "per_seed": dict(zip(measured.seeds, map(float, measured.values), strict=True)),
+            "threshold_reason": REASONS.get(str(row.threshold), ""),
+            "unit": "share of the effect" if row.even else row.quantity.unit,
+        }  # fmt: skip
         if threshold is None:
-            return estimated
+            return one
         limit, placebo = self._placebo(row, datasets)
         # A change that the placebo gives as well is no finding: decisions need the interval beyond it.
         verdict, reason = compare(found, max(threshold, limit), row.direction, refuting - limit)
@@ -257,7 +186,7 @@ class Family:
         undecidable = why_undecidable(measured, found, level, self.needed_seeds)
         if undecidable and not (row.direction == "small" and equal):  # what is exactly equal passes a control
             verdict, reason = INCONCLUSIVE, undecidable
-        return replace(estimated, verdict=verdict, reason=reason, placebo=placebo)
+        return one | {"verdict": verdict, "reason": reason, "placebo": placebo}
 
     def _measured(self, row: h.Row, datasets: Sequence[str]) -> Replicates | Ratio:
         effect = self.found.contrast(row.terms, datasets, self.prefix)
@@ -272,21 +201,18 @@ class Family:
         """Seeds whose ``bn-at-<norm>`` network is as accurate as their ``<norm>`` network."""
         left, right, known = f"{self.prefix}bn-at-{norm}", self.prefix + norm, self.accuracies
         seeds = sorted(seed for name, seed in known if name == left and (right, seed) in known)
-        if not seeds:
-            raise Unusable(f"no seed has an accuracy of both {left} and {right}")
         gaps = {seed: known[left, seed] - known[right, seed] for seed in seeds}
         # A difference of exactly the allowed one is rounded up or down: 0.90 - 0.89 > 0.01 in float64.
         kept = [seed for seed in seeds if abs(gaps[seed]) <= self.options.accuracy_gap + 1e-9]
         if not kept:
-            shown = ", ".join(f"seed {seed}: {gap:+.3f}" for seed, gap in gaps.items())
+            shown = ", ".join(f"seed {seed}: {gap:+.3f}" for seed, gap in gaps.items()) or "none is known"
             raise Unusable(f"the accuracies of {left} and {right} differ by more than the allowed gap ({shown})")
         return kept
 
     def _placebo(self, row: h.Row, datasets: Sequence[str]) -> tuple[float, str]:
         """How far a placebo that excludes 0.5 lies from it, and what is said beside the row; (0, "") without one."""
-        if row.quantity.metric != "auroc" or row.direction != "above":
-            return 0.0, ""
-        found = self.found.placebo(self.network, h.TARGET, row.quantity.detector, datasets)
+        wanted = row.quantity.metric == "auroc" and row.direction == "above"
+        found = self.found.placebo(self.network, h.TARGET, row.quantity.detector, datasets) if wanted else None
         if found is None:
             return 0.0, ""
         auroc = found.interval(self.options.level)
@@ -299,18 +225,17 @@ def compare(found: Interval, threshold: float, direction: str, refuting: float) 
 
     With ``above``, the whole interval has to lie below ``refuting`` for a refutation.
     """
+    low, high = found.low, found.high
     if direction == "small":
-        if -threshold <= found.low and found.high <= threshold:
+        if -threshold <= low and high <= threshold:
             return PASSED, ""
-        outside = found.low > threshold or found.high < -threshold
+        outside = low > threshold or high < -threshold
         return (FAILED, "") if outside else (INCONCLUSIVE, f"the interval contains +-{threshold:g}")
-    if found.low > threshold:
+    if low > threshold:
         return (SUPPORTED if direction == "above" else REFUTED), ""
-    if direction == "below" and found.high < threshold:
-        return SUPPORTED, ""
-    if direction == "above" and found.high < min(threshold, refuting):
-        return REFUTED, ""
-    if found.high < threshold:
+    if high < (threshold if direction == "below" else min(threshold, refuting)):
+        return (SUPPORTED if direction == "below" else REFUTED), ""
+    if high < threshold:
         return INCONCLUSIVE, f"the interval is below {threshold:g}, but not below {refuting:g}"
     return INCONCLUSIVE, f"the interval contains {threshold:g}"
 
@@ -321,22 +246,18 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
         return f"{len(measured.seeds)} seed(s) only; a verdict over seeds needs {seeds}"
     if isinstance(measured, Ratio):
         whole = measured.denominator.interval(level)
-        if whole.low > 0:
-            return ""
-        return f"the whole effect is {'not above' if whole.high < 0 else 'not distinguishable from'} 0"
+        away = "not above" if whole.high < 0 else "not distinguishable from"
+        return "" if whole.low > 0 else f"the whole effect is {away} 0"
     if found.standard_error == 0:
         return "the two sides are equal everywhere" if found.effect == 0 else "neither seeds nor images vary"
     return ""
 
 
 def judge(
-    draws: pd.DataFrame,
-    networks: pd.DataFrame,
-    options: ClaimOptions | None = None,
-    study: str = "",
+    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "",
     made: dict[str, Any] | None = None,
-) -> Verdict:
-    """Judge H1 to H5 for every family of BatchNorm networks.
+) -> Record:  # fmt: skip
+    """Judge H1 to H5 for every family of BatchNorm networks; the verdict as this module's first lines describe it.
 
     A family is all networks whose names share a prefix: ``resnet18 bn``, ``resnet18 ln``, ``resnet18 bn-at-ln``; in
     a study of one family there is no prefix.
@@ -344,32 +265,33 @@ def judge(
     Args:
         draws: all networks' ``draws.parquet``, pooled.
         networks: one row per network and seed with its accuracy in [0, 1]; NaN where it is not known.
-        options, study, made: as in :class:`Verdict`.
+        options: the thresholds.
+        study, made: its name; versions, commit, machine and command.
 
     Raises:
         UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
     """
-    options = options or ClaimOptions()
-    found = Measurements(draws)
+    found, options = Measurements(draws), options or ClaimOptions()
     sets = found.names("dataset", role="ood")
     if missing := [name for name in options.primary_sets if name not in sets]:
         raise UserError(f"claim.primary_sets: {', '.join(missing)} was not evaluated; OOD sets are {', '.join(sets)}")
-    known = networks.dropna(subset="accuracy")[["network", "seed", "accuracy"]]
-    accuracies = {(name, int(seed)): float(accuracy) for name, seed, accuracy in known.itertuples(index=False)}
-    rows: list[Judged] = []
+    known = networks.dropna(subset="accuracy")
+    accuracies = dict(zip(zip(known["network"], known["seed"], strict=True), known["accuracy"], strict=True))
+    rows: list[Record] = []
     for prefix in found.families():
         family = Family(found, accuracies, prefix, options, options.minimum_seeds)
         seeds = found.seeds(family.network)
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
-                for one in family.only([seed], 1).judge():
-                    suffix = "" if one.verdict == NOT_TESTED else ONE_NETWORK
-                    rows.append(replace(one, seed=seed, verdict=one.verdict + suffix))
+                for row in family.only([seed], 1).judge():
+                    suffix = "" if row["verdict"] == NOT_TESTED else ONE_NETWORK
+                    rows.append(row | {"seed": seed, "verdict": row["verdict"] + suffix})
             continue
         judged = family.judge()
         unseen = [seed for seed in seeds if seed not in options.seen_seeds]
         if len(unseen) >= options.minimum_seeds:
             alone = judged if unseen == seeds else family.only(unseen, options.minimum_seeds).judge()
-            judged = [replace(a, verdict_unseen_seeds=b.verdict) for a, b in zip(judged, alone, strict=True)]
+            judged = [row | {"verdict_unseen_seeds": one["verdict"]} for row, one in zip(judged, alone, strict=True)]
         rows += judged
-    return Verdict(tuple(rows), options, study, made or {})
+    head = {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS}
+    return head | {"rows": rows}

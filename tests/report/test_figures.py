@@ -12,7 +12,6 @@ from bnood.report.figures import (
     DETECTION,
     detector_picture,
     dots_picture,
-    layer_forms_picture,
     main_statistics,
     rows,
     run_pictures,
@@ -22,7 +21,7 @@ from bnood.report.figures import (
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return made.table_of()
+    return made.evaluated().table
 
 
 def drawn(panel: Panel) -> Axes:
@@ -37,81 +36,62 @@ def value(table: pd.DataFrame, statistics: str, dataset: str, detector: str, met
 
 
 def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: pd.DataFrame) -> None:
+    assert "placebo" in set(table["comparison"]) and "noise-3" in set(table["companion"])
     found = rows(table, "auroc", "energy")
     assert not found.duplicated(["statistics", "dataset"]).any()
     assert set(found["comparison"]) == {"ood"} and set(found["companion"]) == {""}
-    accuracy = table[table["metric"].eq("accuracy") & table["dataset"].eq("cifar10")]
+    accuracy = table[table["metric"].eq("accuracy") & table["dataset"].eq("known")].drop_duplicates("statistics")
     both = pd.concat([accuracy.assign(companion=name) for name in made.SETS])
     found = rows(pd.concat([table[table["role"] == "ood"], both]), "accuracy", "", "id")
-    assert set(found["dataset"]) == {"cifar10"} and len(found) == len(accuracy)
+    assert set(found["dataset"]) == {"known"} and len(found) == len(accuracy)
 
 
-def test_main_statistics_leave_out_sweeps_and_other_batch_sizes() -> None:
+def test_main_statistics_leave_out_layer_forms_paths_and_priors() -> None:
     main = ["running", "batch:128", "batch:128@0.5", "recalibrated:target"]
-    names = [*main, "batch:8", "recalibrated:target/first:1", "path:0.5"]
+    names = [*main, "recalibrated:target/first:1", "path:0.5", "prior:16"]
     assert main_statistics(pd.DataFrame({"statistics": names})) == main
 
 
-def test_of_several_seeds_the_mean_is_drawn_without_intervals_and_the_units_of_the_first() -> None:
-    tables = [made.table_of("bn", seed) for seed in (0, 1)]
-    units = pd.concat([made.units_of().assign(run=f"bn-s{seed}") for seed in (0, 1)])
-    pictures = {picture.name: picture for picture in run_pictures(pd.concat(tables), units)}
-    axes = drawn(pictures["detection"].panels[0])
-    wanted = np.mean([value(one, "running", "svhn", "msp", "auroc") for one in tables])
-    assert axes.lines[0].get_xdata()[0] == pytest.approx(100 * wanted)
-    assert not any(len(segment) for segment in axes.collections[0].get_segments())
-    assert len(drawn(pictures["units"].panels[0]).lines[0].get_ydata()) == 32
-
-
 def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
-    units = made.units_of()
+    units = made.evaluated().units
     picture = units_picture(units)
     assert picture is not None and len(picture.panels) == 4 and picture.columns == 2
     ood, known = drawn(picture.panels[0]).lines
-    own = units[(units["statistics"] == "running") & (units["role"] == "id")].sort_values("mean")
-    np.testing.assert_allclose(known.get_ydata(), own["mean"])
-    other = units[(units["statistics"] == "running") & (units["dataset"] == "svhn")].set_index("unit")["mean"]
-    np.testing.assert_allclose(ood.get_ydata(), other[own["unit"]])
+    running = units[units["statistics"] == "running"]
+    own = running[running["dataset"] == "known"].groupby("unit")["mean"].mean().sort_values()
+    np.testing.assert_allclose(known.get_ydata(), own)
+    other = running[running["dataset"] == "far"].set_index("unit")["mean"]
+    np.testing.assert_allclose(ood.get_ydata(), other[own.index])
 
 
 def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFrame) -> None:
-    gone = table["detector"].eq("react") & table["statistics"].eq("running") & table["metric"].eq("auroc")
-    picture = detector_picture(table.assign(value=table["value"].mask(gone)))
+    auroc, placebo = table["metric"].eq("auroc"), table["comparison"].eq("placebo")
+    gone = auroc & table["detector"].eq("react") & table["statistics"].eq("running")
+    table = table.assign(value=table["value"].mask(gone), low=table["low"].mask(placebo, 0.4))
+    cue = placebo & table["detector"].eq("energy") & table["dataset"].eq("far")
+    picture = detector_picture(table.assign(low=table["low"].mask(cue, 0.55), high=table["high"].mask(placebo, 0.6)))
     assert picture is not None and picture.panels[0].title == "Mean of the OOD sets"
     texts = np.array([text.get_text() for text in drawn(picture.panels[1]).texts]).reshape(len(made.DETECTORS), -1)
-    assert texts[1, 0] == f"{100 * value(table, 'running', 'svhn', 'energy', 'auroc'):.1f}"
-    assert texts[2, 0] == "n/a"
-    after = value(table, "recalibrated:target", "svhn", "knn", "auroc")
-    change = after - value(table, "running", "svhn", "knn", "auroc")
-    cell = texts[3, main_statistics(table).index("recalibrated:target")]
-    assert cell == f"{100 * after:.1f}*\n({100 * change:+.1f})".replace("-", "\u2212")
-    assert not any("*" in text for text in texts[:3].flat)  # only KNN's placebo differs from 50
-    assert not any("*" in text.get_text() for text in drawn(picture.panels[2]).texts)  # and only on SVHN
+    before, after = (value(table, kind, "far", "energy", "auroc") for kind in ("running", "recalibrated:target"))
+    assert texts[1, 0] == f"{100 * before:.1f}" and texts[2, 0] == "n/a"
+    cell = texts[1, main_statistics(table).index("recalibrated:target")]
+    assert cell == f"{100 * after:.1f}*\n({100 * (after - before):+.1f})".replace("-", "\u2212")
+    assert not any("*" in text for text in texts[[0, 2]].flat)
+    assert not any("*" in text.get_text() for text in drawn(picture.panels[2]).texts)  # only on the first set
 
 
 def test_detection_dots_are_in_per_cent_with_their_intervals(table: pd.DataFrame) -> None:
     picture = dots_picture(table, "detection", DETECTION)
     assert picture is not None and len(picture.panels) == 5
-    axes = drawn(picture.panels[1])
-    assert axes.lines[0].get_color() == COLOURS[0]
-    assert axes.lines[0].get_xdata()[0] == pytest.approx(100 * value(table, "running", "svhn", "energy", "auroc"))
-    row = rows(table, "auroc", "energy").iloc[0]
+    axes, row = drawn(picture.panels[1]), rows(table, "auroc", "energy").iloc[0]
+    assert axes.lines[0].get_color() == COLOURS[0] and axes.lines[0].get_xdata()[0] == pytest.approx(100 * row["value"])
     ends = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(ends, [100 * row["low"], 100 * row["high"]])
     assert drawn(picture.panels[4]).lines[0].get_color() == ID_COLOUR
 
 
-def test_layer_forms_run_over_the_layers_between_running_and_target(table: pd.DataFrame) -> None:
-    picture = layer_forms_picture(table)
-    assert picture is not None
-    axes = drawn(picture.panels[0])
-    mean = np.mean([value(table, "recalibrated:target/last:2", name, "energy", "auroc") for name in made.SETS])
-    assert axes.lines[1].get_ydata()[1] == pytest.approx(100 * mean)
-    assert [text.get_text() for text in axes.texts] == ["running", "target"]
-
-
-def test_a_network_without_batchnorm_has_no_sweeps() -> None:
-    found = made.evaluated(has_batchnorm=False)
+def test_a_network_without_batchnorm_has_one_column_of_units() -> None:
+    found = made.evaluated("gn")
     pictures = run_pictures(found.table, found.units)
     assert [picture.name for picture in pictures] == ["units", "detectors", "detection", "confidence"]
     assert len(pictures[0].panels) == len(made.SETS) and pictures[0].columns == 1

@@ -13,11 +13,6 @@ from bnood.report.names import change, display, number, scale
         ("batch:128", "batch of 128, pure"),
         ("batch:128@0.1", "batch of 128, 10 % OOD"),
         ("recalibrated:mixture@0.5", "mixture, 50 % OOD"),
-        ("recalibrated:target/first:3", "target in the first 3 layers"),
-        ("recalibrated:target/only:0", "target in layer 0 alone"),
-        ("path:0.5", "running to target, λ = 0.5"),
-        ("prior:16", "batch with a prior of 16"),
-        ("prior:16/batch:64", "batch of 64 with a prior of 16"),
         ("my_own_set", "my own set"),
     ],
 )

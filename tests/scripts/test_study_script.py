@@ -28,6 +28,7 @@ def test_the_script_runs_the_demo_and_prints_a_short_answer(tmp_path: Path) -> N
     assert lines[-1] == f"page:    {tmp_path / 'runs' / 'tiny' / 'report.html'}"
     assert "One network: a hint, not evidence." in ran.stdout
     page = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert "one point of confidence" in page and not (tmp_path / "runs" / "tiny" / "verdict.json").exists()
     assert not any(word in ran.stdout + page for word in ("supported", "refuted", "inconclusive"))
 
 

@@ -15,6 +15,8 @@ from bnood.errors import UserError
 from bnood.study.execution import Job, run_jobs
 from bnood.study.options import ExecutorOptions
 
+# Where workers find this file's functions and the project.
+PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
 
 
@@ -40,63 +42,54 @@ def sleep_long(own: Path) -> None:
     time.sleep(60)
 
 
+def sleeping_study() -> None:
+    folder = Path(sys.argv[1])
+    run_jobs(jobs_of(folder, ("a", sleep_long, (folder / "process",))), ExecutorOptions("loky", workers=2))
+
+
 def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
     return [Job(name, call, arguments, folder / f"{name}.log") for name, call, arguments in parts]
 
 
 @pytest.mark.parametrize("backend", ["sequential", "loky", pytest.param("ray", marks=without_ray)])
 def test_all_backends_run_jobs_in_the_same_surroundings(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Where workers find this file's functions and the project.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
-    out, told = tmp_path / "out", []
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    out = tmp_path / "out"
     parts = [("first", describe, (out,)), ("refused", refuse, ("svhn: no\nsuch set",)), ("broken", break_down, ())]
     torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
     options = ExecutorOptions(backend, workers=2, threads_per_worker=2)  # type: ignore[arg-type]
     try:
-        outcomes = run_jobs(jobs_of(tmp_path, *parts), options, told.append)
+        failed = run_jobs(jobs_of(tmp_path, *parts), options)
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
     assert out.read_text() == f"{tmp_path} 2 highest"
-    assert {outcome.name: outcome.error for outcome in outcomes} == {
-        "first": None,
+    assert failed == {
         "refused": "svhn: no such set",
         "broken": f"ZeroDivisionError: of all things (traceback in {tmp_path / 'broken.log'})",
     }
     assert "in break_down" in (tmp_path / "broken.log").read_text()
     assert (tmp_path / "first.log").read_text() == "describing\n"
     assert (tmp_path / "refused.log").read_text() == "error: svhn: no such set\n"
+    told = capsys.readouterr().out.splitlines()
     assert len(told) == 3 and any(line.endswith("] first: done in 0:00") for line in told)
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
-    ):
-        run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2), print)
+    words = r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
+    with pytest.raises(UserError, match=words):
+        run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from test_execution import ExecutorOptions, jobs_of, run_jobs, sleep_long\n"
-        "from bnood.errors import run_door\n"
-        "folder = Path(sys.argv[2])\n"
-        "def main():\n"
-        "    job = ('a', sleep_long, (folder / 'process',))\n"
-        "    run_jobs(jobs_of(folder, job), ExecutorOptions('loky', workers=2), print)\n"
-        "if __name__ == '__main__':\n"
-        "    run_door(main)\n"
-    )
-    (tmp_path / "main.py").write_text(code)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    command = [sys.executable, str(tmp_path / "main.py"), str(Path(__file__).parent), str(tmp_path)]
-    study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+    imports = "from bnood.errors import run_door\nfrom test_execution import sleeping_study\n"
+    (tmp_path / "main.py").write_text(f"{imports}if __name__ == '__main__':\n    run_door(sleeping_study)\n")
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
+    study = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True)
     file = tmp_path / "process"
     wait_until(lambda: file.exists() and file.read_text() != "")
     study.send_signal(number)
@@ -125,7 +118,7 @@ def runs(process: int) -> bool:
 def test_ray_refuses_more_gpus_than_its_cluster_has(tmp_path: Path) -> None:
     options = ExecutorOptions("ray", gpus_per_job=1000.0)
     with pytest.raises(UserError, match=r"gpus_per_job is 1000, but no machine of the Ray cluster has more"):
-        run_jobs(jobs_of(tmp_path, ("first", refuse, ("",))), options, print)
+        run_jobs(jobs_of(tmp_path, ("first", refuse, ("",))), options)
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,13 @@
 """What takes a verdict away, what is listed beside it, and verdicts on few seeds or several families."""
 
-import json
 import math
 from typing import Any
 
 import pandas as pd
 import pytest
-from claim_tables import MEAN, Study, Truth, find, judged, made_study
+from claim_tables import MEAN, Study, Truth, find, judged, made_study, rows_of
 
 from bnood.study.claim import ClaimOptions
-from bnood.study.verdict import judge
 
 EVEN = {"first": 0.5, "last": 0.5, "only": 0.25, "mean": 0.5, "variance": 0.5}
 NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
@@ -151,24 +149,20 @@ def test_between_minimum_and_even_share_nothing_is_decided_and_the_reason_says_s
 
 
 def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
-    rows = judge(*made_study(seeds=(3, 7)).tables()).rows
+    rows = rows_of(made_study(seeds=(3, 7)))
     assert [(row.hypothesis, row.seed) for row in rows] == [(f"H{n}", seed) for seed in (3, 7) for n in range(1, 6)]
     assert {row.verdict for row in rows} == {"supported (this network)"}
     for row in rows:
-        assert row.headline is not None and row.headline.n_seeds == 1
-        assert row.headline.low < row.headline.effect < row.headline.high
-        assert row.to_json()["effect"] is not None and math.isnan(row.headline.effect_size)
-    harmful = judge(*made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)).tables()).rows
+        assert row.n_seeds == 1 and row.low < row.effect < row.high and math.isnan(row.headline.effect_size)
+    harmful = rows_of(made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)))
     assert [row.verdict for row in harmful if row.hypothesis == "H3"] == ["refuted (this network)"]
 
 
 def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
-    small, large = (
-        made_study(family="small "),
-        made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large "),
-    )
+    small = made_study(family="small ")
+    large = made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
     alone = large.where(large.draws["network"] == "large bn")
-    rows = judge(pd.concat([small.draws, alone.draws]), pd.concat([small.networks, large.networks])).rows
+    rows = rows_of(Study(*map(pd.concat, zip(small, alone, strict=True))))
     verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}
     assert (verdicts["small bn", "H2"], verdicts["large bn", "H2"]) == ("supported", "refuted")
     assert (verdicts["small bn", "H4"], verdicts["large bn", "H4"]) == ("supported", "not tested")
@@ -183,14 +177,6 @@ def test_the_seeds_that_had_not_been_seen_are_judged_alone(seen: tuple[int, ...]
 
 def test_the_unseen_seeds_can_say_otherwise() -> None:
     good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
-    draws, networks = (pd.concat(pair) for pair in zip(good.tables(), bad.tables(), strict=True))
-    h2 = judge(draws, networks, ClaimOptions(seen_seeds=(0,))).rows[1]
+    both = Study(*map(pd.concat, zip(good, bad, strict=True)))
+    h2 = judged("H2", both, ClaimOptions(seen_seeds=(0,)))
     assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")
-
-
-def test_the_hint_of_the_demo_has_effects_and_no_verdict() -> None:
-    hint = judge(*made_study(Truth(shares=EVEN), seeds=(0,)).tables()).as_hint()
-    rows = hint.to_json()["rows"]
-    assert [row["verdict"] for row in rows] == [""] * 5 and rows[1]["effect"] == pytest.approx(1.0, abs=0.05)
-    text = json.dumps(rows)
-    assert not any(word in text for word in ("supported", "refuted", "inconclusive"))
