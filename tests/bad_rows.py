@@ -152,7 +152,7 @@ NETWORK = {  # a network that is given, ``bad_files:good`` unless a row names an
     "--id none --shifts grey": "shift 'grey': there are no ID images that it could be made of",
     "--id_count 2 --placebo true": "1 images are too few for a placebo; expected at least 7",
     "--detectors knn": "detector 'knn' is fitted on training images, and none were given",
-    "--detectors mahalanobis --train @unlabelled.npz": "detector 'mahalanobis' is fitted on labelled training images, and none",
+    "--detectors mahalanobis --train @unlabelled.npz": "is fitted on labelled training images, and none were given",
     "--detectors temperature": "detector 'temperature' is fitted on labelled ID images held out of training, and none",
     "--shifts @ood.npz": "the images have no labels; expected labels",
     "--statistics recalibrated:target/first:99": "the network runs 1 BatchNorm layers; 1 at most",
