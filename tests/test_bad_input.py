@@ -18,7 +18,9 @@ import torch
 from bad_files import FILES, Changed, good, scales
 from bad_rows import NETWORK, RUN, TRAIN
 from eval_ood import main as evaluate
+from lab import main as lab
 from refusal import refusal, tree
+from study import main as study
 from tiny_lab import lab_config
 from tiny_runs import evaluation_arguments, trained, training_arguments
 from tiny_study import TRAINING, study_config
@@ -27,9 +29,7 @@ import bnood
 from bnood.errors import UserError
 from bnood.evaluation.detectors import make_detector
 from bnood.evaluation.metrics import detection_metrics
-from bnood.lab.cli import main as lab
 from bnood.statistics import LayerStatistics
-from bnood.study.cli import main as study
 from bnood.training.train import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_recalibration.py"

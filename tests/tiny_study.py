@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from study import main, parse
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
 
-from bnood.study.cli import main, parse
 from bnood.study.networks import RunSpec, run_specs
 from bnood.study.options import StudyOptions
 

@@ -231,14 +231,14 @@ def prepare_study(folder: Path) -> None:
 
 def run_study(folder: Path) -> None:
     """A study in one process."""
-    from bnood.study.cli import main
+    from study import main
 
     main(["--config", str(folder.parent / "configs" / "study.yaml")])
 
 
 def run_lab(folder: Path) -> None:
     """A lab of two tiny networks, one at a time."""
-    from bnood.lab.cli import main
+    from lab import main
 
     config = folder.parent / "lab.yaml"
     grid = {"architecture": "mlp", "depth": 2, "width": 8, "activations": ["relu"], "learning_rate": 0.1, "epochs": 2}

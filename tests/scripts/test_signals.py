@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from eval_ood import main as evaluate
+from lab import main as lab
+from study import main as study
 from tiny_lab import lab_config
 from tiny_runs import copy_of_run, evaluation_arguments
 from tiny_study import TRAINING, study_config
 
 from bnood.errors import run_door
-from bnood.lab.cli import main as lab
-from bnood.study.cli import main as study
 
 LONG = 1_000_000  # epochs or shuffles: the signal ends them
 Program = tuple[Callable[[list[str]], object], list[str], Callable[[], bool]]

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from study import parse
 from tiny_study import EVALUATION, options_of, study_config
 
-from bnood.study.cli import parse
 from bnood.study.networks import check_training, run_specs
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from study import main
 from tiny_runs import data_root, equal_weights, weights, write_set
 from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of, studied, study_config, times
 
 from bnood.errors import UserError
-from bnood.study.cli import main
 from bnood.study.networks import is_done, layer_forms, stopped_at
 from bnood.training.atomic import locked
 

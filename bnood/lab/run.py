@@ -1,18 +1,13 @@
-"""The command line of ``scripts/lab.py``: train and record a grid of small networks, check the statements."""
+"""A lab from its options to its page: train and record a grid of small networks, check the statements."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-import warnings
 from dataclasses import asdict
-from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
-from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -28,23 +23,7 @@ from bnood.lab.options import LabOptions
 from bnood.lab.train import read_records, train_network
 from bnood.report.lab import write_lab_report
 from bnood.training.atomic import write_beside
-from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Run a lab as ``scripts/lab.py`` does; returns its folder. UserError for bad input."""
-    given = sys.argv[1:] if arguments is None else arguments
-    purpose = "Train and record a grid of small networks, check the statements; see configs/lab/."
-    parser = ArgumentParser(prog="scripts/lab.py", description=purpose, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
-    parser.add_class_arguments(LabOptions)
-    with one_line_parsing(parser, given), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
-        made = parser.instantiate_classes(parser.parse_args(given))
-    options = LabOptions(**{key: made[key] for key in LabOptions.__dataclass_fields__})
-    run_lab(options, shlex.join(["python", "scripts/lab.py", *given]))
-    return options.folder
 
 
 def run_lab(options: LabOptions, command: str) -> None:
