@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from bnood.data.image_set import ImageSet
     from bnood.networks.image_classifier import ImageClassifier
 
+# Three that need no fitting, then nine of all kinds.
+DETECTORS = (
+    *("msp", "energy", "max_logit", "react", "temperature", "entropy", "gen"),
+    *("knn", "mahalanobis", "vim", "dice", "bats"),
+)
 PARTS = {"cpu": ("training", "evaluation"), "cuda": ("training", "side_by_side")}
 
 
@@ -250,8 +256,8 @@ def _one_of_several(options: BenchmarkOptions, barrier: Any, rates: Any) -> None
         rates.put(Segments(options, Path(folder)).train(meet=lambda: barrier.wait(timeout=200)))
 
 
-def evaluated(options: BenchmarkOptions) -> tuple["ImageClassifier", Callable[[], Any]]:
-    """An untrained network whose running statistics fit its weights, and its evaluation with the default options."""
+def evaluated(options: BenchmarkOptions, detectors: tuple[str, ...]) -> tuple["ImageClassifier", Callable[[], Any]]:
+    """An untrained network whose running statistics fit its weights, and its evaluation with the default statistics."""
     import torch
 
     from bnood.evaluation.evaluate import evaluate
@@ -267,7 +273,8 @@ def evaluated(options: BenchmarkOptions) -> tuple["ImageClassifier", Callable[[]
             classifier(batch)
     network = Network(classifier.eval())
     id_set, held_out, ood = (random_images(f"set{seed}", options.images, seed) for seed in (0, 2, 3))
-    return classifier, lambda: evaluate(network, id_set, train_set=train_set, held_out=held_out, ood_sets={"ood": ood})
+    given: dict[str, Any] = {"train_set": train_set, "held_out": held_out, "ood_sets": {"ood": ood}}
+    return classifier, lambda: evaluate(network, id_set, **given, detectors=detectors)
 
 
 def forward_passes(network: "nn.Module", run: Callable[[], object]) -> list[tuple[int, bool]]:
@@ -303,23 +310,26 @@ def bare_passes(network: "nn.Module", passes: list[tuple[int, bool]]) -> float:
 
 
 def measure_evaluation(options: BenchmarkOptions, console: "Console") -> list[Result]:
-    """Seconds of a whole evaluation, relative to those of its forward passes alone."""
-    classifier, run = evaluated(options)
+    """Seconds of a whole evaluation, relative to those of its forward passes alone: three scores, twelve detectors."""
+    results = []
+    for name, detectors, limit in (("three scores", DETECTORS[:3], 1.1), ("twelve detectors", DETECTORS, 1.5)):
+        classifier, run = evaluated(options, detectors)
 
-    def whole() -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
+        def whole(run: Callable[[], Any] = run) -> float:
+            started = time.perf_counter()
+            run()
+            return time.perf_counter() - started
 
-    passes = forward_passes(classifier.network, run)
-    variants = {"forward passes": lambda: bare_passes(classifier.network, passes), "evaluation": whole}
-    seconds = in_turn(variants, options.rounds, console)
-    ratio = ratios(seconds["evaluation"], seconds["forward passes"])
-    return [
-        result("evaluation", "images passed", "images", [float(sum(count for count, _ in passes))]),
-        *(result("evaluation", name, "s", values) for name, values in seconds.items()),
-        result("evaluation", "evaluation / forward passes", "", ratio, at_most=1.5),
-    ]
+        passes = forward_passes(classifier.network, run)
+        bare = partial(bare_passes, classifier.network, passes)
+        seconds = in_turn({f"passes, {name}": bare, name: whole}, options.rounds, console)
+        above, below = seconds[name], seconds[f"passes, {name}"]
+        results += [
+            result("evaluation", f"{name}: images passed", "images", [float(sum(count for count, _ in passes))]),
+            result("evaluation", name, "s", above),
+            result("evaluation", f"{name} / forward passes", "", ratios(above, below), at_most=limit),
+        ]
+    return results
 
 
 def results_table(results: Iterable[Result], title: str) -> "Table":
