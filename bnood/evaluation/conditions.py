@@ -23,7 +23,7 @@ FAMILIES = {
 ONE_BATCH = 1000  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
 Parts = tuple[tuple[str, int], ...]
-_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last|only):\d+|mean|variance"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Condition:
         """Whether what the ID side is normalised with depends on the OOD set that it is compared with."""
         return self.ood_fraction is not None
 
+    def possible(self, splits: Splits, id_set: bool) -> bool:
+        """Whether there are the ID images that it needs: scored ones in a mixed batch, else those of a split."""
+        return id_set or self.ood_fraction is None
+
 
 class Batch(Condition):
     """Each batch's own statistics, in batches of one set alone or with a fraction of OOD images."""
@@ -135,9 +139,7 @@ class Recalibrated(Condition):
     source: str = "target"
     form: str = ""
     share: float = 1.0
-    pattern = (
-        rf"recalibrated:(id|augmented|target|mixture)(?:@({_NUMBER}))?(?:/((?:first|last|only):\d+|mean|variance))?"
-    )
+    pattern = rf"recalibrated:(id|augmented|target|mixture)(?:@({_NUMBER}))?(?:/({_FORM}))?"
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
@@ -159,6 +161,9 @@ class Recalibrated(Condition):
 
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
+
+    def possible(self, splits: Splits, id_set: bool) -> bool:
+        return self.source == "target" or self.ood_fraction == 1 or REFERENCE in splits.sizes
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         if self.ood_fraction is not None:
@@ -226,10 +231,7 @@ def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> 
 
 
 def in_form(form: str, layers: list[str]) -> list[str]:
-    """The layers, of those that run in order of execution, that take target statistics in a layer form.
-
-    Raises ``UserError`` for a position (from 0) or a number beyond the layers that there are.
-    """
+    """The layers, of those that run in order of execution, that take target statistics in a layer form."""
     kind, _, number = form.partition(":")
     k, most = int(number or 0), len(layers) - (kind == "only")
     if k > most:

@@ -19,8 +19,7 @@ from bnood.evaluation.passes import Context, Passes, in_batches, shuffled
 from bnood.evaluation.tables import Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
-# What fitted detectors may take while several conditions are evaluated at once.
-BYTES_FITTED = 1 << 30
+BYTES_FITTED = 1 << 30  # what fitted detectors may take while several conditions are evaluated at once
 
 
 class _Job(NamedTuple):
@@ -54,7 +53,6 @@ class Engine:
         self.fitted_under_running: Fitted | None = None
 
     def run(self, conditions: list[Condition]) -> None:
-        """All passes of all conditions."""
         self.fitted_under_running = self._fitted(Estimate())
         jobs = [job for condition in conditions if not condition.batch_size for job in self._jobs(condition)]
         fitted_to = list(dict.fromkeys(job.fitted_to for job in jobs))
@@ -102,7 +100,6 @@ class Engine:
             self._rows(job.condition, job.pair, sides, job.ours, job.theirs)
 
     def _fitted(self, estimate: Estimate) -> Fitted:
-        """Detectors for the ID side's statistics; those fitted under running where that was asked for."""
         if self.fitted_under_running is not None and (not estimate.images or self.options.fitted_under == "running"):
             return self.fitted_under_running
 
@@ -120,14 +117,9 @@ class Engine:
         done: dict[tuple[str, ...], dict[str, list[Scored]]] = {}
         fitted: dict[str, Fitted] = {}  # by the split that fills up the batches, the last one alone for their memory
         for pair in self.sets.pairs_of(condition):
+            groups, filler = [{pair.id_name: size - ood, pair.ood_name: ood}], pair.ood_split
             if fraction is None:
-                groups = [{name: size} for name in (pair.id_name, pair.ood_name) if name]
-            elif pair.id_name:
-                groups = [{pair.id_name: size - ood, pair.ood_name: ood}]
-            else:
-                self.notes[f"{condition.name} needs ID images: it is skipped"] = None
-                continue
-            filler = "" if fraction is None else pair.ood_split
+                groups, filler = [{name: size} for name in (pair.id_name, pair.ood_name) if name], ""
             sides: dict[str, list[Scored]] = {}
             for counts in groups:
                 if tuple(counts) not in done:

@@ -61,7 +61,6 @@ class Evaluation:
         """Write tables, record, figures and report (docs/files.md) into a folder, as a whole or not at all.
 
         ``title``, ``commands`` that give this evaluation again and the training's ``config`` are for the report.
-        Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
         from bnood.report.page import write_run_report  # brings matplotlib
 
@@ -75,7 +74,7 @@ class Evaluation:
             if len(self.layers):
                 self.layers.to_csv(beside / "layers.csv", index=False, float_format="%.6g")
             (beside / RECORD).write_text(json.dumps(self.record, indent=2, default=str) + "\n")
-            title = title or str(self.record["run"])
+            title = title or self.record["run"]
             write_run_report(beside, self, title=title, commands=list(commands), config=config)
         return Path(folder)
 
@@ -120,8 +119,7 @@ def evaluate(
         check_statistics(network, options)
         conditions = conditions[:1]
         if skipped := [name for name in options.statistics if name != "running"]:
-            names = f"{' and '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} skipped"
-            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {names}"] = None
+            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {_are_skipped(skipped)}"] = None
     if not ood_sets:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     if few := min(8, len(first := next(iter(ood_sets.values())))):
@@ -137,6 +135,10 @@ def evaluate(
 
     shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
     sets = arranged(labelled(id_set), labelled(train_set), labelled(held_out), ood_sets, shifted, options)
+    splits, with_id = sets.splits(options), bool(sets.id_name)
+    if lacking := [each.name for each in conditions if not each.possible(splits, with_id)]:
+        conditions = [each for each in conditions if each.name not in lacking]
+        notes[f"{_are_skipped(lacking)}: there are no ID images for {'it' if len(lacking) == 1 else 'them'}"] = None
     passes = Passes(network, sets.adaptation, options, augment, notes)
     fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
@@ -156,6 +158,10 @@ def check_statistics(network: Network, options: EvaluationOptions) -> None:
     if not has_batchnorm(network.model) and "running" not in options.statistics:
         nothing = f"so that there is nothing to evaluate under {' or '.join(options.statistics)}"
         raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
+
+
+def _are_skipped(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} skipped"
 
 
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:

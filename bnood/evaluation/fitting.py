@@ -20,8 +20,7 @@ Fitted = dict[str, Detector]
 class Fitting:
     """Fits the detectors that were asked for, as often as there are conditions.
 
-    Raises ``UserError`` for a detector that needs images, labels or a linear head that there are not; of the default
-    detectors these are left out with a note instead.
+    Refuses those that need images, labels or a linear head that there are not; default ones are left out with a note.
     """
 
     def __init__(self, passes: Passes, sets: Sets) -> None:

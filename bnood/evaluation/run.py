@@ -52,9 +52,7 @@ def evaluate_run(
 ) -> Path:
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
-    The ``command`` that gives this evaluation again is for the report; ``progress`` is called with the name of each
-    step, ``say`` with lines that the user should read, such as how to upload an offline W&B run.
-    Raises ``UserError`` for bad input; what lay in the folder before is still there then.
+    ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read.
     """
     from bnood import tracking
 
@@ -108,7 +106,6 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
     With ``id_split`` test, the images held out of training are there to be fitted on. With ``val`` they are scored, but
     for ``held_out_images`` of them, or a fifth if there are fewer than twice as many.
-    Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
     check_id_split(data, sets, run.name)
@@ -135,16 +132,14 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
 
 
 def training_augmentation(kind: str) -> Augment:
-    """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
+    """The augmentation of a training config."""
     padding = PADDING if kind == "crop_flip" else 0
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        if kind == "none":
-            return images
         draws = draw_crops(len(images), generator, padding)
         return crop_and_flip(padded(images, padding), torch.arange(len(images)), draws, padding)
 
-    return augment
+    return (lambda images, generator: images) if kind == "none" else augment
 
 
 def training_command(run: Run) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnood.lab.train import gradient_norms
+from bnood.lab.run import gradient_norms
 from bnood.networks.norm import Norm
 from bnood.networks.plain import MLP, PlainConvNet
 

@@ -21,20 +21,14 @@ class BATS(Detector):
     """The output of BatchNorm layers is clipped inside the network; ``score`` takes the logits of such a pass.
 
     The paper's form (Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022): a
-    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so its output
-    gamma x + beta is clipped to beta - lambda |gamma| and beta + lambda |gamma|; then the energy score.
-
-    Args:
-        lam: lambda, in standard deviations; infinity gives the energy score. The code's default for CIFAR-10.
-        layers: how many BatchNorm layers are clipped, of those that run last.
+    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so the output of the
+    ``layers`` that run last is clipped to beta -+ lambda |gamma|. Lambda is the code's default for CIFAR-10.
     """
 
     name = "bats"
     needs = "own_pass"
 
     def __init__(self, lam: float = 3.25, layers: int = 1) -> None:
-        if not lam > 0 or layers < 1:
-            raise UserError(f"BATS needs lambda > 0 and at least one layer, not {lam} and {layers}")
         self.lam, self.layers = lam, layers
 
     @contextmanager
@@ -121,8 +115,6 @@ class NeuralMeanDiscrepancy(Detector):
             scale = running.var + torch.finfo(torch.float32).eps
             squares = squares + ((means.double() - running.mean) ** 2 / scale).sum(dim=1)
             channels += means.shape[1]
-        if channels == 0:
-            raise UserError("detector 'nmd' needs the channel means of at least one BatchNorm layer")
         return -(squares / channels).sqrt().numpy()
 
     def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:

@@ -55,11 +55,11 @@ class Detector(ABC):
         labels: Tensor | np.ndarray | None = None,
         head: Head | None = None,
     ) -> Self:
-        """Choose the detector's parameters on in-distribution images; no OOD image ever takes part.
+        """Choose the detector's parameters on in-distribution images.
 
         Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear
-        layer, or those of them that the detector needs. Raises ``UserError`` if one is missing or does not fit,
-        :class:`NotApplicable` if the detector cannot be fitted on these images, for instance for too few of a class.
+        layer, as far as needed. Raises ``UserError`` if one is missing or does not fit, :class:`NotApplicable` if the
+        detector cannot be fitted on these images.
         """
         known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         given = features is not None and logits is not None and len(features) > 0
@@ -73,10 +73,7 @@ class Detector(ABC):
         return self
 
     def score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        """Scores ``[N]`` float64 of images with features ``[N, D]`` and logits ``[N, K]``, higher = more ID.
-
-        Raises ``UserError`` if ``fit`` was not called before, :class:`NotApplicable` if the detector gives NaN.
-        """
+        """Scores ``[N]`` float64, higher = more ID; :class:`NotApplicable` if the detector gives NaN."""
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
         with torch.no_grad():
@@ -86,7 +83,7 @@ class Detector(ABC):
         return scores
 
     def record(self) -> dict[str, float]:
-        """What was fitted, for the evaluation's record; empty where no single number says it."""
+        """What was fitted, for the evaluation's record."""
         return {}
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
