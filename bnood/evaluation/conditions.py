@@ -1,7 +1,7 @@
 """The grammar of statistics (listed in the README and in docs/method.md), and how the network then normalises.
 
-A condition with fixed statistics gives an :class:`Estimate` for each side of a comparison; one that depends on the
-batch has a batch size, perhaps an OOD fraction, and a context. To add one, write a class and name it in ``KINDS``.
+Fixed statistics give an :class:`Estimate` for each side of a comparison; those that depend on the batch have a batch
+size, perhaps an OOD fraction, and a context. To add a kind, write a class and name it in ``KINDS``.
 """
 
 import math
@@ -37,7 +37,6 @@ class Estimate:
 
     @property
     def images(self) -> int:
-        """Number of images that the statistics are estimated on."""
         return sum(count for _, count in self.parts)
 
     def __str__(self) -> str:
@@ -71,7 +70,6 @@ class Condition:
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> "Condition":
-        """The condition of a name; ``UserError`` for values that make no sense."""
         return cls(found[0])
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:

@@ -107,9 +107,6 @@ def evaluate(
         augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
         progress: is called with the name of each step that begins.
         settings: ``statistics=``, ``detectors=`` and the other options by name, in place of those of ``options``.
-
-    Raises:
-        UserError: for anything that was given and does not fit.
     """
     options = options_with(settings, options)
     if not isinstance(network, Network):
@@ -154,7 +151,6 @@ def evaluate(
 
 
 def check_statistics(network: Network, options: EvaluationOptions) -> None:
-    """Refuse to ask a network without BatchNorm for nothing but statistics that it lacks."""
     if not has_batchnorm(network.model) and "running" not in options.statistics:
         nothing = f"so that there is nothing to evaluate under {' or '.join(options.statistics)}"
         raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
@@ -165,7 +161,6 @@ def _are_skipped(names: list[str]) -> str:
 
 
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
-    """Distances of the target statistics from the running ones, of each set and number of images once."""
     parts = {}
     for condition in conditions:
         for pair in sets.pairs_of(condition) if condition.name == "recalibrated:target" else ():

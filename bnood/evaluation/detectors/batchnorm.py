@@ -89,8 +89,8 @@ class _Clipping(TorchFunctionMode):
 class NeuralMeanDiscrepancy(Detector):
     """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
 
-    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; here
-    it is divided by the running standard deviation. The paper trains a classifier on them with a few OOD images.
+    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; the
+    paper trains a classifier on them with a few OOD images.
     """
 
     name = "nmd"
@@ -116,6 +116,3 @@ class NeuralMeanDiscrepancy(Detector):
             squares = squares + ((means.double() - running.mean) ** 2 / scale).sum(dim=1)
             channels += means.shape[1]
         return -(squares / channels).sqrt().numpy()
-
-    def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        raise NotImplementedError

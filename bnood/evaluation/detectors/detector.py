@@ -1,7 +1,6 @@
 """What a detector is: from a network's outputs to one score per image, **higher = more in-distribution**."""
 
 import importlib
-from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ class NotApplicable(UserError):
         super().__init__(f"not applicable: {reason}")
 
 
-class Detector(ABC):
+class Detector:
     """A post-hoc detector. A subclass sets the attributes, ``_score`` and, if it is fitted, ``_fit``.
 
     What ``needs`` says: ``"features"`` (with the logits), ``"channel_means"`` (spatial means of every BatchNorm layer's
@@ -66,7 +65,7 @@ class Detector(ABC):
         self.check_given(given, known is not None, head is not None)
         if self.fitted_on != "nothing":
             assert features is not None and logits is not None
-            self._check(features, logits, known, head)
+            self._check(features, logits, known)
             features, logits = features.detach(), logits.detach()
         self._fit(features, logits, known, head)
         self._is_fitted = True
@@ -87,31 +86,21 @@ class Detector(ABC):
         return {}
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
-        """Called with the checked arguments of :meth:`fit`, labels as a tensor; keeps no reference to the outputs."""
-        return None
+        """Called with the arguments of :meth:`fit`, labels as a tensor; keeps no reference to the outputs."""
 
-    @abstractmethod
     def _score(self, features: Tensor, logits: Tensor) -> Tensor | np.ndarray:
         """Scores ``[N]``, higher = more ID."""
+        raise NotImplementedError
 
-    def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        what, shapes = f"detector {self.name!r} needs", f"{list(features.shape)} and {list(logits.shape)}"
-        if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
-            raise UserError(f"{what} features [N, D] and logits [N, K] of the same images, not {shapes}")
-        n, width, classes = *features.shape, logits.shape[1]
-        if head is not None and head.weight.shape != (classes, width):
-            raise UserError(f"{what} a head of shape {[classes, width]}, not {list(head.weight.shape)}")
-        if self.reads == "features" and width == 0:
+    def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
+        if self.reads == "features" and features.shape[1] == 0:
             raise NotApplicable("the network's head takes feature maps, so there are no features")
         if not torch.isfinite(features).all():
-            raise UserError(f"{what} features without NaN or infinity: has training diverged?")
-        if labels is None:
-            return
-        if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {n} images")
-        smallest = int(torch.bincount(labels, minlength=classes).min())
-        if self.class_conditional and smallest < IMAGES_PER_CLASS:
-            raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
+            raise UserError(f"detector {self.name!r} needs features without NaN or infinity: has training diverged?")
+        if self.class_conditional and labels is not None:
+            smallest = int(torch.bincount(labels, minlength=logits.shape[1]).min())
+            if smallest < IMAGES_PER_CLASS:
+                raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
 
 
 def import_optional(module: str, detector: str) -> Any:
