@@ -23,7 +23,7 @@ FAMILIES = {
 ONE_BATCH = 1000  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
 Parts = tuple[tuple[str, int], ...]
-_NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last|only):\d+|mean|variance"
+_NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last):[1-9]\d*|only:\d+|mean|variance"
 
 
 @dataclass(frozen=True)
@@ -137,23 +137,14 @@ class Recalibrated(Condition):
     source: str = "target"
     form: str = ""
     share: float = 1.0
-    pattern = rf"recalibrated:(id|augmented|target|mixture)(?:@({_NUMBER}))?(?:/({_FORM}))?"
+    pattern = rf"recalibrated:(id|augmented|target(?:/({_FORM}))?|mixture@({_NUMBER}))"
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        source, form, fraction = found[1], found[3] or "", None if found[2] is None else float(found[2])
-        wrong = ""
-        if (source == "mixture") != (fraction is not None):
-            rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"
-            wrong = f"it {rule}, as in recalibrated:mixture@0.5"
-        elif form and source != "target":
-            wrong = f"only target takes a layer form, as in recalibrated:target/{form}"
-        elif re.fullmatch(r"(first|last):0+", form):
-            wrong = f"{form} is no layer; first and last count from 1"
-        elif fraction is not None and not 0 < fraction <= 1:
-            wrong = "the OOD fraction has to lie above 0 and be at most 1"
-        if wrong:
-            raise UserError(f"statistics {found[0]}: {wrong}")
+        source = re.split("[/@]", found[1])[0]
+        form, fraction = found[2] or "", None if found[3] is None else float(found[3])
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
         name = f"recalibrated:{source}" + (f"@{fraction:g}" if fraction else "") + (f"/{form}" if form else "")
         return cls(name, ood_fraction=fraction, logits_only=bool(form), source=source, form=form)
 

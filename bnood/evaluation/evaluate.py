@@ -17,8 +17,7 @@ from bnood.errors import UserError
 from bnood.evaluation.activations import layer_distances
 from bnood.evaluation.comparisons import Sets, arranged
 from bnood.evaluation.conditions import Condition, parse_statistics
-from bnood.evaluation.engine import Engine
-from bnood.evaluation.fitting import Fitting
+from bnood.evaluation.engine import Engine, Fitting
 from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables

@@ -64,7 +64,6 @@ def check_recalibration(
     classes: Sequence[str] | None = None,
     ood_set: Images | None = None,
     ood_fraction: float = 0.1,
-    stability: bool = True,
     **settings: Any,
 ) -> RecalibrationCheck:
     """Measure what the traffic's statistics would do to a network, and advise; the network is left as it is.
@@ -76,7 +75,6 @@ def check_recalibration(
         classes: names of the classes in the order of the logits, for ID images in folders.
         ood_set: images that do not belong in the traffic: what if ``ood_fraction`` of it were such images?
         ood_fraction: above 0 and below 1.
-        stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
         settings: seed, resamples, forward_batch, estimation_batch and workers, as in :class:`EvaluationOptions`.
     """
     options = options_with(settings)
@@ -116,11 +114,11 @@ def check_recalibration(
     names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
     layers = pd.DataFrame([(name, *of_traffic[name], *of_id[name]) for name in running], columns=names)
     rows, n = [], len(adaptation) // 2
-    while stability and n >= SMALLEST_PART:
+    while n >= SMALLEST_PART:
         parts = [estimate(adaptation.subset(np.arange(start, start + n))) for start in (0, n)]
         rows.append((n, _mean_shift(*parts) / _mean_shift(running, target)))
         n //= 2
-    apart = pd.DataFrame(rows, columns=["n", "relative_distance"]) if stability else pd.DataFrame()
+    apart = pd.DataFrame(rows, columns=["n", "relative_distance"])
     return RecalibrationCheck(*advise(figures), [note] if note else [], figures, layers, apart, target)
 
 
