@@ -43,11 +43,7 @@ def resample_counts(n: int, resamples: int, seed: int | Sequence[int]) -> np.nda
 
 
 def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The means of M per-image quantities in each of R resamples: ``[N, M]`` and counts ``[R, N]`` -> ``[R, M]``.
-
-    >>> weighted_means(np.array([[1.0], [4.0]]), np.array([[1, 1], [2, 0]])).tolist()
-    [[2.5], [1.0]]
-    """
+    """The means of M per-image quantities in each of R resamples: ``[N, M]`` and counts ``[R, N]`` -> ``[R, M]``."""
     columns = torch.from_numpy(np.asarray(values, dtype=np.float64))
     means = torch.empty(len(counts), columns.shape[1], dtype=torch.float64)
     # By torch, whose threads the network's passes have woken already: NumPy's would compete with them for the cores.
@@ -60,11 +56,7 @@ def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``.
-
-    >>> interval(np.arange(101.0), level=0.5)
-    (25.0, 75.0)
-    """
+    """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``."""
     values, missing = np.asarray(values, dtype=np.float64), int(np.isnan(values).sum())
     if values.ndim != 1 or len(values) < 2 or missing:
         shape = list(values.shape)

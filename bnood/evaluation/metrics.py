@@ -64,12 +64,7 @@ def detection_metrics(
 
     ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample; without
     them R is 1. Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
-
-    >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
-    [0.75, 1.0]
     """
-    if (id_counts is None) != (ood_counts is None):
-        raise UserError("resamples need counts of both the ID and the OOD images, or of neither")
     return detection_metrics_of_sets(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
 
 

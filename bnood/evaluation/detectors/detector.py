@@ -57,8 +57,7 @@ class Detector:
         """Choose the detector's parameters on in-distribution images.
 
         Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear
-        layer, as far as needed. Raises ``UserError`` if one is missing or does not fit, :class:`NotApplicable` if the
-        detector cannot be fitted on these images.
+        layer, as far as needed. Raises :class:`NotApplicable` if it cannot be fitted on these images.
         """
         known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         given = features is not None and logits is not None and len(features) > 0
