@@ -76,10 +76,10 @@ TRAIN = {
 RUN = {  # a trained run that is evaluated
     "--statistics batch,runing": "statistics runing: choose from running, batch",
     "--statistics batch:1": "batch:1: batch statistics need at least 2 images in a batch",
-    "--statistics recalibrated:mixture": "it needs its OOD fraction, as in recalibrated:mixture@0.5",
+    "--statistics recalibrated:mixture": "statistics recalibrated:mixture: choose from running, batch",
     "--statistics prior:1e400": "prior:1e400: the prior counts as so many images; expected a finite number",
     "--detectors msp,knm": "unknown detector 'knm'; did you mean",
-    "--resamples 0": "resamples is 0: an interval needs at least 2",
+    "--resamples 0": "resamples is 0; it has to be at least 2",
     "--ood nowhere": "'nowhere' is no known set",
     "--ood tiny": "tiny: a set of the name 'tiny' is already being evaluated",
     "--ood marks,@one.npz": "one.npz: images are 8 x 8 pixels; expected 16 x 16",

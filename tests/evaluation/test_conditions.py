@@ -1,6 +1,7 @@
 """The grammar of statistics: names, what they expand to, what they estimate, and what is refused."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -46,26 +47,22 @@ def test_names_are_canonical(given: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("batch:128@0", "between 0 and 1; pure is batch:128"),
-        ("batch:128@1", "between 0 and 1; pure is batch:128"),
-        ("batch:x", "choose from"),
-        ("recalibrated:mixture@1.5", "above 0 and be at most 1"),
-        ("recalibrated:id/first:3", "only target takes a layer form, as in recalibrated:target/first:3"),
-        ("recalibrated:target/first:0", "count from 1"),
-        ("recalibrated:target/mean/first:2", "choose from"),
-        ("prior:16/batch:1", "at least 2 images"),
+        ([], "expected a list of names"),
+        ("batch", "expected a list of names"),
+        (["batch:128@1"], "between 0 and 1; pure is batch:128"),
+        (["batch:x"], "choose from"),
+        (["recalibrated:mixture@1.5"], "above 0 and be at most 1"),
+        (["recalibrated:id@0.5"], "choose from"),
+        (["recalibrated:id/first:3"], "choose from"),
+        (["recalibrated:target/first:0"], "choose from"),
+        (["recalibrated:target/mean/first:2"], "choose from"),
+        (["prior:16/batch:1"], "at least 2 images"),
     ],
 )
-def test_what_is_none_of_the_grammar_is_refused_with_the_right_form(given: str, words: str) -> None:
+def test_what_is_none_of_the_grammar_is_refused_with_the_right_form(given: Any, words: str) -> None:
     with pytest.raises(UserError) as raised:
-        parse_statistics([given])
+        parse_statistics(given)
     assert words in str(raised.value) and "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("given", [(), "batch"])
-def test_statistics_are_a_list_of_names(given: tuple[str, ...] | str) -> None:
-    with pytest.raises(UserError, match="expected a list of names"):
-        parse_statistics(given)  # type: ignore[arg-type]
 
 
 def test_both_sides_of_target_get_the_same_number_of_images() -> None:

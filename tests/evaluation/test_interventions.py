@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from plain_interventions import batchnorm_names, matched_copy, with_statistics
-from small_evaluation import outputs, small_network
+from small_evaluation import batchnorm_names, matched_copy, outputs, small_network, with_statistics
 from test_passes import CLOSE, batches_of, calibration, run
 from test_tables import DETECTION, by_sklearn, make
 from torch import nn

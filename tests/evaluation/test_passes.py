@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_interventions import measured_by_torch, with_statistics
 from small_evaluation import (
     Recorded,
     identities,
     left_as_it_was,
+    measured_by_torch,
     outputs,
     recorded,
     small_network,
     small_set,
     small_sets,
+    with_statistics,
 )
 from torch import Tensor
 

@@ -20,6 +20,7 @@ from bnood.statistics import (
     BatchNormStatistics,
     LayerStatistics,
     Mode,
+    decide_statistics,
     estimate_statistics,
     read_statistics,
     use_statistics,
@@ -252,3 +253,23 @@ def test_statistics_that_do_not_fit() -> None:
     for message, statistics in cases.items():
         with untouched(model), pytest.raises(UserError, match=message), use_statistics(model, statistics):
             pass
+
+
+def test_named_layers_are_decided_upon_before_they_run_and_none_leaves_the_running_statistics() -> None:
+    """That what is decided is what the layers use: tests/evaluation/test_interventions.py."""
+    model, x = small_model().eval(), torch.randn(6, 3, 6, 6)
+    for layers in (None, ["6"]):
+        asked: list[str] = []
+        with untouched(model), decide_statistics(model, lambda name, found, to=asked: to.append(name), layers):
+            torch.testing.assert_close(run(model, x), expected(model, "running", x))
+        assert asked == (layers or ["1", "6"])
+    take = pytest.raises(UserError, match="no BatchNorm layer '7x'")
+    with take, decide_statistics(model, lambda name, found: found, ["7x"]):
+        pass
+
+    def fail(name: str, found: LayerStatistics) -> LayerStatistics:
+        raise ArithmeticError(name)
+
+    with untouched(model), pytest.raises(ArithmeticError):  # noqa: SIM117
+        with use_statistics(model, "batch"), decide_statistics(model, fail):
+            model(x)
