@@ -2,7 +2,7 @@
 
 A row runs a script's function in this process, as the script does, or calls the library. Each has to end in one line
 (exit status 2, or ``UserError``) that names the true cause, and to write nothing. ``@name`` is a file of
-``bad_files.py``. Files with damaged pixels, and values of statistics and metrics, are tested beside their readers too.
+``bad_files.py``. Files with damaged pixels, statistics, scores and metrics are tested beside their code.
 """
 
 import importlib.util
@@ -28,7 +28,6 @@ from tiny_study import TRAINING, study_config
 import bnood
 from bnood.errors import UserError
 from bnood.evaluation.detectors import make_detector
-from bnood.statistics import LayerStatistics
 from bnood.training.train import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_recalibration.py"
@@ -129,18 +128,7 @@ CHECK = {
 }
 
 
-def layer(mean: Any, var: Any, count: int = 1) -> bnood.BatchNormStatistics:
-    given = LayerStatistics(torch.tensor(mean), torch.tensor(var), count)
-    return bnood.BatchNormStatistics({"0": given})
-
-
-def used(statistics: Any, model: torch.nn.Module | None = None) -> None:
-    with bnood.use_statistics(model or good(), statistics):
-        pass
-
-
 BATCH = torch.zeros(4, 3, 8, 8)
-SCORES = torch.zeros(3)
 IDS = bnood.images(np.zeros((8, 8, 8, 3), np.uint8))
 
 LIBRARY: list[tuple[Callable[[], object], str]] = [
@@ -167,29 +155,7 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.Network(scales()).outputs(BATCH), "name the layer whose input are the features (head="),
     (lambda: bnood.Network(Changed(str)).outputs(BATCH), "gives a str, not logits [N, K]: pass call="),
     (lambda: bnood.Network(good()).outputs(torch.zeros(4, 3, 9, 9)), "Sequential cannot take a batch [4, 3, 9, 9] ("),
-    (lambda: used("moving"), "unknown statistics 'moving': give 'running', 'batch' or BatchNormStatistics"),
-    (lambda: used("running", torch.nn.Linear(3, 3)), "Linear has no BatchNorm layer"),
-    (lambda: used(layer([0.0], [1.0])), "layer '0' has 3 channels, but the statistics have 1"),
-    (lambda: layer([NAN], [1.0]), "layer '0': the mean or the variance is NaN or infinite"),
-    (lambda: layer([0.0], [-1.0]), "layer '0': the variance is negative in some channel (-1)"),
-    (lambda: layer([0.0], [1.0]).interpolate(layer([0.0], [1.0]), NAN), "it has to lie between 0 and 1"),
-    (lambda: bnood.bake(good(), "batch"), "only BatchNormStatistics can be written into a model, not 'batch'"),
-    (lambda: bnood.estimate_statistics(good(), []), "no batches were given"),
-    (lambda: bnood.estimate_statistics(good(), BATCH), "the batches are one tensor, which would be taken image by"),
-    (lambda: bnood.estimate_statistics(good(), [BATCH], method="two"), "unknown method 'two': choose one_pass or seq"),
-    (lambda: bnood.estimate_statistics(good(), [BATCH * NAN]), "layer '0' received NaN or infinite values"),
-    (
-        lambda: bnood.estimate_statistics(good(), [BATCH], method="sequential", max_passes=0),
-        "max_passes is 0: an estimate takes one pass at least",
-    ),
-    (lambda: bnood.auroc([], [1.0]), "there are no ID scores; at least one is needed"),
-    (lambda: bnood.auroc([NAN], [1.0]), "NaN"),
-    (lambda: bnood.fpr_at_tpr([1.0], [1.0], tpr=95), "tpr has to lie above 0 and be at most 1 (0.95, say), not 95"),
-    (lambda: bnood.msp(SCORES), "logits"),
-    (lambda: bnood.energy(SCORES[None] * NAN), "NaN"),
     (lambda: make_detector("knm"), "unknown detector 'knm'; did you mean"),
-    (lambda: make_detector("knn").fit(), "detector 'knn' is fitted on training images, and none were given"),
-    (lambda: make_detector("vim").fit(BATCH, BATCH), "needs weight and bias of the network's last linear layer"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}), "no OOD set was named: give --ood"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": IDS}, statistic="x"), "statistic"),
     (lambda: bnood.check_recalibration(bnood.Network(good()), IDS, IDS), "8 images are too few to advise"),
