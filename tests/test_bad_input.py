@@ -88,8 +88,6 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
 LAB: list[tuple[str | dict[str, Any], str]] = [
     ("--workers 0", "workers is 0; expected a whole number from 1 to 1000"),
     ("--batch_size 1", "batch_size is 1; expected a whole number from 2 to 60"),
-    ("--config none.yaml", "none.yaml: no such config file"),
-    ("--images no_such_set", "'no_such_set' is no known set"),
     ("--images @unlabelled.npz", "unlabelled.npz: images are 16 x 16 pixels; expected 32 x 32"),
     ("--images @dark.npz", "dark: labels are 0 to 0; expected two classes or more, numbered below 80"),
     ("--images @gap.npz", "gap: labels are 0 to 1099511627776; expected two classes or more, numbered below 80"),
@@ -103,10 +101,8 @@ LAB: list[tuple[str | dict[str, Any], str]] = [
     ({"grid": {"norms": ["gn"], "width": 9}}, "width is 9; GroupNorm's 8 groups need a multiple of 8"),
     ({"grid": {"learning_rate": NAN}}, "learning_rate is nan; expected a number above 0"),
     ({"grid": {"architecture": "plain"}}, "depth is 2; expected a whole number from 3 to 1000"),
-    ({"grid": {"depth": 100_000}}, "the grid of mlp: depth is 100000; expected a whole number from 1 to 1000"),
     ({"grid": {"width": 2**40}}, "width is 1099511627776; expected a whole number from 1 to 10000"),
     ({"grid": {"depth": 1000, "width": 8000}}, "depth 1000, width 8000 and batch_size 20 need 6e+10 numbers in memory"),
-    ({"grid": {"epochs": 10**9}}, "epochs is 1000000000; expected a whole number from 1 to 1000000"),
     ({"grid": {"activation": "relu"}}, "there is no key activation"),
     ({"train_count": 500}, "bright has 80 images with labels; train_count 500 and validation_count 20 need 520 with"),
     ({"images": "shapes", "train_count": 10**12}, "train_count is 1000000000000; expected a whole number from 1 to"),
@@ -132,7 +128,6 @@ BATCH = torch.zeros(4, 3, 8, 8)
 IDS = bnood.images(np.zeros((8, 8, 8, 3), np.uint8))
 
 LIBRARY: list[tuple[Callable[[], object], str]] = [
-    (lambda: bnood.images("nowhere"), "'nowhere' is no known set"),
     (lambda: bnood.images(3), "it is a int; expected the name or path of a set, or a map-style dataset"),
     (lambda: bnood.images("digits", split="best"), "digits: there is no split 'best'; expected one of train, val"),
     (lambda: bnood.images("digits", split="val"), "'digits' has no split 'val': choose one of test"),

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from small_evaluation import Cell, Recorded, recorded, small_network, small_set, small_sets
+from test_metrics import oracle_metrics
 
 from bnood.errors import UserError
 from bnood.evaluation.intervals import interval, set_counts
+from bnood.evaluation.metrics import DETECTION_METRICS as DETECTION
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
@@ -47,18 +48,7 @@ def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFra
 
 
 def by_sklearn(metric: str, inside: np.ndarray, outside: np.ndarray) -> float:
-    is_positive, values = np.r_[np.ones(len(inside)), np.zeros(len(outside))], np.r_[inside, outside]
-    if metric in ("aupr_out", "fpr95_ood_positive"):
-        is_positive, values = 1 - is_positive, -values
-    if metric == "auroc":
-        return float(roc_auc_score(is_positive, values))
-    if metric.startswith("aupr"):
-        return float(average_precision_score(is_positive, values))
-    fpr, tpr, _ = roc_curve(is_positive, values, drop_intermediate=False)
-    return float(fpr[np.argmax(tpr >= 0.95)])
-
-
-DETECTION = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
+    return oracle_metrics(inside, outside)[metric]
 
 
 def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Recorded) -> None:
@@ -145,13 +135,10 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
         joined = pairs(made, row)
         resampled = []
         for draw in range(RESAMPLES):
-            drawn = [
-                [
-                    np.repeat(side["energy"], of[draw][side["index"]])
-                    for side, of in zip(pair, (of_id, of_far), strict=True)
-                ]
-                for pair in joined
-            ]
+            counts = of_id[draw], of_far[draw]
+            drawn = (
+                [np.repeat(side["energy"], of[side["index"]]) for side, of in zip(pair, counts)] for pair in joined
+            )
             resampled.append(np.mean([by_sklearn(metric, *both) for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
