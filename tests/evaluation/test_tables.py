@@ -136,9 +136,8 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
         resampled = []
         for draw in range(RESAMPLES):
             counts = of_id[draw], of_far[draw]
-            drawn = (
-                [np.repeat(side["energy"], of[side["index"]]) for side, of in zip(pair, counts)] for pair in joined
-            )
+            sides = [[*zip(pair, counts, strict=True)] for pair in joined]
+            drawn = [[np.repeat(side["energy"], of[side["index"]]) for side, of in pair] for pair in sides]
             resampled.append(np.mean([by_sklearn(metric, *both) for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
