@@ -5,7 +5,6 @@ A row runs a script's function in this process, as the script does, or calls the
 ``bad_files.py``. Files with damaged pixels, statistics, scores and metrics are tested beside their code.
 """
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 import torch
 from bad_files import FILES, Changed, good, scales
 from bad_rows import NETWORK, RUN, TRAIN
+from check_recalibration import main as check
 from eval_ood import main as evaluate
 from lab import main as lab
 from refusal import refusal, tree
@@ -29,9 +29,6 @@ import bnood
 from bnood.errors import UserError
 from bnood.evaluation.detectors import make_detector
 from bnood.training.train import train
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "check_recalibration.py"
-
 
 NAN = float("nan")
 SETS = {"id": "digits", "ood": ["textures"]}  # of given networks
@@ -153,6 +150,7 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: make_detector("knm"), "unknown detector 'knm'; did you mean"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}), "no OOD set was named: give --ood"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": IDS}, statistic="x"), "statistic"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}, calibration="v1"), "choose matched or v0.1"),
     (lambda: bnood.check_recalibration(bnood.Network(good()), IDS, IDS), "8 images are too few to advise"),
 ]
 
@@ -198,10 +196,7 @@ def call_of(door: str, given: Any, folder: Path) -> tuple[Any, list[str]]:
         run = ["--run", str(trained()), "--ood", "marks", "--statistics", "running"]
         return evaluate, evaluation_arguments(*run, *out, *arguments)
     if door == "check":
-        spec = importlib.util.spec_from_file_location("check_recalibration", SCRIPT)
-        assert spec is not None and spec.loader is not None
-        spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
-        return script.main, arguments
+        return check, arguments
     main, options = {
         "train": (train, training_arguments(folder / "runs", "new")),
         "network": (evaluate, ["--statistics", "running,recalibrated:target", "--detectors", "msp", *out]),

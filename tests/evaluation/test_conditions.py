@@ -74,12 +74,9 @@ def test_both_sides_of_target_get_the_same_number_of_images() -> None:
         assert [each.images for each in in_layers] == [count, count] and in_layers[0].form == "first:2"
 
 
-def test_version_01_took_all_images_of_each_side() -> None:
+def test_version_01_took_all_images_and_layer_forms_take_at_most_what_passes_as_one_batch() -> None:
     ours, theirs = estimates("recalibrated:target", SPLITS._replace(matched=False))
     assert (ours.parts, theirs.parts) == ((("id", 200),), (("target:far", 300),))
-
-
-def test_layer_forms_take_at_most_as_many_images_as_pass_as_one_batch() -> None:
     large = Splits({"id": 5000, "target:far": 5000}, 5000, True)
     assert [each.images for each in estimates("recalibrated:target/mean", large)] == [1000, 1000]
 

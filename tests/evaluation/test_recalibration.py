@@ -1,12 +1,12 @@
 """The check before recalibrating: figures against direct computation on a small network, advice on made-up figures."""
 
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from check_recalibration import main
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from bnood.evaluation.recalibration import RecalibrationCheck, advise, check_rec
 from bnood.networks.network import Network
 from bnood.statistics import bake, estimate_statistics, use_statistics
 
-ROOT = Path(__file__).parents[2]
 SIZE = 8
 
 
@@ -144,7 +143,6 @@ def test_the_script_ends_in_the_advice(
     for each in (ID, TRAFFIC):
         np.savez(tmp_path / f"{each.name}.npz", images=each.images, labels=each.labels)
     monkeypatch.chdir(tmp_path)
-    main = runpy.run_path(str(ROOT / "scripts" / "check_recalibration.py"))["main"]
     arguments = ["--model", "bad_files:good", "--id", "id.npz", "--traffic", "traffic.npz", "--ood", "id.npz"]
     main([*arguments, "--count", "100"])
     *lines, last = capsys.readouterr().out.splitlines()

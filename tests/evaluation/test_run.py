@@ -1,7 +1,6 @@
 """Evaluating a run from the files of its sets to the files of its tables, on a small untrained network."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,30 +101,7 @@ def test_fewer_images_are_scored_on_request(root: Path) -> None:
     assert len(images.id_set) == 12 and {name: len(each) for name, each in images.ood_sets.items()} == {"far": 11}
 
 
-@pytest.mark.parametrize(
-    ("sets", "options", "named"),
-    [
-        ({"ood": ("lonely",)}, {}, "lonely: it has 1 image"),
-        ({"ood": ("known",)}, {}, "'known' is already"),
-        ({}, {"calibration": "v1"}, "choose matched or v0.1"),
-        ({}, {"resample": 3}, "no setting 'resample'; expected statistics"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_named(root: Path, sets: Any, options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named) as raised:
-        evaluate(small_network(), **vars(load(make_run(root), SetOptions(**sets))), **options)
-    assert "\n" not in str(raised.value)
-
-
-def test_id_sets_that_cannot_be_scored_are_named(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    for images, named in (
-        (small_set("known", 1, 2), "known: it has 1 image"),
-        (replace(small_set("known", 9, 2), labels=np.arange(9)), "label is 8; expected"),
-    ):
-        save(tmp_path, "test", images)
-        with pytest.raises(UserError, match=named):
-            evaluated(make_run(tmp_path))
+def test_an_id_set_that_was_trained_on_as_a_whole_is_refused(root: Path) -> None:
     run = make_run(root, in_distribution=str(root / "known" / "train.npz"))  # every split is the whole file
     with pytest.raises(UserError, match=r"train.npz has no test images of its own, small was trained on them"):
         load(run)
