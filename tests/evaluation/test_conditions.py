@@ -1,6 +1,5 @@
 """The grammar of statistics: names, what they expand to, what they estimate, and what is refused."""
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -96,9 +95,6 @@ def test_layer_forms_choose_layers_in_order_of_execution() -> None:
     assert in_form("last:3", LAYERS) == ["b", "c", "d"]
     assert [in_form(f"only:{k}", LAYERS) for k in range(4)] == [["a"], ["b"], ["c"], ["d"]]
     assert in_form("first:4", LAYERS) == in_form("last:4", LAYERS) == in_form("mean", LAYERS) == LAYERS
-
-
-@pytest.mark.parametrize(("kind", "beyond"), [*product(("first", "last"), ("5",)), ("only", "4")])
-def test_a_layer_that_the_network_does_not_run_is_refused(kind: str, beyond: str) -> None:
-    with pytest.raises(UserError, match=f"target/{kind}:{beyond}: the network runs 4 BatchNorm layers"):
-        in_form(f"{kind}:{beyond}", LAYERS)
+    for beyond in ("first:5", "last:5", "only:4"):
+        with pytest.raises(UserError, match=f"target/{beyond}: the network runs 4 BatchNorm layers"):
+            in_form(beyond, LAYERS)

@@ -69,29 +69,11 @@ def all_modes(model: nn.Module) -> dict[str, BatchNormStatistics | Mode]:
     return {"running": "running", "batch": "batch", "given": full, "partial": BatchNormStatistics({first: full[first]})}
 
 
-def frozen_resnet() -> nn.Module:
-    """A network as it is while it is fine-tuned: the stem and the first stage frozen, the rest in train mode."""
-    model = torchvision.models.resnet18(weights=None, num_classes=5).train()
-    for part in (model.conv1, model.bn1, model.layer1):
-        part.eval().requires_grad_(False)
-    return model
-
-
-class OwnSubclass(nn.BatchNorm2d):
-    """BatchNorm and activation in one layer, as timm's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.leaky_relu(super().forward(x))
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "small": small_model,
     "small, evaluating": lambda: small_model().eval(),
     "double": lambda: small_model().double(),
     "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=5),
-    "frozen resnet18": frozen_resnet,
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(weights=None, num_classes=5, width_mult=0.25).train(),
-    "subclass": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), OwnSubclass(4), nn.Dropout(0.5), nn.Flatten()),
     "not affine": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten()),
     "sync": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4), nn.Flatten()),
 }
