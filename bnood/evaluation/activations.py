@@ -1,7 +1,6 @@
 """What the penultimate units do: the figures behind ReAct's picture (Sun, Guo & Li 2021).
 
-Raw magnitudes cannot be compared across norms or runs. The reference is the network's in-distribution images under its
-own running statistics, so that one reference serves every condition and a figure moves only because activations do.
+Raw magnitudes cannot be compared across norms or runs: the reference is the ID images under running statistics.
 """
 
 import numpy as np
@@ -87,8 +86,7 @@ class ClassMix:
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Largest unit mean of the reference images in the mix of a set's predicted classes ``[n]``, over their own.
 
-        Per resample (counts ``[R, n]``), unless the effective number is below 50. Classes that no reference image was
-        sorted into are left out; where no other is left, the mix is the reference's own, and the ratio 1.
+        Classes without reference images are left out; where no other is left, the mix is the reference's own.
         """
         present = self.sizes > 0
         mix = weighted_means(self.group[prediction][:, None] == np.arange(self.means.shape[1]), counts) * present
@@ -121,10 +119,7 @@ def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, eps: float = 1e-5) -> pd.DataFrame:
-    """How far a set's target statistics are from the running ones, per BatchNorm layer, as means over its channels.
-
-    ``eps`` is added to the variances, as the layer does; ``symmetric_kl`` is Jeffreys' divergence in nats.
-    """
+    """How far target statistics are from running ones, per layer, as means over its channels (KL: Jeffreys', nats)."""
     rows = []
     for position, layer in enumerate(target):
         expected, found = running[layer], target[layer]

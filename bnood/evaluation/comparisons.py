@@ -146,10 +146,8 @@ def _check(images: Images, known: Mapping[str, Images]) -> None:
 
 
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
-    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all).
-
-    Statistics are estimated on the first ``calibration`` of the images in their ``order``; these come last.
-    """
+    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all)."""
+    # Statistics are estimated on the first of them in this order.
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):
         return np.sort(candidates)

@@ -112,11 +112,7 @@ class _Places(NamedTuple):
 
 
 class _IdSide(NamedTuple):
-    """What the detection metrics need of some resamples of the ID images, whatever the OOD set.
-
-    Each image's own score is tried as the threshold, which makes equal scores share one threshold and an image
-    that was not drawn change nothing. All counts are whole numbers far below 2**53, hence exact in float64.
-    """
+    """What the detection metrics need of some resamples of the ID images: each image's score is tried as threshold."""
 
     before: np.ndarray  # [R, N + 1], images below each place in the order, and all
     total: np.ndarray  # [R]

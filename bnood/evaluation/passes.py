@@ -117,10 +117,7 @@ class Passes:
         return found
 
     def _in_form(self, estimate: Estimate) -> bn.BatchNormStatistics:
-        """Target statistics in some layers, each measured as its input arrives under this very condition.
-
-        All images pass as one batch: a layer is decided upon behind layers that are normalised as they will be.
-        """
+        """Target statistics in some layers, measured on one batch as it arrives there under this very condition."""
         sets, pairs = self._images(estimate)
         network, model = self.network, self.network.model
         (batch,) = read_batches(sets, [pairs], network.transform, self.options.workers)

@@ -33,8 +33,7 @@ UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after a
 class RecalibrationCheck:
     """What recalibrating on the traffic would do.
 
-    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference,
-    with its bootstrap interval where images are paired; accuracy, flips and AUROC are fractions.
+    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference.
     ``layers``: how far the traffic's statistics, and those of half of the ID images (``id_``), are from running ones.
     ``stability``: how far apart the estimates of two disjoint parts of n images are, as a fraction of the traffic's
     distance from the running statistics; below 0.5, n images are enough to see the shift.

@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnood import tracking
 from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images
 from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
@@ -23,9 +24,6 @@ from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.passes import Augment
 from bnood.training.run_folder import CHECKPOINT, Run
 
-if TYPE_CHECKING:
-    from bnood.tracking import TrackingOptions
-
 FOLDER = "ood"
 ASKED = "asked"  # the key of evaluation.json that holds the options
 
@@ -34,7 +32,7 @@ def evaluate_run(
     run: Run,
     sets: SetOptions,
     options: EvaluationOptions,
-    wandb: "TrackingOptions",
+    wandb: tracking.TrackingOptions,
     command: str,
     progress: Callable[[str], object],
     say: Callable[[str], object],
@@ -44,8 +42,6 @@ def evaluate_run(
 
     ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read.
     """
-    from bnood import tracking
-
     question, data = asked(run.folder, sets, options), run.config["data"]
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -49,10 +49,7 @@ SCORES: dict[str, Callable[[Any], Any]] = {"msp": msp, "energy": energy, "max_lo
 
 
 def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
-    """The logits as a float64 tensor ``[N, K]`` (N may be 0), on the device they are on.
-
-    Raises ``UserError`` for anything but a tensor or array of real, finite numbers with at least two classes.
-    """
+    """The logits as a float64 tensor ``[N, K]`` on their device; they have to be real, finite, of K >= 2 classes."""
     if not isinstance(logits, Tensor | np.ndarray):
         raise UserError(f"logits have to be a tensor or an array of shape [N, K], not {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[1] < 2:

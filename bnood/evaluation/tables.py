@@ -107,10 +107,7 @@ class Tables:
     def results(
         self, names: Mapping[str, object], fitted_under: Mapping[str, str], order: Sequence[str]
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The table of metrics, and the same rows with their replicates.
-
-        ``names`` holds the first columns, ``fitted_under`` all detectors, ``order`` that of the statistics.
-        """
+        """The table of metrics, and the same rows with their replicates; ``fitted_under`` names all detectors."""
         rows: list[dict[str, Any]] = []
 
         def add(where: Where, detector: str, metric: str, resampled: np.ndarray, n_id: int, n_ood: int) -> None:

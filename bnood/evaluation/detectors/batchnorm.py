@@ -46,10 +46,7 @@ class BATS(Detector):
 
 
 class _Clipping(TorchFunctionMode):
-    """Clips what ``batch_norm`` returns while one of the ``layers`` runs.
-
-    Not a hook on the layer's output: subclasses such as timm's BatchNormAct2d have an activation behind the norm.
-    """
+    """Clips what ``batch_norm`` returns, not what its layer does: timm's BatchNormAct2d has an activation behind it."""
 
     def __init__(self, lam: float, count: int) -> None:
         super().__init__()
@@ -85,10 +82,9 @@ class _Clipping(TorchFunctionMode):
 
 
 class NeuralMeanDiscrepancy(Detector):
-    """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
+    """Minus the root mean square, over all channels, of the standardised mean discrepancies (Dong et al., CVPR 2022).
 
-    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; the
-    paper trains a classifier on them with a few OOD images.
+    The paper trains a classifier on them with a few OOD images.
     """
 
     name = "nmd"

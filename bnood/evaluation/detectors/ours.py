@@ -45,10 +45,8 @@ class Temperature(Detector):
 
 
 def fit_temperature(logits: Tensor | np.ndarray, labels: np.ndarray) -> float:
-    """The T in [0.01, 100] that minimises the mean negative log-likelihood of logits ``[N, K]``, labels ``[N]``.
-
-    In b = 1 / T it is convex with the derivative mean(sum_k p_k(b) z_k - z_label): bisection finds its zero.
-    """
+    """The T in [0.01, 100] that minimises the mean negative log-likelihood of logits ``[N, K]``, labels ``[N]``."""
+    # In b = 1 / T it is convex with the derivative mean(sum_k p_k(b) z_k - z_label): bisection finds its zero.
     z = checked_logits(logits).numpy()
     z = z - z[np.arange(len(z)), labels][:, None]
 
@@ -102,10 +100,7 @@ class BATSFeatures(Detector):
 
 
 class Gaussian(Detector):
-    """Minus the squared Mahalanobis distance to the mean of all fitting images, one class for all, in float64.
-
-    The covariance is shrunk (Ledoit & Wolf 2004), so that fewer images than features are enough.
-    """
+    """Minus the squared Mahalanobis distance to the mean of all fitting images, by a shrunk covariance, in float64."""
 
     name = "gaussian"
     fitted_on = "train"
