@@ -27,10 +27,7 @@ BYTES_FITTED = 1 << 30  # what fitted detectors may take while several condition
 
 
 class Fitting:
-    """Fits the detectors that were asked for, as often as there are conditions.
-
-    Refuses those that need images, labels or a linear head that there are not; default ones are left out with a note.
-    """
+    """Fits detectors; refuses those that need what there is not, but leaves out default ones with a note."""
 
     def __init__(self, passes: Passes, sets: Sets) -> None:
         self.network, self.options, self.notes, self.sets = passes.network, passes.options, passes.notes, sets

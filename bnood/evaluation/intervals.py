@@ -118,7 +118,7 @@ class Replicates:
         return Interval(*map(float, seeds_interval(self.values, self.draws, level)))
 
     def effect_size(self, null: float = 0.0) -> float:
-        """Cohen's d_z (Lakens 2013, equation 6); NaN for one seed, and where effects differ by rounding errors alone."""
+        """Cohen's d_z (Lakens 2013, equation 6); NaN for one seed, and where nothing but rounding differs."""
         values = self.values - null
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return float(np.mean(values)) / spread if spread > 1e-12 * float(np.abs(values).max()) else math.nan
