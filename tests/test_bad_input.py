@@ -126,10 +126,6 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.images("digits", image_size=64), "digits: drawn at 32 x 32 pixels; expected an image size of 32"),
     (lambda: bnood.images("a\0b.npz"), "it cannot be read (embedded null byte)"),
     (lambda: bnood.images([]), "list: there are no images in it; expected at least one"),
-    (
-        lambda: bnood.images([0, 0], labels=[0.0, NAN]),
-        "list: labels are float64 [2]; expected int64 [2], one per image",
-    ),
     (lambda: bnood.images([0, 0], image_size=32), "list: image_size and count are for names and paths; expected nei"),
     (lambda: bnood.images("digits", image_size=0), "image_size is 0; expected a number of pixels from 1 up"),
     (lambda: bnood.images("~nobody-of-this-name/x"), "~nobody-of-this-name/x: it cannot be read (No such file"),

@@ -29,9 +29,7 @@ def test_families_stand_for_their_members_and_running_always_comes_first() -> No
     ("given", "canonical"),
     [
         ("batch:8@0.50", "batch:8@0.5"),
-        ("recalibrated:augmented", "recalibrated:augmented"),
         ("recalibrated:mixture@1", "recalibrated:mixture@1"),
-        ("recalibrated:target/first:3", "recalibrated:target/first:3"),
         ("recalibrated:target/variance", "recalibrated:target/variance"),
         ("path:0.10", "path:0.1"),
         ("prior:16.0/batch:64", "prior:16/batch:64"),

@@ -47,10 +47,6 @@ def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFra
     return [(known[known["shuffle"] == s], ood[ood["shuffle"] == s]) for s in sorted(ood["shuffle"].unique())]
 
 
-def by_sklearn(metric: str, inside: np.ndarray, outside: np.ndarray) -> float:
-    return oracle_metrics(inside, outside)[metric]
-
-
 def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Recorded) -> None:
     rows = made.found.table[made.found.table["metric"].isin(DETECTION)]
     # running, pure, mixed, recalibrated:id, :target and :mixture, on two sets, three detectors and five metrics each
@@ -59,7 +55,7 @@ def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(m
     for _, row in rows.iterrows():
         joined = pairs(made, row)
         assert len(joined) == (2 if row["statistics"].startswith("batch") else 1)
-        values = [by_sklearn(row["metric"], known[row["detector"]], ood[row["detector"]]) for known, ood in joined]
+        values = [oracle_metrics(known[row["detector"]], ood[row["detector"]])[row["metric"]] for known, ood in joined]
         assert row["value"] == pytest.approx(np.mean(values), abs=1e-12)
         assert (row["n_ood"], row["n_id"]) == (len(joined[0][1]), len(joined[0][0]))
 
@@ -138,7 +134,7 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
             counts = of_id[draw], of_far[draw]
             sides = [[*zip(pair, counts, strict=True)] for pair in joined]
             drawn = [[np.repeat(side["energy"], of[side["index"]]) for side, of in pair] for pair in sides]
-            resampled.append(np.mean([by_sklearn(metric, *both) for both in drawn]))
+            resampled.append(np.mean([oracle_metrics(*both)[metric] for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
     row, far = rows.loc["msp", "mean"], [ood["msp"].to_numpy() for _, ood in joined]
