@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bad_files import FILES, Changed, good, scales
+from bad_files import FILES, good, scales
 from bad_rows import NETWORK, RUN, TRAIN
 from check_recalibration import main as check
 from eval_ood import main as evaluate
@@ -135,7 +135,6 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.Network(good(), head="haed"), "Sequential has no layer 'haed'"),
     (lambda: bnood.Network(good()).head, "call probe(batch) or outputs(batch) first, which find the head"),
     (lambda: bnood.Network(scales()).outputs(BATCH), "name the layer whose input are the features (head="),
-    (lambda: bnood.Network(Changed(str)).outputs(BATCH), "gives a str, not logits [N, K]: pass call="),
     (lambda: bnood.Network(good()).outputs(torch.zeros(4, 3, 9, 9)), "Sequential cannot take a batch [4, 3, 9, 9] ("),
     (lambda: make_detector("knm"), "unknown detector 'knm'; did you mean"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}), "no OOD set was named: give --ood"),
