@@ -1,7 +1,6 @@
 """What the penultimate units do: the figures behind ReAct's picture (Sun, Guo & Li 2021).
 
-Raw magnitudes cannot be compared across norms or runs. The reference is the network's in-distribution images under its
-own running statistics, so that one reference serves every condition and a figure moves only because activations do.
+Raw magnitudes cannot be compared across norms or runs: the reference is the ID images under running statistics.
 """
 
 import numpy as np
@@ -54,10 +53,8 @@ def share_above(features: np.ndarray, p99: np.ndarray) -> np.ndarray:
 class ClassMix:
     """The reference images by predicted class: what a set's mix of classes alone does to the units.
 
-    A unit serves some classes more than others, so an OOD set that the network sorts into few classes is compared with
-    ID images in that mix. Weighing images of n_k per class by a mix of shares m_k leaves Kish's effective number of
-    images, 1 / sum_k(m_k^2 / n_k). Below 50, classes are grouped by k-means of the head's weights (cosine); so they are
-    where there are more than 100, from the start.
+    Weighing images of n_k per class by a mix of shares m_k leaves Kish's effective number of images,
+    1 / sum_k(m_k^2 / n_k). Below 50, and always beyond 100 classes, classes are grouped by their weights in the head.
     """
 
     def __init__(
@@ -87,11 +84,9 @@ class ClassMix:
         self.maximum = weighted_means(features, counts).max(axis=1)  # largest mean over all images
 
     def control(self, prediction: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Largest unit mean of the reference images in the mix of a set's predicted classes, relative to their own.
+        """Largest unit mean of the reference images in the mix of a set's predicted classes ``[n]``, over their own.
 
-        From predicted classes ``[n]`` and resample counts ``[R, n]``; float64 ``[R]`` each: ``class_mix_effective_n``,
-        and ``class_mix_max_ratio`` unless the first is below 50. Classes that no reference image was sorted into are
-        left out; where no other is left, the mix is the reference's own, and the ratio 1.
+        Classes without reference images are left out; where no other is left, the mix is the reference's own.
         """
         present = self.sizes > 0
         mix = weighted_means(self.group[prediction][:, None] == np.arange(self.means.shape[1]), counts) * present
@@ -124,12 +119,7 @@ def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, eps: float = 1e-5) -> pd.DataFrame:
-    """How far a set's target statistics are from the running ones, per BatchNorm layer, as means over its channels.
-
-    With m and v mean and variance (plus ``eps``, as the layer adds it), r for running and o for the target:
-    ``mean_shift`` |m_o - m_r| / sqrt(v_r); ``log_var_ratio`` ln(v_o / v_r); ``symmetric_kl``, Jeffreys' divergence of
-    the two Gaussians in nats, (v_o / v_r + v_r / v_o - 2 + (m_o - m_r)^2 (1 / v_o + 1 / v_r)) / 2.
-    """
+    """How far target statistics are from running ones, per layer, as means over its channels (KL: Jeffreys', nats)."""
     rows = []
     for position, layer in enumerate(target):
         expected, found = running[layer], target[layer]

@@ -1,8 +1,7 @@
 """Which images are scored, which ones statistics and detectors are fitted on, and what is compared with what.
 
 Every OOD set and every shifted ID set is halved into an *adaptation split*, which statistics are estimated on, and a
-scoring split. The ID set is scored as it is, and its adaptation split are training images; without these it is halved
-too. No image is scored under statistics that were estimated on it, except under ``batch``, where that is the point.
+scoring split. The ID set is scored as it is, and its adaptation split are training images; without these it is halved.
 """
 
 import zlib
@@ -58,12 +57,12 @@ class Sets:
         placebo, shifts = condition.name not in ONE_FOR_ALL, condition.name in SHIFTED_UNDER
         return [p for p in self.pairs if (placebo or p.comparison != "placebo") and (shifts or not p.companion)]
 
-    def halve(self, name: str, images: Images, role: str, seed: int, split: str) -> None:
+    def halve(self, images: Images, role: str, seed: int, split: str) -> None:
         """Score one half of a set, adapt to the other."""
-        _check(name, images, self.scored)
+        name = images.name
+        _check(images, self.scored)
         first, second = halves(len(images), seed, name=name)
-        named = images.renamed(name)
-        self.scored[name], self.roles[name], self.adaptation[split] = named.subset(second), role, named.subset(first)
+        self.scored[name], self.roles[name], self.adaptation[split] = images.subset(second), role, images.subset(first)
 
 
 def arranged(
@@ -78,10 +77,10 @@ def arranged(
     seed = options.seed
     sets = Sets("" if id_set is None else id_set.name)
     if id_set is not None and train_set is not None:
-        _check(id_set.name, id_set, {})
+        _check(id_set, {})
         sets.scored[id_set.name], sets.roles[id_set.name] = id_set, "id"
     elif id_set is not None:
-        sets.halve(id_set.name, id_set, "id", seed, REFERENCE)
+        sets.halve(id_set, "id", seed, REFERENCE)
         own = sets.adaptation[REFERENCE]
         sets.adaptation[REFERENCE] = own.subset(np.random.RandomState(seed).permutation(len(own)))
     if train_set is not None:
@@ -92,7 +91,7 @@ def arranged(
     if held_out is not None and options.held_out_images and len(held_out):
         sets.held_out = held_out.subset(in_proportion(held_out.labels, len(held_out), options.held_out_images, seed))
     for name, images in ood_sets.items():
-        sets.halve(name, images, "ood", seed, f"target:{name}")
+        sets.halve(images.renamed(name), "ood", seed, f"target:{name}")
         sets.pairs.append(Pair(sets.id_name, name, REFERENCE, f"target:{name}", name))
     made = [name for name in options.shifts if name not in shifted_sets]
     if made and id_set is None:
@@ -100,9 +99,8 @@ def arranged(
     for name, images in {**{name: shifted(id_set, name, seed) for name in made}, **shifted_sets}.items():  # type: ignore[arg-type]
         if images.labels is None:
             raise UserError(f"{name}: the images have no labels; expected labels, since accuracy is what can be won")
-        sets.halve(name, images, "id", seed, f"target:{name}")
-        for ood in ood_sets:
-            sets.pairs.append(Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name))
+        sets.halve(images.renamed(name), "id", seed, f"target:{name}")
+        sets.pairs += [Pair(name, ood, f"target:{name}", f"target:{ood}", ood, name) for ood in ood_sets]
     if options.placebo and not sets.id_name:
         raise UserError("the placebo compares ID images with ID images: give an ID set, or placebo false")
     for ood in ood_sets if options.placebo else ():
@@ -114,7 +112,6 @@ def _add_placebo(sets: Sets, ood: str, options: EvaluationOptions) -> None:
     """The placebo of an OOD set: B1 under statistics of A0 against B2 under those of A1, averaged with these swapped.
 
     A0 and A1 are ID images, each of the size of the OOD adaptation split (at most 30 % of all), B1 and B2 the rest.
-    The parts of adaptation splits of equal size are the same.
     """
     whole = sets.scored[sets.id_name]
     size = min(len(sets.adaptation[f"target:{ood}"]), options.calibration_images, int(PLACEBO_SHARE * len(whole)))
@@ -135,24 +132,22 @@ def by_name(sets: Iterable[Images]) -> dict[str, Images]:
     """Sets by their names. Raises ``UserError`` where two have one name."""
     found: dict[str, Images] = {}
     for images in sets:
-        _check(images.name, images, found)
+        _check(images, found)
         found[images.name] = images
     return found
 
 
-def _check(name: str, images: Images, known: Mapping[str, Images]) -> None:
-    if name in known:
+def _check(images: Images, known: Mapping[str, Images]) -> None:
+    if (name := images.name) in known:
         once = "expected each set once, under a name (of its file or folder) of its own"
         raise UserError(f"{name}: a set of the name {name!r} is already being evaluated; {once}")
     if len(images) < 2:
-        raise UserError(f"{images.name}: it has {len(images)} image(s); expected at least 2")
+        raise UserError(f"{name}: it has {len(images)} image(s); expected at least 2")
 
 
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
-    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all).
-
-    Statistics are estimated on the first ``calibration`` of the images in their ``order``; these come last.
-    """
+    """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all)."""
+    # Statistics are estimated on the first of them in this order.
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):
         return np.sort(candidates)

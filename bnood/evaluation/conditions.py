@@ -1,7 +1,7 @@
 """The grammar of statistics (listed in the README and in docs/method.md), and how the network then normalises.
 
-A condition with fixed statistics gives an :class:`Estimate` for each side of a comparison; one that depends on the
-batch has a batch size, perhaps an OOD fraction, and a context. To add one, write a class and name it in ``KINDS``.
+Fixed statistics give an :class:`Estimate` for each side of a comparison; those that depend on the batch have a batch
+size, perhaps an OOD fraction, and a context. To add a kind, write a class and name it in ``KINDS``.
 """
 
 import math
@@ -23,7 +23,7 @@ FAMILIES = {
 ONE_BATCH = 1000  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
 Parts = tuple[tuple[str, int], ...]
-_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last):[1-9]\d*|only:\d+|mean|variance"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Estimate:
 
     @property
     def images(self) -> int:
-        """Number of images that the statistics are estimated on."""
         return sum(count for _, count in self.parts)
 
     def __str__(self) -> str:
@@ -71,7 +70,6 @@ class Condition:
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> "Condition":
-        """The condition of a name; ``UserError`` for values that make no sense."""
         return cls(found[0])
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
@@ -85,6 +83,10 @@ class Condition:
     def paired(self, splits: Splits) -> bool:
         """Whether what the ID side is normalised with depends on the OOD set that it is compared with."""
         return self.ood_fraction is not None
+
+    def possible(self, splits: Splits, id_set: bool) -> bool:
+        """Whether there are the ID images that it needs: scored ones in a mixed batch, else those of a split."""
+        return id_set or self.ood_fraction is None
 
 
 class Batch(Condition):
@@ -135,30 +137,22 @@ class Recalibrated(Condition):
     source: str = "target"
     form: str = ""
     share: float = 1.0
-    pattern = (
-        rf"recalibrated:(id|augmented|target|mixture)(?:@({_NUMBER}))?(?:/((?:first|last|only):\d+|mean|variance))?"
-    )
+    pattern = rf"recalibrated:(id|augmented|target(?:/({_FORM}))?|mixture@({_NUMBER}))"
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
-        source, form, fraction = found[1], found[3] or "", None if found[2] is None else float(found[2])
-        wrong = ""
-        if (source == "mixture") != (fraction is not None):
-            rule = "needs its OOD fraction" if source == "mixture" else "has no fraction, only a mixture has one"
-            wrong = f"it {rule}, as in recalibrated:mixture@0.5"
-        elif form and source != "target":
-            wrong = f"only target takes a layer form, as in recalibrated:target/{form}"
-        elif re.fullmatch(r"(first|last):0+", form):
-            wrong = f"{form} is no layer; first and last count from 1"
-        elif fraction is not None and not 0 < fraction <= 1:
-            wrong = "the OOD fraction has to lie above 0 and be at most 1"
-        if wrong:
-            raise UserError(f"statistics {found[0]}: {wrong}")
+        source = re.split("[/@]", found[1])[0]
+        form, fraction = found[2] or "", None if found[3] is None else float(found[3])
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"statistics {found[0]}: the OOD fraction has to lie above 0 and be at most 1")
         name = f"recalibrated:{source}" + (f"@{fraction:g}" if fraction else "") + (f"/{form}" if form else "")
         return cls(name, ood_fraction=fraction, logits_only=bool(form), source=source, form=form)
 
     def paired(self, splits: Splits) -> bool:
         return self.source == "mixture" or (self.source == "target" and (splits.matched or bool(self.form)))
+
+    def possible(self, splits: Splits, id_set: bool) -> bool:
+        return self.source == "target" or self.ood_fraction == 1 or REFERENCE in splits.sizes
 
     def estimates(self, splits: Splits, id_split: str, ood_split: str) -> tuple[Estimate, Estimate]:
         if self.ood_fraction is not None:
@@ -226,10 +220,7 @@ def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> 
 
 
 def in_form(form: str, layers: list[str]) -> list[str]:
-    """The layers, of those that run in order of execution, that take target statistics in a layer form.
-
-    Raises ``UserError`` for a position (from 0) or a number beyond the layers that there are.
-    """
+    """The layers, of those that run in order of execution, that take target statistics in a layer form."""
     kind, _, number = form.partition(":")
     k, most = int(number or 0), len(layers) - (kind == "only")
     if k > most:

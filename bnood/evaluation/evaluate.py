@@ -17,8 +17,7 @@ from bnood.errors import UserError
 from bnood.evaluation.activations import layer_distances
 from bnood.evaluation.comparisons import Sets, arranged
 from bnood.evaluation.conditions import Condition, parse_statistics
-from bnood.evaluation.engine import Engine
-from bnood.evaluation.fitting import Fitting
+from bnood.evaluation.engine import Engine, Fitting
 from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
@@ -61,7 +60,6 @@ class Evaluation:
         """Write tables, record, figures and report (docs/files.md) into a folder, as a whole or not at all.
 
         ``title``, ``commands`` that give this evaluation again and the training's ``config`` are for the report.
-        Raises ``UserError`` if the folder cannot be written; what was there before is still there then.
         """
         from bnood.report.page import write_run_report  # brings matplotlib
 
@@ -75,7 +73,7 @@ class Evaluation:
             if len(self.layers):
                 self.layers.to_csv(beside / "layers.csv", index=False, float_format="%.6g")
             (beside / RECORD).write_text(json.dumps(self.record, indent=2, default=str) + "\n")
-            title = title or str(self.record["run"])
+            title = title or self.record["run"]
             write_run_report(beside, self, title=title, commands=list(commands), config=config)
         return Path(folder)
 
@@ -108,9 +106,6 @@ def evaluate(
         augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
         progress: is called with the name of each step that begins.
         settings: ``statistics=``, ``detectors=`` and the other options by name, in place of those of ``options``.
-
-    Raises:
-        UserError: for anything that was given and does not fit.
     """
     options = options_with(settings, options)
     if not isinstance(network, Network):
@@ -120,8 +115,7 @@ def evaluate(
         check_statistics(network, options)
         conditions = conditions[:1]
         if skipped := [name for name in options.statistics if name != "running"]:
-            names = f"{' and '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} skipped"
-            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {names}"] = None
+            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {_are_skipped(skipped)}"] = None
     if not ood_sets:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     if few := min(8, len(first := next(iter(ood_sets.values())))):
@@ -137,6 +131,10 @@ def evaluate(
 
     shifted = {name: labelled(images) for name, images in (shifted_sets or {}).items()}
     sets = arranged(labelled(id_set), labelled(train_set), labelled(held_out), ood_sets, shifted, options)
+    splits, with_id = sets.splits(options), bool(sets.id_name)
+    if lacking := [each.name for each in conditions if not each.possible(splits, with_id)]:
+        conditions = [each for each in conditions if each.name not in lacking]
+        notes[f"{_are_skipped(lacking)}: there are no ID images for {'it' if len(lacking) == 1 else 'them'}"] = None
     passes = Passes(network, sets.adaptation, options, augment, notes)
     fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
@@ -152,14 +150,16 @@ def evaluate(
 
 
 def check_statistics(network: Network, options: EvaluationOptions) -> None:
-    """Refuse to ask a network without BatchNorm for nothing but statistics that it lacks."""
     if not has_batchnorm(network.model) and "running" not in options.statistics:
         nothing = f"so that there is nothing to evaluate under {' or '.join(options.statistics)}"
         raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
 
 
+def _are_skipped(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} skipped"
+
+
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
-    """Distances of the target statistics from the running ones, of each set and number of images once."""
     parts = {}
     for condition in conditions:
         for pair in sets.pairs_of(condition) if condition.name == "recalibrated:target" else ():

@@ -1,9 +1,8 @@
 """Intervals: over images by the bootstrap, and over seeds *and* images.
 
-What would other test images have shown, and what other trainings? A resample of n images is one row of *counts*, how
-often each was drawn. Drawn once per set, by the set's name, the same counts serve every condition, score and network,
-so that differences are *paired*. ``tests/evaluation/test_intervals.py`` shows how often the intervals over seeds cover
-the truth, and that a percentile bootstrap over seeds and Satterthwaite's degrees of freedom cover less.
+A resample of n images is one row of *counts*, how often each was drawn. Drawn once per set, by the set's name, the same
+counts serve every condition, score and network, so that differences are *paired*. How often the intervals over seeds
+cover the truth, and that known alternatives cover less, is shown in ``tests/evaluation/test_intervals.py``.
 """
 
 import math
@@ -18,18 +17,12 @@ import torch
 
 from bnood.errors import UserError
 
-# Resamples are used some rows at a time. With steps four times smaller, threads that share the work spend half of
-# their time waiting for the interpreter; larger ones only take more memory.
-_VALUES_PER_CHUNK = 1 << 18
-# A matrix product of so few rows would wait for memory; of so many more, their float64 copies would fill it.
-_ROWS_PER_PRODUCT = 64
+# Resamples are used some rows at a time: with smaller steps, threads wait for the interpreter; larger ones take memory.
+_VALUES_PER_CHUNK, _ROWS_PER_PRODUCT = 1 << 18, 64
 
 
 def set_counts(name: str, n: int, resamples: int, seed: int) -> np.ndarray:
-    """The set ``name`` as it is, every image once, then its resamples: ``[1 + resamples, n]`` uint8.
-
-    A metric under row 0 is the value itself; the other rows depend on the arguments alone.
-    """
+    """The set ``name`` as it is, every image once, then its resamples: ``[1 + resamples, n]`` uint8."""
     resampled = resample_counts(n, resamples, [seed, zlib.crc32(name.encode())])
     return np.concatenate([np.ones((1, n), np.uint8), resampled])
 
@@ -50,13 +43,7 @@ def resample_counts(n: int, resamples: int, seed: int | Sequence[int]) -> np.nda
 
 
 def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The means of M per-image quantities in each of R resamples: ``[N, M]`` and counts ``[R, N]`` -> ``[R, M]``.
-
-    Stack everything that is averaged over the same images as columns; it is one matrix product in float64.
-
-    >>> weighted_means(np.array([[1.0], [4.0]]), np.array([[1, 1], [2, 0]])).tolist()
-    [[2.5], [1.0]]
-    """
+    """The means of M per-image quantities in each of R resamples: ``[N, M]`` and counts ``[R, N]`` -> ``[R, M]``."""
     columns = torch.from_numpy(np.asarray(values, dtype=np.float64))
     means = torch.empty(len(counts), columns.shape[1], dtype=torch.float64)
     # By torch, whose threads the network's passes have woken already: NumPy's would compete with them for the cores.
@@ -69,13 +56,7 @@ def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``.
-
-    Raises ``UserError`` for fewer than two values, or NaN among them.
-
-    >>> interval(np.arange(101.0), level=0.5)
-    (25.0, 75.0)
-    """
+    """The percentile interval (low, high) of a bootstrapped metric ``[R]``, R >= 2, at confidence ``level``."""
     values, missing = np.asarray(values, dtype=np.float64), int(np.isnan(values).sum())
     if values.ndim != 1 or len(values) < 2 or missing:
         shape = list(values.shape)
@@ -122,7 +103,7 @@ class Replicates:
         return linear([(1.0, self), (-1.0, other)])
 
     def only(self, seeds: Iterable[int]) -> "Replicates":
-        """The part with these seeds. Raises :class:`Unusable` if none is left."""
+        """The part with these seeds."""
         wanted = set(seeds)
         kept = [position for position, seed in enumerate(self.seeds) if seed in wanted]
         if not kept:
@@ -137,10 +118,7 @@ class Replicates:
         return Interval(*map(float, seeds_interval(self.values, self.draws, level)))
 
     def effect_size(self, null: float = 0.0) -> float:
-        """Cohen's d_z: mean over ``null`` / standard deviation over seeds, ddof 1 (Lakens 2013, equation 6).
-
-        NaN for one seed, and where the effects do not differ but for rounding errors.
-        """
+        """Cohen's d_z (Lakens 2013, equation 6); NaN for one seed, and where nothing but rounding differs."""
         values = self.values - null
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return float(np.mean(values)) / spread if spread > 1e-12 * float(np.abs(values).max()) else math.nan
@@ -155,7 +133,6 @@ class Ratio:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of both."""
         return self.numerator.seeds
 
     @property
@@ -171,8 +148,6 @@ class Ratio:
         :func:`seeds_interval`: with n and d the means and W the matrix of squared half widths (and their covariance),
         the rho between the roots of (n - rho d)^2 = W_nn - 2 rho W_nd + rho^2 W_dd. Where the denominator itself is not
         distinguishable from 0 (d^2 <= W_dd), the bounds are infinite. Of one seed, the images' part alone.
-
-        Raises :class:`Unusable` where the mean of the denominator is exactly 0.
         """
         parts = self.numerator, self.denominator
         seeds, resamples = self.numerator.draws.shape
@@ -200,10 +175,7 @@ class Ratio:
 
 
 def linear(parts: Sequence[tuple[float, Replicates]]) -> Replicates:
-    """The weighted sum of quantities, per seed and per resample, on the seeds that all of them have.
-
-    Raises :class:`Unusable` where there is none, or not one number of resamples.
-    """
+    """The weighted sum of quantities, per seed and per resample, on the seeds that all of them have."""
     common = set.intersection(*(set(part.seeds) for _, part in parts))
     kept = [(weight, part.only(common)) for weight, part in parts]
     resamples = {part.draws.shape[1] for _, part in kept}
@@ -219,9 +191,7 @@ def mean_of(parts: Sequence[Replicates]) -> Replicates:
     return linear([(1 / len(parts), part) for part in parts])
 
 
-def seeds_interval(
-    values: np.ndarray, draws: np.ndarray, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def seeds_interval(values: np.ndarray, draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, ...]:
     """Mean over S >= 2 seeds, lower and upper bound, standard error.
 
     The squared standard error has two parts, for other seeds and for other images, each with a half width of its own by
@@ -229,8 +199,7 @@ def seeds_interval(
 
         v_seeds = var_s(values) / S,  v_images = var_r(mean_s draws),  h^2 = t(S - 1)^2 v_seeds + t(R - 1)^2 v_images
 
-    At a stated 95 % it covers 95 to 99 %, for any number of seeds. Noise that is particular to a seed *and* its images
-    is in both parts, so that the interval is then rather too wide than too narrow.
+    At a stated 95 % it covers 95 to 99 %: noise that is particular to a seed *and* its images is in both parts.
 
     ``values`` ``[..., S]`` are each seed on all images, ``draws`` ``[..., S, R]`` each seed in R >= 2 bootstrap
     resamples of the images, the same for every seed; leading dimensions are studies of their own.

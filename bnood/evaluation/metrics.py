@@ -1,7 +1,6 @@
 """How well scores tell in-distribution (ID) from out-of-distribution (OOD) images; how well ID images are classified.
 
-Scores are *higher = more in-distribution*; the detection metrics use their order alone, in float64 and without
-squashing. One piece of code computes them for the images and for bootstrap resamples, where counts weigh the images.
+Scores are *higher = more in-distribution*; the detection metrics use their order alone, in float64.
 """
 
 from collections.abc import Sequence
@@ -63,15 +62,9 @@ def detection_metrics(
 ) -> dict[str, np.ndarray]:
     """All of ``DETECTION_METRICS`` for scores ``[N]`` and ``[M]``: each ``[R]`` float64, one value per resample.
 
-    ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample, at least
-    one of each set; without them R is 1 and every image counts once. Equal and infinite scores are handled exactly.
-    Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
-
-    >>> detection_metrics([2.0, 1.0], [1.0], np.array([[1, 1], [2, 0]]), np.array([[1], [1]]))["auroc"].tolist()
-    [0.75, 1.0]
+    ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample; without
+    them R is 1. Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
     """
-    if (id_counts is None) != (ood_counts is None):
-        raise UserError("resamples need counts of both the ID and the OOD images, or of neither")
     return detection_metrics_of_sets(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
 
 
@@ -119,11 +112,7 @@ class _Places(NamedTuple):
 
 
 class _IdSide(NamedTuple):
-    """What the detection metrics need of some resamples of the ID images, whatever the OOD set.
-
-    Each image's own score is tried as the threshold, which makes equal scores share one threshold and an image
-    that was not drawn change nothing. All counts are whole numbers far below 2**53, hence exact in float64.
-    """
+    """What the detection metrics need of some resamples of the ID images: each image's score is tried as threshold."""
 
     before: np.ndarray  # [R, N + 1], images below each place in the order, and all
     total: np.ndarray  # [R]
@@ -180,11 +169,8 @@ def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarra
 
 
 def _least_count(share: float, totals: np.ndarray) -> np.ndarray:
-    """The least whole number k with k / total >= share in float64, for each total.
-
-    ``ceil(share * total)`` alone can be one off either way: 0.07 * 100 comes out above 7.
-    """
-    count = np.ceil(share * totals)
+    """The least whole number k with k / total >= share in float64, for each total."""
+    count = np.ceil(share * totals)  # can be one off either way: 0.07 * 100 comes out above 7
     count -= (count - 1) / totals >= share
     return count + (count / totals < share)
 
@@ -200,8 +186,7 @@ def calibration_gaps(confidence: np.ndarray, correct: np.ndarray, bins: int = 15
     """Each image's gap ``correct - confidence`` in the column of its bin: float64 ``[N, bins + 1]``.
 
     The expected calibration error (Guo et al. 2017, equation 3) is the sum over columns of the absolute mean over *all*
-    images: means alone, which resamples only weigh differently. The bins are torchmetrics': a confidence on an edge
-    belongs to the bin above it, and a confidence of exactly 1 has a bin of its own.
+    images. A confidence on an edge belongs to the bin above it, and 1 has a bin of its own, as in torchmetrics.
     """
     gaps = np.zeros((len(confidence), bins + 1))
     bin_of_image = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, "right") - 1

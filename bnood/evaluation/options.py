@@ -10,7 +10,7 @@ from bnood.errors import UserError
 DEFAULT_DETECTORS = ("msp", "energy", "max_logit", "react", "temperature")
 LEAST = {
     "calibration_images": 2, "shuffles": 1, "fit_images": 0, "held_out_images": 0, "workers": 0, "forward_batch": 1,
-    "estimation_batch": 2, "id_count": 2, "ood_count": 2,
+    "estimation_batch": 2, "id_count": 2, "ood_count": 2, "resamples": 2,
 }  # fmt: skip
 Names = tuple[str, ...] | str  # or text with commas
 
@@ -87,8 +87,6 @@ class EvaluationOptions:
         for shift in self.shifts:
             check_shift(shift)
         _check(self)
-        if self.resamples < 2:
-            raise UserError(f"resamples is {self.resamples}: an interval needs at least 2 (1,000 to be of use)")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 1}")
 

@@ -52,8 +52,7 @@ class Passes:
     ) -> list[Outputs]:
         """Outputs of all batches under each context, on request with channel ``means``; every batch is read once.
 
-        A batch is int64 ``[n, 2]``: position in ``sets``, index in that set. A context is entered for each batch, or
-        once if it is the only one.
+        A batch is int64 ``[n, 2]``: position in ``sets``, index in that set.
         """
         found: list[list[Outputs]] = [[] for _ in contexts]
         alone = len(contexts) == 1
@@ -80,24 +79,21 @@ class Passes:
     def statistics(self, estimate: Estimate) -> bn.BatchNormStatistics:
         """The statistics behind an estimate with parts; estimated once."""
         if estimate not in self.estimates:
-            if estimate.share != 1:
-                target, running = self.statistics(Estimate(estimate.parts)), bn.read_statistics(self.network.model)
-                of_same_layers = bn.BatchNormStatistics({name: running[name] for name in target})
-                self.estimates[estimate] = of_same_layers.interpolate(target, estimate.share)
-            else:
-                self.estimates[estimate] = self._in_form(estimate) if estimate.form else self._estimated(estimate)
+            made = self._on_path if estimate.share != 1 else self._in_form if estimate.form else self._estimated
+            self.estimates[estimate] = made(estimate)
         return self.estimates[estimate]
+
+    def _on_path(self, estimate: Estimate) -> bn.BatchNormStatistics:
+        target, running = self.statistics(Estimate(estimate.parts)), bn.read_statistics(self.network.model)
+        return bn.BatchNormStatistics({name: running[name] for name in target}).interpolate(target, estimate.share)
 
     def _images(self, estimate: Estimate) -> tuple[list[Images], np.ndarray]:
         """The images of an estimate: their sets, and ``[n, 2]`` in the order of the parts."""
-        sets, pairs = [], []
+        sets, pairs = [self.adaptation[split] for split, _ in estimate.parts], []
         for position, (split, count) in enumerate(estimate.parts):
-            if split not in self.adaptation:
-                raise UserError(f"statistics {estimate}: there are no ID images to estimate them on; give some")
-            sets.append(self.adaptation[split])
-            # Any part of a set that is sorted by class would be a part of its classes.
-            index = np.arange(count) if split == REFERENCE else np.sort(self._permutation(len(sets[-1]))[:count])
-            pairs.append(np.stack([np.full(count, position), index], axis=1))
+            # Any part of a set that is sorted by class would be a part of its classes; the reference is shuffled.
+            order = np.arange(count) if split == REFERENCE else self._permutation(len(sets[position]))
+            pairs.append(np.stack([np.full(count, position), np.sort(order[:count])], axis=1))
         return sets, np.concatenate(pairs)
 
     def _estimated(self, estimate: Estimate) -> bn.BatchNormStatistics:
@@ -121,10 +117,7 @@ class Passes:
         return found
 
     def _in_form(self, estimate: Estimate) -> bn.BatchNormStatistics:
-        """Target statistics in some layers, each measured as its input arrives under this very condition.
-
-        All images pass as one batch: a layer is decided upon behind layers that are normalised as they will be.
-        """
+        """Target statistics in some layers, measured on one batch as it arrives there under this very condition."""
         sets, pairs = self._images(estimate)
         network, model = self.network, self.network.model
         (batch,) = read_batches(sets, [pairs], network.transform, self.options.workers)

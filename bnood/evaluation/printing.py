@@ -39,10 +39,9 @@ CAPTION = (
 
 
 def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> Table:
-    """One row per OOD set, condition and detector: detection, and the accuracy, confidence and activations beside it.
+    """One row per OOD set, condition and detector: the most detailed one that fits ``width`` columns.
 
-    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``. The most detailed table that
-    fits ``width`` columns is returned: with all intervals, those of AUROC and its change, of AUROC alone, or none.
+    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``.
     """
     texts = ["companion", "comparison", "detector"]
     table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN
@@ -54,10 +53,7 @@ def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> 
 
 
 def not_beyond_placebo(table: pd.DataFrame) -> pd.Series:
-    """Which AUROC rows change by no more than the placebo does where there is nothing to detect, by the table's index.
-
-    Those whose placebo's interval excludes one half, and whose change is not wholly beyond +- |placebo - one half|.
-    """
+    """The AUROC rows whose placebo excludes one half, and whose change is not wholly beyond +- |placebo - one half|."""
     keys = ["run", "statistics", "dataset", "detector"]
     auroc = table[table["metric"] == "auroc"]
     placebo = auroc[(auroc["comparison"] == "placebo") & ~((auroc["low"] <= 0.5) & (auroc["high"] >= 0.5))]

@@ -1,7 +1,6 @@
 """Will new BatchNorm statistics, estimated on unlabelled traffic, help or harm? Asked before anything is deployed.
 
-Half of the traffic estimates one set of statistics. In-distribution (ID) images and the other half of the traffic are
-then looked at under the running statistics and under the traffic's.
+Half of the traffic estimates them; ID images and the other half are looked at under the running ones and under these.
 """
 
 from collections.abc import Sequence
@@ -34,8 +33,7 @@ UNFAMILIAR, SUITED, STILL_UNFAMILIAR = 0.66, 0.46, 0.56  # AUROC before, after a
 class RecalibrationCheck:
     """What recalibrating on the traffic would do.
 
-    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference,
-    with its bootstrap interval where images are paired; accuracy, flips and AUROC are fractions.
+    ``figures``: per set and quantity, the value under running and under the traffic's statistics and the difference.
     ``layers``: how far the traffic's statistics, and those of half of the ID images (``id_``), are from running ones.
     ``stability``: how far apart the estimates of two disjoint parts of n images are, as a fraction of the traffic's
     distance from the running statistics; below 0.5, n images are enough to see the shift.
@@ -65,7 +63,6 @@ def check_recalibration(
     classes: Sequence[str] | None = None,
     ood_set: Images | None = None,
     ood_fraction: float = 0.1,
-    stability: bool = True,
     **settings: Any,
 ) -> RecalibrationCheck:
     """Measure what the traffic's statistics would do to a network, and advise; the network is left as it is.
@@ -77,11 +74,7 @@ def check_recalibration(
         classes: names of the classes in the order of the logits, for ID images in folders.
         ood_set: images that do not belong in the traffic: what if ``ood_fraction`` of it were such images?
         ood_fraction: above 0 and below 1.
-        stability: also estimate on ever smaller parts of the traffic (as many images again as half the traffic).
         settings: seed, resamples, forward_batch, estimation_batch and workers, as in :class:`EvaluationOptions`.
-
-    Raises:
-        UserError: for fewer than 40 images in a set, a fraction outside (0, 1), or images that cannot be read.
     """
     options = options_with(settings)
     seed = options.seed
@@ -120,11 +113,11 @@ def check_recalibration(
     names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
     layers = pd.DataFrame([(name, *of_traffic[name], *of_id[name]) for name in running], columns=names)
     rows, n = [], len(adaptation) // 2
-    while stability and n >= SMALLEST_PART:
+    while n >= SMALLEST_PART:
         parts = [estimate(adaptation.subset(np.arange(start, start + n))) for start in (0, n)]
         rows.append((n, _mean_shift(*parts) / _mean_shift(running, target)))
         n //= 2
-    apart = pd.DataFrame(rows, columns=["n", "relative_distance"]) if stability else pd.DataFrame()
+    apart = pd.DataFrame(rows, columns=["n", "relative_distance"])
     return RecalibrationCheck(*advise(figures), [note] if note else [], figures, layers, apart, target)
 
 
@@ -132,8 +125,8 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     """The advice and its reason, from the figures of :func:`check_recalibration`; labels play no part.
 
     Two AUROCs of the MSP tell ID images from traffic: ``before`` under the running statistics, and ``after`` under the
-    traffic's statistics, for both sides. New statistics that suit the traffic make ID images the odd ones out, so that
-    ``after`` falls below 0.5; OOD images stay less confident than ID images under any statistics.
+    traffic's, for both sides. Statistics that suit the traffic make ID images the odd ones out (below 0.5); OOD images
+    stay less confident than ID images under any statistics.
 
     1. ``before`` >= 0.66, ``after`` <= 0.46 and the traffic's mean MSP rises: **recalibrate**.
     2. ``before`` >= 0.66 and ``after`` >= 0.56: **do not**, the traffic holds many out-of-distribution images.
@@ -146,8 +139,7 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
     of_traffic = figures[figures["set"] == "traffic"].set_index("quantity")
     before, after = of_traffic.loc["auroc_msp", ["running", "traffic_statistics"]]
     rise = of_traffic.loc["mean_msp", "difference"]
-    told = f"AUROC of ID images against traffic {before:.2f}, "
-    told += f"under the traffic's statistics {after:.2f}; MSP {rise:+.3f}"
+    told = f"AUROC of ID images against traffic {before:.2f}, under its statistics {after:.2f}; MSP {rise:+.3f}"
     if before >= UNFAMILIAR and after <= SUITED and rise > 0:
         return "recalibrate", f"the new statistics suit the traffic: {told}"
     if before >= UNFAMILIAR and after >= STILL_UNFAMILIAR:
@@ -158,7 +150,6 @@ def advise(figures: pd.DataFrame) -> tuple[str, str]:
 
 
 def _figures(sets: list[Images], before: list[Tensor], after: list[Tensor], options: EvaluationOptions) -> pd.DataFrame:
-    """Of ID images and traffic, from their logits under the running statistics and under others."""
     rows = []
     for role, images, *pair in zip(("id", "traffic"), sets, before, after, strict=True):
         old, new = (logits.argmax(dim=1).numpy() for logits in pair)

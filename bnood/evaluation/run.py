@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnood import tracking
 from bnood.data.corruptions import is_made_here
 from bnood.data.image_set import Images
 from bnood.data.reading import PADDING, crop_and_flip, draw_crops, padded
@@ -23,28 +24,15 @@ from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.passes import Augment
 from bnood.training.run_folder import CHECKPOINT, Run
 
-if TYPE_CHECKING:
-    from bnood.tracking import TrackingOptions
-
 FOLDER = "ood"
 ASKED = "asked"  # the key of evaluation.json that holds the options
-
-
-class RunImages(NamedTuple):
-    """The images that a run is evaluated on, as :func:`bnood.evaluation.evaluate.evaluate` takes them."""
-
-    id_set: Images
-    train_set: Images
-    held_out: Images | None
-    ood_sets: dict[str, Images]
-    shifted_sets: dict[str, Images]
 
 
 def evaluate_run(
     run: Run,
     sets: SetOptions,
     options: EvaluationOptions,
-    wandb: "TrackingOptions",
+    wandb: tracking.TrackingOptions,
     command: str,
     progress: Callable[[str], object],
     say: Callable[[str], object],
@@ -52,16 +40,13 @@ def evaluate_run(
 ) -> Path:
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
-    The ``command`` that gives this evaluation again is for the report; ``progress`` is called with the name of each
-    step, ``say`` with lines that the user should read, such as how to upload an offline W&B run.
-    Raises ``UserError`` for bad input; what lay in the folder before is still there then.
+    ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read.
     """
-    from bnood import tracking
-
     question, data = asked(run.folder, sets, options), run.config["data"]
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tags = [f"norm:{run.norm}", f"seed:{run.seed}", f"set:{images.id_set.name}"]
+    id_name = images["id_set"].name
+    tags = [f"norm:{run.norm}", f"seed:{run.seed}", f"set:{id_name}"]
     config = {"run": run.name, **question, "training": run.config}
     folder = folder or run.folder / FOLDER
     tracked = tracking.start_run(
@@ -70,10 +55,10 @@ def evaluate_run(
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
         augment = training_augmentation(data.get("augmentation", "crop_flip"))
-        found = evaluate(run.network, **images._asdict(), options=options, augment=augment, progress=progress)
+        found = evaluate(run.network, **images, options=options, augment=augment, progress=progress)
         found.record |= {ASKED: question, "summary": run.summary}
         progress("figures and report")
-        title = f"{run.name}: {images.id_set.name} ({sets.id_split}) against OOD"
+        title = f"{run.name}: {id_name} ({sets.id_split}) against OOD"
         commands = [training_command(run), command]
         found.write(folder, title=title, commands=commands, config=run.config)
         tracking.log_evaluation(tracked, folder, found.table)
@@ -103,12 +88,11 @@ def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> N
         raise UserError(f"{name} has no test images of its own, {trained} was trained on them: {held_out}")
 
 
-def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> RunImages:
-    """The images that a run is evaluated on.
+def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> dict[str, Any]:
+    """The images that a run is evaluated on, by the names that ``evaluate`` gives them.
 
     With ``id_split`` test, the images held out of training are there to be fitted on. With ``val`` they are scored, but
     for ``held_out_images`` of them, or a fifth if there are fewer than twice as many.
-    Raises ``UserError`` for sets that are missing, unreadable, empty or of another size.
     """
     data, seed = sets.placed(run.config["data"]), options.seed
     check_id_split(data, sets, run.name)
@@ -130,21 +114,19 @@ def load_run_images(run: Run, sets: SetOptions, options: EvaluationOptions) -> R
     names = sets.ood if sets.ood is not None else data["ood"]
     ood = by_name(named(name).at_most(sets.ood_count, seed) for name in names)
     shifted = {name: named(name) for name in options.shifts if not is_made_here(name)}
-    id_set = id_set.at_most(sets.id_count, seed)
-    return RunImages(id_set, train, held_out if len(held_out) else None, ood, shifted)
+    id_set, kept = id_set.at_most(sets.id_count, seed), held_out if len(held_out) else None
+    return {"id_set": id_set, "train_set": train, "held_out": kept, "ood_sets": ood, "shifted_sets": shifted}
 
 
 def training_augmentation(kind: str) -> Augment:
-    """The augmentation of a training config as a function of uint8 ``[n, H, W, 3]`` and a generator."""
+    """The augmentation of a training config."""
     padding = PADDING if kind == "crop_flip" else 0
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        if kind == "none":
-            return images
         draws = draw_crops(len(images), generator, padding)
         return crop_and_flip(padded(images, padding), torch.arange(len(images)), draws, padding)
 
-    return augment
+    return (lambda images, generator: images) if kind == "none" else augment
 
 
 def training_command(run: Run) -> str:

@@ -1,8 +1,7 @@
 """From logits ``[N, K]`` to one score per image ``[N]`` float64; **higher = more in-distribution**, for every score.
 
-All scores are computed in float64: a float32 softmax rounds to exactly 1.0 as soon as the largest logit leads by about
-17, and the ties that this makes move FPR95. Each raises ``UserError`` where ``checked_logits`` does. A score is added
-by writing a function and naming it in ``SCORES``.
+In float64: a float32 softmax rounds to exactly 1.0 as soon as the largest logit leads by about 17, and the ties that
+this makes move FPR95. Each raises ``UserError`` where ``checked_logits`` does.
 """
 
 import math
@@ -31,9 +30,7 @@ def msp(logits: Logits) -> Logits:
 
 
 def energy(logits: Logits, temperature: float = 1.0) -> Logits:
-    """Energy score of each image (Liu et al. 2020, equation 4): ``T * logsumexp(logits / T)``, ``[N, K]`` -> ``[N]``.
-
-    This is *minus* the free energy. Raises ``UserError`` for a temperature that is not a positive number.
+    """Minus the free energy of each image (Liu et al. 2020, equation 4): ``T * logsumexp(logits / T)``.
 
     >>> energy(np.array([[0.0, 0.0], [5.0, -100.0]])).round(4).tolist()
     [0.6931, 5.0]
@@ -52,10 +49,7 @@ SCORES: dict[str, Callable[[Any], Any]] = {"msp": msp, "energy": energy, "max_lo
 
 
 def checked_logits(logits: Tensor | np.ndarray) -> Tensor:
-    """The logits as a float64 tensor ``[N, K]`` (N may be 0), on the device they are on.
-
-    Raises ``UserError`` for anything but a tensor or array of real, finite numbers with at least two classes.
-    """
+    """The logits as a float64 tensor ``[N, K]`` on their device; they have to be real, finite, of K >= 2 classes."""
     if not isinstance(logits, Tensor | np.ndarray):
         raise UserError(f"logits have to be a tensor or an array of shape [N, K], not {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[1] < 2:

@@ -1,7 +1,6 @@
 """From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit.
 
-Every value has a 95 % interval from one bootstrap over images: one matrix of resample counts per set serves all
-conditions, shuffles and detectors. A metric of several shuffles is the mean over them within each resample.
+Every value has a 95 % bootstrap interval; a metric of several shuffles is the mean over them within each resample.
 """
 
 from collections import defaultdict
@@ -44,7 +43,7 @@ class Where(NamedTuple):
 
     @property
     def keys(self) -> dict[str, str]:
-        """What tells the rows of one set and condition apart in the tables per image and per unit."""
+        """The columns of the tables per image and per unit."""
         return {name: getattr(self, name) for name in ("statistics", "companion", "dataset", "role")}
 
 
@@ -62,10 +61,7 @@ class Scored:
 
 
 class Tables:
-    """Collects what was scored of ``sets``; ``scores``, ``units`` and ``results`` are the tables of it.
-
-    ``roles`` says ``id``, ``ood`` or "" (no rows of its own); classes are grouped by the network's ``head``.
-    """
+    """Collects what was scored of ``sets``; ``roles`` says ``id``, ``ood`` or "" (no rows of its own)."""
 
     def __init__(
         self, sets: Mapping[str, Images], roles: Mapping[str, str], resamples: int, seed: int, head: Head | None = None
@@ -111,11 +107,7 @@ class Tables:
     def results(
         self, names: Mapping[str, object], fitted_under: Mapping[str, str], order: Sequence[str]
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The table of metrics, and the same rows with their replicates.
-
-        ``names`` holds the columns run, network, norm and seed; ``fitted_under`` is for every detector that is
-        measured; ``order`` is that of the statistics.
-        """
+        """The table of metrics, and the same rows with their replicates; ``fitted_under`` names all detectors."""
         rows: list[dict[str, Any]] = []
 
         def add(where: Where, detector: str, metric: str, resampled: np.ndarray, n_id: int, n_ood: int) -> None:

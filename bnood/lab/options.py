@@ -83,14 +83,12 @@ class LabOptions:
         for grid in self.grids:
             taps, pixels = (9, 32**2) if grid.architecture == "plain" else (1, 1)
             if (held := grid.depth * grid.width * (taps * grid.width + self.batch_size * pixels)) > LARGEST:
-                found = (
-                    f"depth {grid.depth}, width {grid.width} and batch_size {self.batch_size} need {held:.0e} numbers"
-                )
-                raise UserError(f"the grid of {grid.architecture}: {found} in memory; expected at most {LARGEST:.0e}")
+                found = f"depth {grid.depth}, width {grid.width} and batch_size {self.batch_size} need {held:.0e}"
+                most = f"expected at most {LARGEST:.0e}"
+                raise UserError(f"the grid of {grid.architecture}: {found} numbers in memory; {most}")
         names = [one.name for one in self.networks()]
         if len(set(names)) < len(names):
             raise UserError("grids: a network is in two of them; expected each network once")
-
         self.folder = self.runs / self.name
 
     def networks(self) -> list[LabNetwork]:
@@ -130,7 +128,6 @@ class LabNetwork(NamedTuple):
 
 
 def _check(options: Grid | LabOptions, where: str, **ranges: tuple[int, int]) -> None:
-    """Refuse whole numbers that cannot be trained with, or only take for ever."""
     for name, (least, most) in ranges.items():
         if not least <= (value := getattr(options, name)) <= most:
             raise UserError(f"{where}{name} is {value}; expected a whole number from {least} to {most}")

@@ -22,10 +22,7 @@ LEARNING = "Line plots of accuracy over the epochs, one colour per norm, trainin
 
 
 def write_lab_report(folder: Path, table: pd.DataFrame, **page: Any) -> list[Path]:
-    """Write `report.html` and `figures/*.png` of a lab into its folder; returns these files, the page first.
-
-    `table` is the long one (:mod:`bnood.lab.train`), `page` goes to :func:`bnood.report.page.write_page`.
-    """
+    """Write `report.html` and `figures/*.png` of a lab from its table (:mod:`bnood.lab.run`); the page comes first."""
     first_epoch = table[(table["quantity"] == "gradient_norm") & (table["epoch"] <= 1) & (table["value"] > 0)]
     legend = [(display(norm), colour) for norm, colour in NORM_COLOURS.items() if norm in set(table["norm"])]
     pictures = [

@@ -82,7 +82,7 @@ def check_images(options: StudyOptions, specs: Sequence[networks.RunSpec], train
         check_id_split(config["data"], sets.of_runs(), f"every network of {options.name}")
         run: Any = SimpleNamespace(config=config, name=options.name)
         try:
-            opened.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
+            opened.append(list(load_run_images(run, sets.of_runs(), options.evaluation)["ood_sets"]))
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
     if any(spec.entry.model is not None for spec in specs):

@@ -98,7 +98,7 @@ def main(run: Path, target: Path | None) -> None:
     ood_sets = {name: images(name, image_size=SIZE) for name in ("dtd", "cifar100")}
     rows = []
     for name, fraction, traffic in cases(rest, ood_sets):
-        found = check_recalibration(network, id_set, traffic, stability=False)
+        found = check_recalibration(network, id_set, traffic)
         right, gain = truth(found.figures, fraction)
         rows.append((name, right, round(gain, 1), found.advice, found.reason))
         print(" | ".join(map(str, rows[-1])), flush=True)

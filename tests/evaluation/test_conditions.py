@@ -1,6 +1,6 @@
 """The grammar of statistics: names, what they expand to, what they estimate, and what is refused."""
 
-from itertools import product
+from typing import Any
 
 import pytest
 
@@ -29,9 +29,7 @@ def test_families_stand_for_their_members_and_running_always_comes_first() -> No
     ("given", "canonical"),
     [
         ("batch:8@0.50", "batch:8@0.5"),
-        ("recalibrated:augmented", "recalibrated:augmented"),
         ("recalibrated:mixture@1", "recalibrated:mixture@1"),
-        ("recalibrated:target/first:3", "recalibrated:target/first:3"),
         ("recalibrated:target/variance", "recalibrated:target/variance"),
         ("path:0.10", "path:0.1"),
         ("prior:16.0/batch:64", "prior:16/batch:64"),
@@ -46,26 +44,22 @@ def test_names_are_canonical(given: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("batch:128@0", "between 0 and 1; pure is batch:128"),
-        ("batch:128@1", "between 0 and 1; pure is batch:128"),
-        ("batch:x", "choose from"),
-        ("recalibrated:mixture@1.5", "above 0 and be at most 1"),
-        ("recalibrated:id/first:3", "only target takes a layer form, as in recalibrated:target/first:3"),
-        ("recalibrated:target/first:0", "count from 1"),
-        ("recalibrated:target/mean/first:2", "choose from"),
-        ("prior:16/batch:1", "at least 2 images"),
+        ([], "expected a list of names"),
+        ("batch", "expected a list of names"),
+        (["batch:128@1"], "between 0 and 1; pure is batch:128"),
+        (["batch:x"], "choose from"),
+        (["recalibrated:mixture@1.5"], "above 0 and be at most 1"),
+        (["recalibrated:id@0.5"], "choose from"),
+        (["recalibrated:id/first:3"], "choose from"),
+        (["recalibrated:target/first:0"], "choose from"),
+        (["recalibrated:target/mean/first:2"], "choose from"),
+        (["prior:16/batch:1"], "at least 2 images"),
     ],
 )
-def test_what_is_none_of_the_grammar_is_refused_with_the_right_form(given: str, words: str) -> None:
+def test_what_is_none_of_the_grammar_is_refused_with_the_right_form(given: Any, words: str) -> None:
     with pytest.raises(UserError) as raised:
-        parse_statistics([given])
+        parse_statistics(given)
     assert words in str(raised.value) and "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("given", [(), "batch"])
-def test_statistics_are_a_list_of_names(given: tuple[str, ...] | str) -> None:
-    with pytest.raises(UserError, match="expected a list of names"):
-        parse_statistics(given)  # type: ignore[arg-type]
 
 
 def test_both_sides_of_target_get_the_same_number_of_images() -> None:
@@ -77,12 +71,9 @@ def test_both_sides_of_target_get_the_same_number_of_images() -> None:
         assert [each.images for each in in_layers] == [count, count] and in_layers[0].form == "first:2"
 
 
-def test_version_01_took_all_images_of_each_side() -> None:
+def test_version_01_took_all_images_and_layer_forms_take_at_most_what_passes_as_one_batch() -> None:
     ours, theirs = estimates("recalibrated:target", SPLITS._replace(matched=False))
     assert (ours.parts, theirs.parts) == ((("id", 200),), (("target:far", 300),))
-
-
-def test_layer_forms_take_at_most_as_many_images_as_pass_as_one_batch() -> None:
     large = Splits({"id": 5000, "target:far": 5000}, 5000, True)
     assert [each.images for each in estimates("recalibrated:target/mean", large)] == [1000, 1000]
 
@@ -102,9 +93,6 @@ def test_layer_forms_choose_layers_in_order_of_execution() -> None:
     assert in_form("last:3", LAYERS) == ["b", "c", "d"]
     assert [in_form(f"only:{k}", LAYERS) for k in range(4)] == [["a"], ["b"], ["c"], ["d"]]
     assert in_form("first:4", LAYERS) == in_form("last:4", LAYERS) == in_form("mean", LAYERS) == LAYERS
-
-
-@pytest.mark.parametrize(("kind", "beyond"), [*product(("first", "last"), ("5",)), ("only", "4")])
-def test_a_layer_that_the_network_does_not_run_is_refused(kind: str, beyond: str) -> None:
-    with pytest.raises(UserError, match=f"target/{kind}:{beyond}: the network runs 4 BatchNorm layers"):
-        in_form(f"{kind}:{beyond}", LAYERS)
+    for beyond in ("first:5", "last:5", "only:4"):
+        with pytest.raises(UserError, match=f"target/{beyond}: the network runs 4 BatchNorm layers"):
+            in_form(beyond, LAYERS)

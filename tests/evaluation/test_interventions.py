@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from plain_interventions import batchnorm_names, matched_copy, with_statistics
-from small_evaluation import outputs, small_network
+from small_evaluation import batchnorm_names, matched_copy, outputs, small_network, with_statistics
+from test_metrics import oracle_metrics
 from test_passes import CLOSE, batches_of, calibration, run
-from test_tables import DETECTION, by_sklearn, make
+from test_tables import DETECTION, make
 from torch import nn
 
 
@@ -86,7 +86,7 @@ def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics(
         for part in ("B1", "B2"):
             energies[part, adapted] = outputs(model, parts[part].images)[0].double().logsumexp(dim=1).numpy()
     swapped = (("B1", "B2"), ("B2", "B1"))
-    values = [by_sklearn("auroc", energies[one, "A0"], energies[other, "A1"]) for one, other in swapped]
+    values = [oracle_metrics(energies[one, "A0"], energies[other, "A1"])["auroc"] for one, other in swapped]
     row = rows.query("statistics == 'recalibrated:target' and metric == 'auroc'")
     row = row.query("detector == 'energy' and dataset == 'far'")
     assert row["value"].item() == pytest.approx(np.mean(values), abs=0.011)  # one pair of equal energies less or more

@@ -237,7 +237,7 @@ def test_what_has_no_metric_is_refused(call, message: str) -> None:  # type: ign
         call()
 
 
-@pytest.mark.parametrize("module", ["intervals", "metrics", "scores"])
+@pytest.mark.parametrize("module", ["metrics", "scores"])
 def test_examples_in_the_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"bnood.evaluation.{module}"))
     assert result.attempted >= 2 and result.failed == 0

@@ -2,22 +2,22 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from plain_interventions import measured_by_torch, with_statistics
 from small_evaluation import (
     Recorded,
     identities,
     left_as_it_was,
+    measured_by_torch,
     outputs,
     recorded,
     small_network,
     small_set,
     small_sets,
+    with_statistics,
 )
 from torch import Tensor
 
@@ -266,6 +266,3 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     assert set(against["comparison"]) == {"control"}
     with pytest.raises(UserError, match="shift 'fog-3': expected noise, blur, contrast and a strength"):
         run(shifts=("fog-3",))
-    unlabelled = replace(small_set("elsewhere", 30, 5), labels=None)
-    with pytest.raises(UserError, match="elsewhere: the images have no labels"):
-        run(sets={**small_sets(), "shifted_sets": {"elsewhere": unlabelled}})

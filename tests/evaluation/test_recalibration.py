@@ -1,12 +1,12 @@
 """The check before recalibrating: figures against direct computation on a small network, advice on made-up figures."""
 
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from check_recalibration import main
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from bnood.evaluation.recalibration import RecalibrationCheck, advise, check_rec
 from bnood.networks.network import Network
 from bnood.statistics import bake, estimate_statistics, use_statistics
 
-ROOT = Path(__file__).parents[2]
 SIZE = 8
 
 
@@ -98,13 +97,12 @@ def test_distances_of_layers_stability_and_a_stated_ood_fraction(check: Recalibr
 
 def test_the_network_is_left_as_it_was_and_labels_and_batches_do_not_matter(network: Network) -> None:
     before = {name: value.clone() for name, value in network.model.state_dict().items()}
-    quick = {"resamples": 10, "stability": False}
-    first, second = (check_recalibration(network, ID, TRAFFIC, forward_batch=n, **quick) for n in (128, 33))
+    first, second = (check_recalibration(network, ID, TRAFFIC, forward_batch=n, resamples=10) for n in (128, 33))
     pd.testing.assert_frame_equal(first.figures, second.figures, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
     assert not network.model.training
     bare = (ImageSet(each.name, each.images) for each in (ID, TRAFFIC))
-    unlabelled = check_recalibration(network, *bare, **quick)
+    unlabelled = check_recalibration(network, *bare, resamples=10)
     assert figure(first, "traffic", "accuracy")["n"] == 80
     assert "accuracy" not in set(unlabelled.figures["quantity"]) and unlabelled.advice == first.advice
 
@@ -126,7 +124,6 @@ def test_without_batchnorm_the_advice_is_one_line() -> None:
         (0.66, 0.56, 0.02, "do not: out-of-distribution"),
         (0.80, 0.52, 0.02, "cannot tell"),
         (0.51, 0.52, 0.0, "do not: nothing to gain"),
-        (0.61, 0.61, 0.0, "do not: nothing to gain"),
         (0.52, 0.40, 0.02, "cannot tell"),
     ],
 )
@@ -145,7 +142,6 @@ def test_the_script_ends_in_the_advice(
     for each in (ID, TRAFFIC):
         np.savez(tmp_path / f"{each.name}.npz", images=each.images, labels=each.labels)
     monkeypatch.chdir(tmp_path)
-    main = runpy.run_path(str(ROOT / "scripts" / "check_recalibration.py"))["main"]
     arguments = ["--model", "bad_files:good", "--id", "id.npz", "--traffic", "traffic.npz", "--ood", "id.npz"]
     main([*arguments, "--count", "100"])
     *lines, last = capsys.readouterr().out.splitlines()

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from small_evaluation import Cell, Recorded, recorded, small_network, small_set, small_sets
+from test_metrics import oracle_metrics
 
 from bnood.errors import UserError
 from bnood.evaluation.intervals import interval, set_counts
+from bnood.evaluation.metrics import DETECTION_METRICS as DETECTION
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
 from bnood.networks.outputs import Outputs
 
@@ -46,21 +47,6 @@ def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFra
     return [(known[known["shuffle"] == s], ood[ood["shuffle"] == s]) for s in sorted(ood["shuffle"].unique())]
 
 
-def by_sklearn(metric: str, inside: np.ndarray, outside: np.ndarray) -> float:
-    is_positive, values = np.r_[np.ones(len(inside)), np.zeros(len(outside))], np.r_[inside, outside]
-    if metric in ("aupr_out", "fpr95_ood_positive"):
-        is_positive, values = 1 - is_positive, -values
-    if metric == "auroc":
-        return float(roc_auc_score(is_positive, values))
-    if metric.startswith("aupr"):
-        return float(average_precision_score(is_positive, values))
-    fpr, tpr, _ = roc_curve(is_positive, values, drop_intermediate=False)
-    return float(fpr[np.argmax(tpr >= 0.95)])
-
-
-DETECTION = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
-
-
 def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Recorded) -> None:
     rows = made.found.table[made.found.table["metric"].isin(DETECTION)]
     # running, pure, mixed, recalibrated:id, :target and :mixture, on two sets, three detectors and five metrics each
@@ -69,7 +55,7 @@ def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(m
     for _, row in rows.iterrows():
         joined = pairs(made, row)
         assert len(joined) == (2 if row["statistics"].startswith("batch") else 1)
-        values = [by_sklearn(row["metric"], known[row["detector"]], ood[row["detector"]]) for known, ood in joined]
+        values = [oracle_metrics(known[row["detector"]], ood[row["detector"]])[row["metric"]] for known, ood in joined]
         assert row["value"] == pytest.approx(np.mean(values), abs=1e-12)
         assert (row["n_ood"], row["n_id"]) == (len(joined[0][1]), len(joined[0][0]))
 
@@ -145,14 +131,10 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
         joined = pairs(made, row)
         resampled = []
         for draw in range(RESAMPLES):
-            drawn = [
-                [
-                    np.repeat(side["energy"], of[draw][side["index"]])
-                    for side, of in zip(pair, (of_id, of_far), strict=True)
-                ]
-                for pair in joined
-            ]
-            resampled.append(np.mean([by_sklearn(metric, *both) for both in drawn]))
+            counts = of_id[draw], of_far[draw]
+            sides = [[*zip(pair, counts, strict=True)] for pair in joined]
+            drawn = [[np.repeat(side["energy"], of[side["index"]]) for side, of in pair] for pair in sides]
+            resampled.append(np.mean([oracle_metrics(*both)[metric] for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
     row, far = rows.loc["msp", "mean"], [ood["msp"].to_numpy() for _, ood in joined]

@@ -1,14 +1,20 @@
-"""Verdicts of the lab on tables whose truth is known."""
+"""Verdicts of the lab on tables whose truth is known; records against gradients that are computed by hand."""
 
+import copy
 import json
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import t
+from torch.nn import functional as F
 
 from bnood.lab.checks import NOT_TESTED, REFUTED, STATEMENTS, SUPPORTED, UNDECIDED, Check, accuracy, check_lab
+from bnood.lab.run import gradient_norms
+from bnood.networks.norm import Norm
+from bnood.networks.plain import MLP, PlainConvNet
 
 ACCURACY = {"none": 0.1, "bn": 0.98, "ln": 0.82, "gn": 0.9}
 FIRST_GRADIENT = {"none": 1e-4, "bn": 1.0, "ln": 1e-2, "gn": 1e-1}  # the last layer's is 1
@@ -46,14 +52,11 @@ def about(found: dict[str, Check], words: str) -> Check:
     return found[statement]
 
 
-def test_what_the_notes_say_is_supported() -> None:
+def test_what_the_notes_say_is_supported_and_a_starved_gradient_is_a_plain_factor() -> None:
     found = checks()
     assert len(found) == len(STATEMENTS)
     assert {check.verdict for check in found.values()} == {SUPPORTED}
-
-
-def test_starved_gradient_is_printed_as_a_plain_factor() -> None:
-    number = about(checks(), "far less gradient").number
+    number = about(found, "far less gradient").number
     assert number.startswith("1/") and number.endswith("of the last layer's gradient")
     factor = float(number.split(" ")[0].removeprefix("1/").replace(",", ""))
     assert factor == pytest.approx(10_000, rel=0.05)
@@ -106,3 +109,23 @@ def test_one_seed_decides_nothing_and_seeds_that_disagree_neither() -> None:
     alone = {(check.verdict, check.note) for check in checks(seeds=(0,)).values()}
     assert alone == {(NOT_TESTED, "an interval needs finite figures of two seeds or more")}
     assert about(checks(relu=dict.fromkeys(ACCURACY, 0.9) | {"bn": 0.93}), "With ReLU").verdict == UNDECIDED
+
+
+X, Y = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+
+
+def test_gradient_norms_are_those_of_a_training_step() -> None:
+    network = MLP(depth=3, width=16, norm="bn", image_size=8)
+    found = gradient_norms(network, X, Y)
+    F.cross_entropy(network.train()(X), Y).backward()
+    assert found == pytest.approx([float(layer.linear.weight.grad.norm()) for layer in network.layers], rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "bn", "ln", "gn"])
+def test_training_does_not_notice_a_record(norm: Norm) -> None:
+    network = PlainConvNet(depth=3, width=8, norm=norm).train()
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    gradient_norms(network, X, Y)
+    assert network.training and all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

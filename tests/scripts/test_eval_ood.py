@@ -95,15 +95,6 @@ def test_the_held_out_images_can_be_scored(tmp_path: Path) -> None:
     assert rows["value"].item() == pytest.approx(summary["accuracy"], abs=1e-5)
 
 
-def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    (run,) = copies(tmp_path, "ln")
-    evaluate("--run", str(run), *QUICK)
-    first = written(run)
-    table = evaluate("--run", str(run), *QUICK[:2], "--ood", "grounds")[0]
-    assert set(table["dataset"]) == {"tiny", "grounds"}
-    assert written(run) == first
-
-
 def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,21 +124,30 @@ def test_a_disk_that_fills_up_leaves_the_earlier_evaluation(tmp_path: Path, caps
 def test_a_run_is_scored_on_images_of_the_users_own_and_its_folder_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the training images nor their data root are needed; without ID images there are scores alone."""
+    """Neither the training images nor their data root are needed; without ID images there are scores alone, and what
+    needs such images is skipped, asked for or not."""
     (run,) = copies(tmp_path / "shipped", "bn")
     before = tree(run)
     rng = np.random.default_rng(0)
     for name in ("mine", "theirs"):
         write_set(tmp_path / f"{name}.npz", rng.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    common = ["--run", str(run), "--ood", "theirs.npz", "--resamples", "20", "--statistics"]
-    (folder,) = main([*common, "running,recalibrated:target", "--id", "mine.npz"])
+    common = ["--run", str(run), "--ood", "theirs.npz", "--resamples", "20"]
+    (folder,) = main([*common, "--statistics", "running,recalibrated:target", "--id", "mine.npz"])
     assert folder == Path("runs", "bn-eval") and "bn: mine against OOD" in capsys.readouterr().out
     table = pd.read_csv(folder / "table.csv", keep_default_na=False)
     assert (table["metric"] == "auroc").sum() == 2 * 3 and not (table["metric"] == "accuracy").any()
-    (folder,) = main([*common, "running", "--id", "none", "--out", "alone"])
-    assert folder == Path("alone")
-    assert not (pd.read_csv(folder / "table.csv")["metric"] == "auroc").any()
+    asked = ("--statistics", "batch:8,batch:8@0.5,recalibrated,recalibrated:mixture@1")
+    lacking = "batch:8@0.5 and recalibrated:id and recalibrated:mixture@0.5 are skipped: there are no ID images for"
+    for some, skipped in (
+        ((), "recalibrated:id and recalibrated:mixture@0.5 are skipped: there are no"),
+        (asked, lacking),
+    ):
+        (folder,) = main([*common, "--id", "none", "--out", "alone", *some])
+        assert folder == Path("alone") and capsys.readouterr().out.count(skipped) == 1
+    table = pd.read_csv(folder / "table.csv")
+    assert set(table["statistics"]) == {"running", "batch:8", "recalibrated:target", "recalibrated:mixture@1"}
+    assert not (table["metric"] == "auroc").any()
     assert set(pd.read_parquet(folder / "scores.parquet")["dataset"]) == {"theirs"}
     assert main(evaluation_arguments("--run", str(run), *QUICK)) == [Path("runs", "bn-eval")]
     assert tree(run) == before
@@ -158,10 +158,6 @@ def test_help_needs_no_training_library() -> None:
         "import sys; from eval_ood import build_parser; build_parser().format_help();"
         "print([m for m in ('lightning', 'wandb', 'matplotlib', 'pandas', 'torchvision') if m in sys.modules])"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
-    )
+    path = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path)
     assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr

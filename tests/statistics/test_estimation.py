@@ -1,19 +1,89 @@
-"""Estimated statistics against numpy over all values of each layer's input at once."""
+"""Moments and estimated statistics against numpy, in float64, over all values of each layer's input at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from numpy_moments import numpy_moments
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnood.errors import UserError
 from bnood.statistics import LayerStatistics, estimate_statistics, read_statistics, use_statistics
+from bnood.statistics.moments import PooledMoments, channel_moments
 
 METHODS = ("one_pass", "sequential")
+
+
+def numpy_moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance per channel of ``[N, C, ...]``, in float64, two passes."""
+    values = x.double().numpy().swapaxes(0, 1).reshape(x.shape[1], -1)
+    return values.mean(axis=1), values.var(axis=1)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (1, 5), (4, 3, 9), (6, 2, 5, 7), (2, 3, 4, 5, 6), (1, 2, 40, 40)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_moments_of_every_shape_and_type(shape: tuple[int, ...], kind: torch.dtype) -> None:
+    x = (torch.randn(shape) * 3 + 2).to(kind)
+    count, mean, deviations = channel_moments(x)
+    expected_mean, expected_var = numpy_moments(x)
+    assert count == x.numel() // shape[1]
+    assert mean.dtype == deviations.dtype == torch.float64
+    np.testing.assert_allclose(mean, expected_mean, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(deviations / count, expected_var, rtol=5e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1023, 1024, 1025, 3072, 140_001])
+def test_no_row_is_lost_or_counted_twice_at_block_limits(rows: int) -> None:
+    x = torch.arange(rows, dtype=torch.float64).unsqueeze(1)
+    count, mean, deviations = channel_moments(x)
+    assert count == rows
+    assert mean.item() == pytest.approx((rows - 1) / 2, rel=1e-12)
+    assert deviations.item() == pytest.approx(rows * (rows**2 - 1) / 12, rel=1e-12)  # of 0, 1, ..., rows - 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_small_variance_survives_a_large_mean_in_float32(memory_format: torch.memory_format) -> None:
+    x = (torch.randn(50, 4, 16, 16) + 5000).to(memory_format=memory_format)
+    count, mean, deviations = channel_moments(x)
+    expected_mean, expected_var = numpy_moments(x)
+    np.testing.assert_allclose(mean, expected_mean, rtol=1e-9)
+    np.testing.assert_allclose(deviations / count, expected_var, rtol=1e-5)
+
+
+def test_constant_channels_have_no_deviation_and_the_input_is_left_alone() -> None:
+    x = torch.full((9, 2, 3, 3), 0.1)
+    _, mean, deviations = channel_moments(x)
+    np.testing.assert_allclose(mean, 0.1, rtol=1e-7)
+    assert (deviations >= 0).all() and (deviations < 1e-12).all()
+    assert torch.equal(x, torch.full((9, 2, 3, 3), 0.1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    offset=st.floats(-1e4, 1e4),
+    drift=st.floats(-100, 100),
+    seed=st.integers(0, 2**20),
+)
+def test_any_split_into_batches_gives_the_same_moments(
+    sizes: list[int], offset: float, drift: float, seed: int
+) -> None:
+    """``drift`` moves the mean from batch to batch, as in data sorted by class."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        torch.randn(size, 3, 2, generator=generator, dtype=torch.float64) + offset + drift * number
+        for number, size in enumerate(sizes)
+    ]
+    pooled = PooledMoments()
+    for batch in batches:
+        pooled.merge(*channel_moments(batch))
+    expected_mean, expected_var = numpy_moments(torch.cat(batches))
+    assert pooled.count == 2 * sum(sizes)
+    np.testing.assert_allclose(pooled.mean, expected_mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(pooled.deviations / pooled.count, expected_var, rtol=1e-6, atol=1e-9)
 
 
 def assert_moments(found: LayerStatistics, inputs: Tensor, rtol: float = 1e-5, atol: float = 1e-6) -> None:
@@ -38,42 +108,6 @@ def test_the_cut_into_batches_does_not_matter(method: str, size: int) -> None:
     found = estimate_statistics(model, list(images.split(size)), method=method)
     assert list(found) == ["1"]
     assert_moments(found["1"], model[0](images).detach(), rtol=2e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("batches", "update_bn_is_wrong"),
-    [
-        (sorted_classes((50, 2)), lambda averaged, var: (averaged.running_var < 2).all() and (var > 100).all()),
-        ([torch.randn(99, 2), torch.randn(3, 2) + 50], lambda averaged, var: (averaged.running_mean > 20).all()),
-    ],
-    ids=["sorted", "ragged"],
-)
-def test_sorted_and_ragged_batches_are_weighted_where_update_bn_is_wrong(
-    batches: list[Tensor], update_bn_is_wrong: Callable
-) -> None:
-    assert_moments(estimate_statistics(nn.BatchNorm1d(2), batches)[""], torch.cat(batches), atol=1e-5)
-    averaged = nn.BatchNorm1d(2)
-    update_bn(batches, averaged)
-    assert update_bn_is_wrong(averaged, numpy_moments(torch.cat(batches))[1])
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_large_mean_does_not_swallow_the_variance(method: str, memory_format: torch.memory_format) -> None:
-    class TwoLayers(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.first(x))
-
-    images = (torch.randn(40, 4, 12, 12) + 5000).to(memory_format=memory_format)
-    found = estimate_statistics(TwoLayers(), list(images.split(16)), method=method)
-    assert_moments(found["first"], images)
-    # The second layer's input has mean 0 and variance 1 only if the first used the right statistics.
-    np.testing.assert_allclose(found["second"].mean, 0, atol=1e-3)
-    np.testing.assert_allclose(found["second"].var, 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}])

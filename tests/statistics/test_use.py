@@ -20,6 +20,7 @@ from bnood.statistics import (
     BatchNormStatistics,
     LayerStatistics,
     Mode,
+    decide_statistics,
     estimate_statistics,
     read_statistics,
     use_statistics,
@@ -68,29 +69,11 @@ def all_modes(model: nn.Module) -> dict[str, BatchNormStatistics | Mode]:
     return {"running": "running", "batch": "batch", "given": full, "partial": BatchNormStatistics({first: full[first]})}
 
 
-def frozen_resnet() -> nn.Module:
-    """A network as it is while it is fine-tuned: the stem and the first stage frozen, the rest in train mode."""
-    model = torchvision.models.resnet18(weights=None, num_classes=5).train()
-    for part in (model.conv1, model.bn1, model.layer1):
-        part.eval().requires_grad_(False)
-    return model
-
-
-class OwnSubclass(nn.BatchNorm2d):
-    """BatchNorm and activation in one layer, as timm's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.leaky_relu(super().forward(x))
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "small": small_model,
     "small, evaluating": lambda: small_model().eval(),
     "double": lambda: small_model().double(),
     "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=5),
-    "frozen resnet18": frozen_resnet,
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(weights=None, num_classes=5, width_mult=0.25).train(),
-    "subclass": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), OwnSubclass(4), nn.Dropout(0.5), nn.Flatten()),
     "not affine": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten()),
     "sync": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4), nn.Flatten()),
 }
@@ -252,3 +235,23 @@ def test_statistics_that_do_not_fit() -> None:
     for message, statistics in cases.items():
         with untouched(model), pytest.raises(UserError, match=message), use_statistics(model, statistics):
             pass
+
+
+def test_named_layers_are_decided_upon_before_they_run_and_none_leaves_the_running_statistics() -> None:
+    """That what is decided is what the layers use: tests/evaluation/test_interventions.py."""
+    model, x = small_model().eval(), torch.randn(6, 3, 6, 6)
+    for layers in (None, ["6"]):
+        asked: list[str] = []
+        with untouched(model), decide_statistics(model, lambda name, found, to=asked: to.append(name), layers):
+            torch.testing.assert_close(run(model, x), expected(model, "running", x))
+        assert asked == (layers or ["1", "6"])
+    take = pytest.raises(UserError, match="no BatchNorm layer '7x'")
+    with take, decide_statistics(model, lambda name, found: found, ["7x"]):
+        pass
+
+    def fail(name: str, found: LayerStatistics) -> LayerStatistics:
+        raise ArithmeticError(name)
+
+    with untouched(model), pytest.raises(ArithmeticError):  # noqa: SIM117
+        with use_statistics(model, "batch"), decide_statistics(model, fail):
+            model(x)

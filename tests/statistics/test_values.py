@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bnood.errors import UserError
-from bnood.statistics import BatchNormStatistics, LayerStatistics, batchnorm_layers, read_statistics, use_statistics
+from bnood.statistics import BatchNormStatistics, LayerStatistics, batchnorm_layers, read_statistics
 
 
 def layer(mean: list[float], var: list[float], count: int = 1) -> LayerStatistics:
@@ -39,13 +39,8 @@ def trained_model() -> nn.Module:
 def test_models_without_statistics_to_read_are_refused() -> None:
     with pytest.raises(UserError, match="layer '1' is lazy"):
         batchnorm_layers(nn.Sequential(nn.Identity(), nn.LazyBatchNorm2d()))
-    with pytest.raises(UserError, match="layer '1' keeps no running statistics"):
-        read_statistics(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)))
-    model = nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3, track_running_stats=True))
     with pytest.raises(UserError, match="Sequential has no BatchNorm layer"):
-        read_statistics(model)
-    with pytest.raises(UserError, match="no BatchNorm layer"), use_statistics(model, "running"):
-        pass
+        read_statistics(nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3, track_running_stats=True)))
 
 
 def test_reading_gives_copies_of_the_buffers() -> None:
@@ -140,16 +135,6 @@ def test_saving_and_loading_gives_the_same_bits_in_the_same_order(tmp_path: Path
     strided = torch.arange(6, dtype=torch.float64)[::2]  # of a bare layer, whose name is empty
     BatchNormStatistics({"": LayerStatistics(strided, strided + 1, 3)}).save(tmp_path / "s")
     assert BatchNormStatistics.load(tmp_path / "s")[""].mean.tolist() == [0.0, 2.0, 4.0]
-
-
-def test_saving_where_it_cannot_be_saved_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file") as caught:
-        random_statistics(1).save(tmp_path / "missing" / "s.safetensors")
-    assert "missing" in str(caught.value.filename)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        random_statistics(1).save(tmp_path / "folder")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:

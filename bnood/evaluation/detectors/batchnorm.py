@@ -21,20 +21,14 @@ class BATS(Detector):
     """The output of BatchNorm layers is clipped inside the network; ``score`` takes the logits of such a pass.
 
     The paper's form (Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022): a
-    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so its output
-    gamma x + beta is clipped to beta - lambda |gamma| and beta + lambda |gamma|; then the energy score.
-
-    Args:
-        lam: lambda, in standard deviations; infinity gives the energy score. The code's default for CIFAR-10.
-        layers: how many BatchNorm layers are clipped, of those that run last.
+    layer's normalised input has mean 0 and standard deviation 1 under the statistics in force, so the output of the
+    ``layers`` that run last is clipped to beta -+ lambda |gamma|. Lambda is the code's default for CIFAR-10.
     """
 
     name = "bats"
     needs = "own_pass"
 
     def __init__(self, lam: float = 3.25, layers: int = 1) -> None:
-        if not lam > 0 or layers < 1:
-            raise UserError(f"BATS needs lambda > 0 and at least one layer, not {lam} and {layers}")
         self.lam, self.layers = lam, layers
 
     @contextmanager
@@ -46,18 +40,13 @@ class BATS(Detector):
                 hooks.callback(layer.register_forward_hook(clipping.leave, always_call=True).remove)
             hooks.callback(model.register_forward_pre_hook(clipping.find, with_kwargs=True).remove)
             yield
-            if not clipping.layers:
-                raise UserError("BATS clipped nothing: the model was not called as a whole")
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
         return energy(logits)
 
 
 class _Clipping(TorchFunctionMode):
-    """Clips what ``batch_norm`` returns while one of the ``layers`` runs.
-
-    Not a hook on the layer's output: subclasses such as timm's BatchNormAct2d have an activation behind the norm.
-    """
+    """Clips what ``batch_norm`` returns, not what its layer does: timm's BatchNormAct2d has an activation behind it."""
 
     def __init__(self, lam: float, count: int) -> None:
         super().__init__()
@@ -93,10 +82,9 @@ class _Clipping(TorchFunctionMode):
 
 
 class NeuralMeanDiscrepancy(Detector):
-    """Minus the root mean square, over all channels of all layers, of an image's standardised mean discrepancies.
+    """Minus the root mean square, over all channels, of the standardised mean discrepancies (Dong et al., CVPR 2022).
 
-    A discrepancy (Dong et al., CVPR 2022) is the spatial mean of a BatchNorm layer's input minus the running mean; here
-    it is divided by the running standard deviation. The paper trains a classifier on them with a few OOD images.
+    The paper trains a classifier on them with a few OOD images.
     """
 
     name = "nmd"
@@ -121,9 +109,4 @@ class NeuralMeanDiscrepancy(Detector):
             scale = running.var + torch.finfo(torch.float32).eps
             squares = squares + ((means.double() - running.mean) ** 2 / scale).sum(dim=1)
             channels += means.shape[1]
-        if channels == 0:
-            raise UserError("detector 'nmd' needs the channel means of at least one BatchNorm layer")
         return -(squares / channels).sqrt().numpy()
-
-    def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        raise NotImplementedError

@@ -1,7 +1,6 @@
 """What a detector is: from a network's outputs to one score per image, **higher = more in-distribution**."""
 
 import importlib
-from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ class NotApplicable(UserError):
         super().__init__(f"not applicable: {reason}")
 
 
-class Detector(ABC):
+class Detector:
     """A post-hoc detector. A subclass sets the attributes, ``_score`` and, if it is fitted, ``_fit``.
 
     What ``needs`` says: ``"features"`` (with the logits), ``"channel_means"`` (spatial means of every BatchNorm layer's
@@ -55,28 +54,24 @@ class Detector(ABC):
         labels: Tensor | np.ndarray | None = None,
         head: Head | None = None,
     ) -> Self:
-        """Choose the detector's parameters on in-distribution images; no OOD image ever takes part.
+        """Choose the detector's parameters on in-distribution images.
 
         Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear
-        layer, or those of them that the detector needs. Raises ``UserError`` if one is missing or does not fit,
-        :class:`NotApplicable` if the detector cannot be fitted on these images, for instance for too few of a class.
+        layer, as far as needed. Raises :class:`NotApplicable` if it cannot be fitted on these images.
         """
         known = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         given = features is not None and logits is not None and len(features) > 0
         self.check_given(given, known is not None, head is not None)
         if self.fitted_on != "nothing":
             assert features is not None and logits is not None
-            self._check(features, logits, known, head)
+            self._check(features, logits, known)
             features, logits = features.detach(), logits.detach()
         self._fit(features, logits, known, head)
         self._is_fitted = True
         return self
 
     def score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        """Scores ``[N]`` float64 of images with features ``[N, D]`` and logits ``[N, K]``, higher = more ID.
-
-        Raises ``UserError`` if ``fit`` was not called before, :class:`NotApplicable` if the detector gives NaN.
-        """
+        """Scores ``[N]`` float64, higher = more ID; :class:`NotApplicable` if the detector gives NaN."""
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
         with torch.no_grad():
@@ -86,35 +81,25 @@ class Detector(ABC):
         return scores
 
     def record(self) -> dict[str, float]:
-        """What was fitted, for the evaluation's record; empty where no single number says it."""
+        """What was fitted, for the evaluation's record."""
         return {}
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
-        """Called with the checked arguments of :meth:`fit`, labels as a tensor; keeps no reference to the outputs."""
-        return None
+        """Called with the arguments of :meth:`fit`, labels as a tensor; keeps no reference to the outputs."""
 
-    @abstractmethod
     def _score(self, features: Tensor, logits: Tensor) -> Tensor | np.ndarray:
         """Scores ``[N]``, higher = more ID."""
+        raise NotImplementedError
 
-    def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None, head: Head | None) -> None:
-        what, shapes = f"detector {self.name!r} needs", f"{list(features.shape)} and {list(logits.shape)}"
-        if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
-            raise UserError(f"{what} features [N, D] and logits [N, K] of the same images, not {shapes}")
-        n, width, classes = *features.shape, logits.shape[1]
-        if head is not None and head.weight.shape != (classes, width):
-            raise UserError(f"{what} a head of shape {[classes, width]}, not {list(head.weight.shape)}")
-        if self.reads == "features" and width == 0:
+    def _check(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
+        if self.reads == "features" and features.shape[1] == 0:
             raise NotApplicable("the network's head takes feature maps, so there are no features")
         if not torch.isfinite(features).all():
-            raise UserError(f"{what} features without NaN or infinity: has training diverged?")
-        if labels is None:
-            return
-        if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{what} one label from 0 to {classes - 1} for each of {n} images")
-        smallest = int(torch.bincount(labels, minlength=classes).min())
-        if self.class_conditional and smallest < IMAGES_PER_CLASS:
-            raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
+            raise UserError(f"detector {self.name!r} needs features without NaN or infinity: has training diverged?")
+        if self.class_conditional and labels is not None:
+            smallest = int(torch.bincount(labels, minlength=logits.shape[1]).min())
+            if smallest < IMAGES_PER_CLASS:
+                raise NotApplicable(f"{smallest} per class (needs {IMAGES_PER_CLASS} fitting images of every class)")
 
 
 def import_optional(module: str, detector: str) -> Any:

@@ -45,11 +45,8 @@ class Temperature(Detector):
 
 
 def fit_temperature(logits: Tensor | np.ndarray, labels: np.ndarray) -> float:
-    """The T in [0.01, 100] that minimises the mean negative log-likelihood of logits ``[N, K]``, labels ``[N]``.
-
-    In b = 1 / T the likelihood is convex with the derivative mean(sum_k p_k(b) z_k - z_label), whose sign is halved
-    down to the last digit.
-    """
+    """The T in [0.01, 100] that minimises the mean negative log-likelihood of logits ``[N, K]``, labels ``[N]``."""
+    # In b = 1 / T it is convex with the derivative mean(sum_k p_k(b) z_k - z_label): bisection finds its zero.
     z = checked_logits(logits).numpy()
     z = z - z[np.arange(len(z)), labels][:, None]
 
@@ -66,10 +63,7 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: np.ndarray) -> float:
 
 
 class ReAct(Detector):
-    """Features are clipped from above at the 90th percentile of all held-out ID activations (NeurIPS 2021, equation 3).
-
-    Images and units are pooled; the network's head makes logits, in float64, of the clipped features.
-    """
+    """Features are clipped at the 90th percentile of all held-out ID activations, pooled (NeurIPS 2021, equation 3)."""
 
     name = "react"
     fitted_on = "held_out"
@@ -89,10 +83,7 @@ class ReAct(Detector):
 
 
 class BATSFeatures(Detector):
-    """Each unit is clipped to its mean plus or minus 3.25 standard deviations over ID images (Zhu et al. 2022).
-
-    The form of the authors' ``test_ood.py``, with its lambda for CIFAR-10 and ResNet-18; ``BATS`` is the paper's.
-    """
+    """Each unit is clipped to its mean -+ 3.25 deviations over ID images: BATS as in its authors' ``test_ood.py``."""
 
     name = "bats_features"
     fitted_on = "train"
@@ -109,11 +100,7 @@ class BATSFeatures(Detector):
 
 
 class Gaussian(Detector):
-    """Minus the squared Mahalanobis distance to the mean of all fitting images, one class for all, in float64.
-
-    The covariance is shrunk towards a multiple of the identity (Ledoit & Wolf 2004, scikit-learn's ``LedoitWolf``), so
-    that it is invertible with fewer images than features.
-    """
+    """Minus the squared Mahalanobis distance to the mean of all fitting images, by a shrunk covariance, in float64."""
 
     name = "gaussian"
     fitted_on = "train"

@@ -109,7 +109,7 @@ def test_an_activation_behind_the_norm_in_the_same_layer_follows_the_clipping() 
         torch.testing.assert_close(model(IMAGES), F.silu(normed.clamp(-bound, bound)))
 
 
-def test_what_cannot_be_clipped_is_refused(model: Net) -> None:
+def test_what_cannot_be_clipped_is_refused() -> None:
     class OwnNorm(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
             return input - self.running_mean.view(1, -1, 1, 1)
@@ -117,11 +117,6 @@ def test_what_cannot_be_clipped_is_refused(model: Net) -> None:
     own = nn.Sequential(OwnNorm(3))
     with pytest.raises(UserError, match="cannot clip a OwnNorm"), BATS().context(own):
         own(IMAGES)
-    with pytest.raises(UserError, match="clipped nothing"), BATS().context(model):
-        model.forward(IMAGES)
-    for arguments in ((0.0,), (float("nan"),), (1.0, 0)):
-        with pytest.raises(UserError, match="BATS needs"):
-            BATS(*arguments)  # type: ignore[arg-type]
 
 
 def test_neural_mean_discrepancy_by_hand() -> None:
@@ -139,6 +134,5 @@ def test_neural_mean_discrepancy_by_hand() -> None:
     found = detector.fit(reference).score(means)
     np.testing.assert_allclose(found, [0, -np.sqrt(9 / 3)], rtol=1e-6)
     assert found.dtype == np.float64
-    for wrong, message in (({"c": torch.ones(2, 1)}, "'c' keeps no running statistics"), ({}, "at least one")):
-        with pytest.raises(UserError, match=message):
-            detector.score(wrong)
+    with pytest.raises(UserError, match="'c' keeps no running statistics"):
+        detector.score({"c": torch.ones(2, 1)})
