@@ -1,6 +1,6 @@
 """Moments and estimated statistics against numpy, in float64, over all values of each layer's input at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnood.errors import UserError
@@ -98,6 +99,42 @@ def assert_moments(found: LayerStatistics, inputs: Tensor, rtol: float = 1e-5, a
 def sorted_classes(shape: tuple[int, ...] = (10, 3, 6, 6), classes: int = 4) -> list[Tensor]:
     """One batch per class, in order: the classes' means lie much further apart than the values within a class."""
     return [torch.randn(shape) + 10 * number for number in range(classes)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "update_bn_is_wrong"),
+    [
+        (sorted_classes((50, 2)), lambda averaged, var: (averaged.running_var < 2).all() and (var > 100).all()),
+        ([torch.randn(99, 2), torch.randn(3, 2) + 50], lambda averaged, var: (averaged.running_mean > 20).all()),
+    ],
+    ids=["sorted", "ragged"],
+)
+def test_sorted_and_ragged_batches_are_weighted_where_update_bn_is_wrong(
+    batches: list[Tensor], update_bn_is_wrong: Callable
+) -> None:
+    assert_moments(estimate_statistics(nn.BatchNorm1d(2), batches)[""], torch.cat(batches), atol=1e-5)
+    averaged = nn.BatchNorm1d(2)
+    update_bn(batches, averaged)
+    assert update_bn_is_wrong(averaged, numpy_moments(torch.cat(batches))[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_mean_does_not_swallow_the_variance(method: str, memory_format: torch.memory_format) -> None:
+    class TwoLayers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    images = (torch.randn(40, 4, 12, 12) + 5000).to(memory_format=memory_format)
+    found = estimate_statistics(TwoLayers(), list(images.split(16)), method=method)
+    assert_moments(found["first"], images)
+    # The second layer's input has mean 0 and variance 1 only if the first used the right statistics.
+    np.testing.assert_allclose(found["second"].mean, 0, atol=1e-3)
+    np.testing.assert_allclose(found["second"].var, 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
