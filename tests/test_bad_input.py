@@ -49,8 +49,8 @@ def recipe(section: str, **changes: Any) -> dict[str, Any]:
 
 
 STUDY: list[tuple[str | dict[str, Any], str]] = [
-    ("--executer.backend ray", "there is no option --executer.backend (did you mean"),
-    ("--executor.gpus_per_job 0.5", "executor.gpus_per_job is 0.5; expected a positive number, and backend ray"),
+    ("--executer.backend loky", "there is no option --executer.backend (did you mean"),
+    ("--executor.backend cloud", "'cloud'; expected sequential or loky"),
     ("--judge_only true", "tiny: there is no such study to be judged; run it without --judge_only true"),
     ("--judge_only maybe", "judge_only is 'maybe'; expected true or false"),
     ("--name ../x", "name is '../x': expected the name of a folder"),

@@ -36,20 +36,12 @@ DETECTION = (
 
 def run_pictures(table: pd.DataFrame, units: pd.DataFrame) -> list[Picture]:
     """All pictures that the tables of one network have the rows for."""
-    found = [
-        units_picture(units),
-        detector_picture(table),
-        dots_picture(table, "detection", DETECTION),
-        dots_picture(table, "confidence", CONFIDENCE),
-    ]
-    return [picture for picture in found if picture is not None]
+    dotted = [dots_picture(table, "detection", DETECTION), dots_picture(table, "confidence", CONFIDENCE)]
+    return [picture for picture in (units_picture(units), detector_picture(table), *dotted) if picture is not None]
 
 
 def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> pd.DataFrame:
-    """The rows of one quantity, of the OOD sets against the clean ID set or of that set itself.
-
-    ID images that share batches or statistics with OOD images have a row for each OOD set; the first is taken.
-    """
+    """One quantity of the OOD sets against the clean ID set, or of that set itself beside the first OOD set."""
     found = table[(table["metric"] == metric) & (table["detector"] == detector) & (table["role"] == role)]
     if role == "ood":
         return found[found["comparison"].isin(["ood", ""]) & (found["companion"] == "")]
@@ -75,6 +67,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     id_set = units.loc[units["role"] == "id", "dataset"].iloc[:1]  # shifted ID sets follow it
     units = units[units["statistics"].isin(kinds) & ((units["role"] == "ood") | units["dataset"].isin(id_set))]
     names = list(units.loc[units["role"] == "ood", "dataset"].unique())
+    legend = legend_of(names)
     known = units[(units["role"] == "id") & (units["statistics"] == "running")]
     order = known.groupby("unit")["mean"].mean().sort_values().index
     top, floor = float((units["mean"] + units["std"]).max()) * 1.03, 0.0 if (units["mean"] >= 0).all() else None
@@ -84,7 +77,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         own = here[here["role"] == "id"]
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
-        other, colour = here[here["dataset"] == dataset], COLOURS[names.index(dataset) % len(COLOURS)]
+        other, colour = here[here["dataset"] == dataset], legend[names.index(dataset) + 1][1]
         for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
             low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
@@ -94,12 +87,11 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         axes.set_xlabel("unit, sorted by its mean on ID images")
         axes.set_ylabel("activation")
 
-    panels = [
-        Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n in names for k in kinds
-    ]
+    pairs = [(name, kind) for name in names for kind in kinds]
+    panels = [Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n, k in pairs]
     shown = f"{', '.join(map(display, names))}; under {', '.join(map(display, kinds))}"
     alt = f"Mean activation of each penultimate unit, ID in grey, in colour {shown}."
-    return Picture("units", alt, panels, len(kinds), legend_of(names))
+    return Picture("units", alt, panels, len(kinds), legend)
 
 
 def detector_picture(table: pd.DataFrame) -> Picture | None:

@@ -63,7 +63,7 @@ class Row:
 
 
 class Hypothesis(NamedTuple):
-    """Its rows, and the rule that combines the verdicts of those that decide."""
+    """Rows, and the rule that combines the verdicts of those that decide."""
 
     name: str
     rule: Callable[[Sequence[str]], str]
@@ -203,10 +203,8 @@ def h5(statistics: Sequence[str], wanted: Sequence[str]) -> Hypothesis:
 
     The part's share is (running - part) / (running - target), a ratio of means over seeds with Fieller's interval at
     the Bonferroni level of the number of places. A place is supported when its interval lies above both the minimum and
-    its even share (k of L layers: k / L; means or variances: 1/2), refuted when it lies below the minimum.
-
-    ``wanted`` are the places of :data:`bnood.study.claim.PLACES` that are judged. The last ``only`` form among the
-    ``statistics`` that were evaluated gives the number of layers; raises ``Unusable`` for fewer than two.
+    its even share (k of L layers: k / L; means or variances: 1/2), refuted when it lies below the minimum. The last
+    ``only`` form among the ``statistics`` gives the number of layers; raises ``Unusable`` for fewer than two.
     """
     evaluated = [int(name.rpartition(":")[2]) for name in statistics if name.startswith(f"{TARGET}/only:")]
     if max(evaluated, default=0) < 1:
@@ -221,16 +219,15 @@ def h5(statistics: Sequence[str], wanted: Sequence[str]) -> Hypothesis:
         "variances": ("variances alone", "variance", 0.5),
     }
     places = [(label, f"{TARGET}/{form}", even) for label, form, even in map(known.__getitem__, wanted)]
-    quantities, rows = (UNIT_MAXIMUM, ENERGY, MAX_LOGIT), []
-    for q in quantities:
+    shares, listed = list[Row](), list[Row]()
+    for q in (UNIT_MAXIMUM, ENERGY, MAX_LOGIT):
+        listed.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0))
+        listed.append(Row(f"{q.name}: running - {ID}", q, change(q, RUNNING, ID)))
         for label, form, even in places:
             moved = change(q, RUNNING, form)
-            rows.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", DECIDES, even=even))
-    for q in quantities:
-        rows.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0))
-        for label, form in ((ID, ID), *(place[:2] for place in places)):
-            rows.append(Row(f"{q.name}: running - {label}", q, change(q, RUNNING, form)))
-    return Hypothesis("H5", place_rule, tuple(rows))
+            shares.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", DECIDES, even=even))
+            listed.append(Row(f"{q.name}: running - {label}", q, moved))
+    return Hypothesis("H5", place_rule, (*shares, *listed))
 
 
 def every(verdicts: Sequence[str]) -> str:
@@ -251,13 +248,13 @@ def detection_rule(verdicts: Sequence[str]) -> str:
 
     A detector is supported when both are, refuted when the gain in AUROC is and FPR95 is not shown to gain.
     """
-    by_detector = []
-    for auroc, fpr95 in zip(verdicts[::2], verdicts[1::2], strict=True):
-        if auroc == REFUTED:
-            by_detector.append(INCONCLUSIVE if fpr95 == SUPPORTED else REFUTED)
-        else:
-            by_detector.append(SUPPORTED if auroc == fpr95 == SUPPORTED else INCONCLUSIVE)
-    return agreeing(by_detector)
+
+    def of_detector(auroc: str, fpr95: str) -> str:
+        if auroc == REFUTED and fpr95 != SUPPORTED:
+            return REFUTED
+        return SUPPORTED if auroc == fpr95 == SUPPORTED else INCONCLUSIVE
+
+    return agreeing(list(map(of_detector, verdicts[::2], verdicts[1::2])))
 
 
 def norm_rule(verdicts: Sequence[str]) -> str:

@@ -4,30 +4,53 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from bnood.errors import UserError
+from bnood.evaluation.intervals import Unusable
 from bnood.evaluation.run import check_id_split, load_run_images
-from bnood.report.names import MINUS
+from bnood.report.names import change, factor_of, number
 from bnood.report.page import write_study_report
+from bnood.study import hypotheses as h
 from bnood.study import networks
+from bnood.study.claim import ClaimOptions
 from bnood.study.execution import Job, run_jobs
 from bnood.study.measurements import TEXT, Measurements
 from bnood.study.options import StudyOptions, check_same_study
-from bnood.study.printing import answer, changes, demo_lines, verdict_lines
-from bnood.study.verdict import judge, write_verdict
+from bnood.study.verdict import Record, judge, write_verdict
 from bnood.training.atomic import locked, write_beside
 from bnood.training.command_line import read_yaml
 from bnood.training.provenance import commit, machine, versions
 from bnood.training.run_folder import read_summary
 
 TRAINED = ("accuracy", "nll", "ece", "train_accuracy", "epochs", "seconds", "parameters")
+QUESTIONS = (
+    ("H1  Largest unit mean, relative to ID images", h.UNIT_MAXIMUM),
+    ("H2  Confidence: mean MSP", h.MSP),
+    ("H2  Confidence: mean energy score, nats", h.ENERGY),
+    ("H3  Detection: AUROC of MSP", h.AUROCS[1]),
+    ("H3  Detection: AUROC of the energy score", h.AUROCS[0]),
+)
+ANSWERS = {
+    "lower": "Target statistics lower confidence on OOD images here: the mismatch had raised it.",
+    "higher": "Target statistics raise confidence on OOD images here: the mismatch is not what makes it high.",
+    "open": "Target statistics do not clearly change confidence on OOD images here.",
+}
 
 
-def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> Path:
-    """Train and evaluate what is not yet done, unless ``judge_only``, then judge; returns the study's folder.
+class Conclusion(NamedTuple):
+    """What a study found: the verdict, all replicates, a row per network, and the page."""
+
+    verdict: Record
+    found: Measurements
+    networks: pd.DataFrame
+    page: Path
+
+
+def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> Conclusion:
+    """Train and evaluate what is not yet done, unless ``judge_only``, then judge.
 
     ``command`` is what to type to get this study again, for the report. Raises ``UserError`` for bad input, and if a
     network failed, in which case no verdict is written.
@@ -54,8 +77,7 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
         for line in missing:
             print(f"note: {line}")
-        conclude(options, done, command, missing)
-    return options.folder
+        return conclude(options, done, command, missing)
 
 
 def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str) -> None:
@@ -119,8 +141,33 @@ def network_table(options: StudyOptions, specs: Sequence[networks.RunSpec]) -> p
     return pd.DataFrame(rows).astype(dict.fromkeys([*TRAINED, "partner_accuracy"], float))
 
 
-def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str, missing: Sequence[str]) -> None:
-    """Pool the tables of the evaluated networks, write the verdict and the report, and print the answer.
+def changes(found: Measurements, claim: ClaimOptions, family: str = "") -> list[list[str]]:
+    """Per question its value under running and under target statistics, and the change: mean of the primary sets."""
+    rows = []
+    for question, quantity in QUESTIONS:
+        try:
+            running, target = (
+                found.contrast([h.Term(1, quantity, name)], claim.primary_sets, family)
+                for name in (h.RUNNING, h.TARGET)
+            )
+        except Unusable:
+            continue
+        interval, factor = (target - running).interval(claim.level), factor_of(quantity.unit)
+        before, after = (number(float(side.values.mean()), factor) for side in (running, target))
+        rows.append([question, before, after, change(*interval[:3], factor)])
+    return rows
+
+
+def answer(found: Measurements, claim: ClaimOptions) -> str:
+    """One sentence: what target statistics do to the mean MSP on the primary sets."""
+    low, high = found.contrast(h.change(h.MSP, h.TARGET, h.RUNNING), claim.primary_sets).interval(claim.level)[1:3]
+    return ANSWERS["lower" if high < 0 else "higher" if low > 0 else "open"]
+
+
+def conclude(
+    options: StudyOptions, specs: Sequence[networks.RunSpec], command: str, missing: Sequence[str]
+) -> Conclusion:
+    """Pool the tables of the evaluated networks, and write the verdict and the report.
 
     The demo gets no verdict: one small network per norm is a hint, not evidence. ``missing`` has a line for each
     network that the verdict does without.
@@ -129,8 +176,13 @@ def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: 
         raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
     table, draws, units = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet", "units.parquet"))
     rows, claim, folder, found = network_table(options, specs), options.claim, options.folder, Measurements(draws)
-    made: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
-    made["missing"] = list(missing)
+    made: dict[str, Any] = {
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "command": command,
+        "missing": missing,
+    }
     verdict = judge(draws, rows, claim, options.name, made)
     # Only now: where judging fails, no new table stands beside an earlier verdict.
     for name, content in (("table.csv", table), ("networks.csv", rows)):
@@ -143,7 +195,4 @@ def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: 
         title=f"Study {options.name}", sentence=answer(found, claim) if options.demo else "", commands=[command],
         notes=missing,
     )[0]  # fmt: skip
-    lines = demo_lines(found, rows, claim) if options.demo else verdict_lines(verdict)
-    files = [f"page:    {page}", *([] if options.demo else [f"tables:  {folder}/verdict.csv, {folder}/table.csv"])]
-    # A terminal may not have the signs that a page has.
-    print("\n".join([*lines, *files]).replace(MINUS, "-").replace("\u00a0", " "))
+    return Conclusion(verdict, found, rows, page)

@@ -31,8 +31,6 @@ HEADLINE = (
     "placebo",
 )  # fmt: skip
 PASSED, FAILED = "passed", "failed"
-ONE_NETWORK = " (this network)"
-
 
 Record = dict[str, Any]
 
@@ -70,22 +68,18 @@ class Family:
 
     def judge(self) -> list[Record]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
-
-        def not_tested(name: str, reason: str) -> Record:
-            return self._record(name, NOT_TESTED, reason)
-
         statistics = self.found.names("statistics", network=self.network)
         (class_mix, note), augmented = self._class_mix(), h.AUGMENTED in statistics
-        h1 = not_tested("H1", "no unit means: the features are not non-negative, or not known")
+        h1 = self._record("H1", NOT_TESTED, "no unit means: the features are not non-negative, or not known")
         if any(self._has(h.UNIT_MAXIMUM, name) for name in self.options.primary_sets):
             h1 = self._judged(h.h1(class_mix, augmented), note)
-        h4 = not_tested("H4", "no LN and GN networks of equal accuracy")
+        h4 = self._record("H4", NOT_TESTED, "no LN and GN networks of equal accuracy")
         if {f"{self.prefix}{at}{norm}" for norm in h.NORMS for at in ("", "bn-at-")} <= {*self.found.names("network")}:
             h4 = self._judged(h.h4(class_mix))
         try:
             h5 = self._judged(h.h5(statistics, self.options.places), level=self.options.place_level)
         except Unusable as error:
-            h5 = not_tested("H5", str(error))
+            h5 = self._record("H5", NOT_TESTED, str(error))
         return [h1, self._judged(h.h2(augmented)), self._judged(h.h3(augmented)), h4, h5]
 
     def _has(self, quantity: h.Quantity, dataset: str) -> bool:
@@ -152,8 +146,7 @@ class Family:
     def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Record:
         """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it.
 
-        Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated. ``effect_size`` is Cohen's d_z over seeds.
-        The verdict of a control is passed, failed or inconclusive.
+        Numbers are then NaN and ``n_seeds`` 0. The verdict of a control is passed, failed or inconclusive.
         """
         refuting: Any = getattr(self.options, row.threshold) if isinstance(row.threshold, str) else row.threshold
         threshold = max(refuting, row.even) if row.even else refuting
@@ -162,8 +155,8 @@ class Family:
         one: Record = {
             "quantity": row.label, "dataset": label, "unit": row.quantity.unit, "group": row.group,
             "direction": row.direction, "threshold": threshold, "level": level, "threshold_reason": "",
-            **dict.fromkeys(("effect", "low", "high", "effect_size"), math.nan), "per_seed": {}, "n_seeds": 0,
-            "verdict": "", "reason": "", "placebo": "",
+            "effect": math.nan, "low": math.nan, "high": math.nan, "effect_size": math.nan, "per_seed": {},
+            "n_seeds": 0, "verdict": "", "reason": "", "placebo": "",
         }  # fmt: skip
         try:
             measured = self._measured(row, datasets)
@@ -182,9 +175,9 @@ class Family:
         limit, placebo = self._placebo(row, datasets)
         # A change that the placebo gives as well is no finding: decisions need the interval beyond it.
         verdict, reason = compare(found, max(threshold, limit), row.direction, refuting - limit)
-        equal = found.standard_error == 0 and found.effect == 0
         undecidable = why_undecidable(measured, found, level, self.needed_seeds)
-        if undecidable and not (row.direction == "small" and equal):  # what is exactly equal passes a control
+        equal = row.direction == "small" and found.standard_error == found.effect == 0  # which passes a control
+        if undecidable and not equal:
             verdict, reason = INCONCLUSIVE, undecidable
         return one | {"verdict": verdict, "reason": reason, "placebo": placebo}
 
@@ -221,10 +214,7 @@ class Family:
 
 
 def compare(found: Interval, threshold: float, direction: str, refuting: float) -> tuple[str, str]:
-    """The verdict on an interval and, where that is inconclusive, why.
-
-    With ``above``, the whole interval has to lie below ``refuting`` for a refutation.
-    """
+    """The verdict on an interval, and why it is inconclusive; ``above`` is refuted below ``refuting`` alone."""
     low, high = found.low, found.high
     if direction == "small":
         if -threshold <= low and high <= threshold:
@@ -259,8 +249,7 @@ def judge(
 ) -> Record:  # fmt: skip
     """Judge H1 to H5 for every family of BatchNorm networks; the verdict as this module's first lines describe it.
 
-    A family is all networks whose names share a prefix: ``resnet18 bn``, ``resnet18 ln``, ``resnet18 bn-at-ln``; in
-    a study of one family there is no prefix.
+    A family is all networks whose names share a prefix, or have none: ``resnet18 bn``, ``resnet18 bn-at-ln``.
 
     Args:
         draws: all networks' ``draws.parquet``, pooled.
@@ -284,7 +273,7 @@ def judge(
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
                 for row in family.only([seed], 1).judge():
-                    suffix = "" if row["verdict"] == NOT_TESTED else ONE_NETWORK
+                    suffix = "" if row["verdict"] == NOT_TESTED else " (this network)"
                     rows.append(row | {"seed": seed, "verdict": row["verdict"] + suffix})
             continue
         judged = family.judge()
