@@ -75,8 +75,8 @@ def write_study_report(
 ) -> list[Path]:  # fmt: skip
     """The page of a study: the answer to each hypothesis, and the pictures of the first network.
 
-    `verdict` is the content of `verdict.json`; `table` and `units` are pooled; a row of `changes` has network, question,
-    value under running, under target, and their difference; `content` is as in :func:`write_page`.
+    `verdict` is the content of `verdict.json`; `table` and `units` are pooled; `changes` are network, question, value
+    under running, under target, and their difference; `content` is as in :func:`write_page`.
     """
     first = table["run"].iloc[0]
     answer, controls = [], []

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from bnood.study.networks import is_done, layer_forms, stopped_at
 from bnood.training.atomic import locked
 
 SETS = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
-TIMM = {"model": "timm:resnet18"}
 QUICK = {"evaluation": EVALUATION | {"statistics": ["running"]}, "localisation": "none"}
 
 
@@ -106,13 +104,8 @@ def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_tra
             main(["--config", str(study_config(tmp_path))])
 
 
-RAY = pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"))
-
-
-@pytest.mark.parametrize("backend", ["loky", RAY])
-def test_weights_and_tables_are_the_same_however_the_jobs_run(backend: str, tmp_path: Path) -> None:
-    config = study_config(tmp_path, executor={"backend": backend, "workers": 2})
-    other = main(["--config", str(config)])
+def test_weights_and_tables_are_the_same_however_the_jobs_run(tmp_path: Path) -> None:
+    other = main(["--config", str(study_config(tmp_path, executor={"backend": "loky", "workers": 2}))])
     for run in ("bn-s0", "ln-s0", "bn-s0-at-ln"):
         assert equal_weights(studied() / run, other / run)
     for name in ("table.csv", "verdict.csv"):
@@ -122,13 +115,16 @@ def test_weights_and_tables_are_the_same_however_the_jobs_run(backend: str, tmp_
 def test_given_networks_are_evaluated_and_never_written_into(tmp_path: Path) -> None:
     source = studied()
     before = times(source, "**/*")
-    given = [{"run": str(source / run), "family": "small"} for run in ("bn-s0", "ln-s0", "bn-s0-at-ln")]
-    folder = main(["--config", str(study_config(tmp_path, networks=given))])
+    given = [{"run": str(source / "bn-s0*"), "family": "small"}, {"run": str(source / "ln-s0"), "family": "small"}]
+    config = study_config(tmp_path, networks=given)
+    assert list(specs_of(config)) == ["bn-s0", "bn-s0-at-ln", "ln-s0"]
+    folder = main(["--config", str(config)])
     assert times(source, "**/*") == before
     table = pd.read_csv(folder / "table.csv", keep_default_na=False)
     assert set(table["network"]) == {"small bn", "small ln", "small bn-at-ln"}
     trained = pd.read_csv(source / "table.csv", keep_default_na=False)
-    assert table["value"].tolist() == trained["value"].tolist()
+    values = [each.sort_values("run", kind="stable")["value"].tolist() for each in (table, trained)]
+    assert values[0] == values[1]
     assert [path.name for path in (folder / "bn-s0").iterdir()] == ["ood"]
 
 
@@ -204,32 +200,6 @@ def test_layer_forms_of_the_places_and_all_layers() -> None:
     places = ["only:4", "first:2", "last:3", "mean", "variance"]
     assert layer_forms(5, "places") == [f"recalibrated:target/{place}" for place in places]
     assert len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"networks": [{"run": "nowhere"}]}, "run nowhere has no checkpoints/last.ckpt"),
-        ({"entry": {"training": "none.yaml"}}, "none.yaml: no such config file"),
-        ({"executor": {"workers": 0}}, "executor.workers is 0"),
-        ({"executor": {"backend": "cloud"}}, "'cloud'; expected sequential or loky"),
-        ({"claim": {"levle": 0.9}}, "there is no key claim.levle"),
-        ({"sets": {"ood": ["marks", "nowhere"], "root": str(data_root())}}, "nowhere"),
-        ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
-        ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
-        ({"networks": [TIMM | {"name": "a"} for _ in "ab"], "sets": SETS}, "is there twice"),
-        ({"networks": [TIMM | {"name": a, "family": "f"} for a in "ab"], "sets": SETS}, "is there twice"),
-        ({"entry": {"overrides": {"ln": {"data.image_size": 8}}}}, "the same for all norms"),
-        ({"entry": {"overrides": {"ln": {"model.lerning_rate": 1}}}}, "did you mean --model.learning_rate?"),
-        ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
-        ({"networks": [TIMM], "sets": SETS | {"ood": ["marks", "marks"]}}, "marks"),
-    ],
-)
-def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        main(["--config", str(study_config(tmp_path, **more))])
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> None:
