@@ -15,6 +15,7 @@ from bnood.study.claim import ClaimOptions
 from bnood.study.verdict import judge, write_verdict
 
 LOUD: dict[str, Any] = {"seed_noise": 0.8, "image_noise": 0.3}
+MEDIUM = {"seed_noise": 0.02}
 NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
 
 
@@ -26,6 +27,11 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H1", Truth(target_maximum=1.5), {}, "refuted", ""),
         ("H1", Truth(running_maximum=1.9, target_maximum=2.1), {}, "refuted", ""),
         ("H1", Truth(), LOUD, "inconclusive", "the interval contains"),
+        # At 2.5 few predicted classes alone bring more than running statistics do.
+        ("H1", Truth(class_mix=2.5), {}, "refuted", ""),
+        ("H1", Truth(class_mix=2.5, effective_n=None), {}, "refuted", ""),
+        ("H1", Truth(class_mix=1.9), {}, "inconclusive", "the interval contains 0"),
+        ("H1", Truth(reestimated=0.82, id_maximum=0.4), MEDIUM, "inconclusive", "beyond it the effect is not decided"),
         ("H1", Truth(running_maximum=1.2), {}, "inconclusive", "the interval contains 1.2"),
         ("H2", Truth(), {}, "supported", ""),
         ("H2", Truth(energy=0.05, max_logit=0.0, msp=-0.1), {}, "refuted", ""),
@@ -33,6 +39,15 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H2", Truth(energy=0.05, max_logit=0.1, msp=0.01), {}, "refuted", ""),
         ("H2", Truth(energy=-1.0), {}, "inconclusive", "its parts go both ways"),
         ("H2", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H2", Truth(reestimated=0.9, id_energy=0.4), MEDIUM, "inconclusive", "beyond it the effect is not decided"),
+        # Re-estimation lowers energy where target statistics do not: what is beyond it is the opposite.
+        (
+            "H2",
+            Truth(energy=-1.0, max_logit=-1.0, msp=-0.1, reestimated=2.0, id_energy=0.4),
+            {},
+            "inconclusive",
+            "refuted, but supported beyond the control",
+        ),
         ("H3", Truth(), {}, "supported", ""),
         ("H3", Truth(auroc=-0.05, fpr95=-0.1), {}, "refuted", ""),
         ("H3", Truth(auroc=0.0, fpr95=0.0), {}, "refuted", ""),
@@ -45,6 +60,10 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H4", Truth(over_ln=0.0, over_gn=0.0), {}, "refuted", ""),
         ("H4", Truth(over_ln=0.6, over_gn=0.0), {}, "inconclusive", "against LN supported, against GN refuted"),
         ("H4", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H4", Truth(over_activations=-0.02), {}, "inconclusive", "single activations above ID's 99th percentile are"),
+        # They take away support, no refutation.
+        ("H4", Truth(over_activations=0.0), {}, "supported", ""),
+        ("H4", Truth(over_ln=0.0, over_gn=0.0, over_activations=-0.02), {}, "refuted", ""),
         ("H5", Truth(), {}, "supported", ""),
         ("H5", Truth(shares=NO_SHARES), {}, "refuted", ""),
         ("H5", Truth(energy_shares=NO_SHARES), {}, "inconclusive", ""),

@@ -17,26 +17,14 @@ FAILING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("mix", "verdict"),
-    # At 2.5 few predicted classes alone bring more than running statistics do.
-    [(1.1, "supported"), (2.5, "refuted"), (1.9, "inconclusive"), (None, "supported")],
-)
-def test_the_largest_unit_mean_has_to_exceed_the_class_mix(mix: float | None, verdict: str) -> None:
-    found = judged("H1", made_study(Truth(class_mix=mix)))
-    assert found.verdict == verdict
-    labels = [one.quantity for one in found.estimates]
-    assert ("largest unit mean, running - class mix" in labels) == (mix is not None)
-    assert (found.note == "class mix not available on svhn") == (mix is None)
-
-
 def test_a_class_mix_of_few_images_is_not_used_and_that_is_said() -> None:
     few = judged("H1", made_study(Truth(class_mix=2.5, effective_n=31.0), seed_noise=0.001))
     assert (few.verdict, few.note) == ("supported", "class mix not available (effective n 31)")
-    assert judged("H1", made_study(Truth(class_mix=2.5, effective_n=None))).verdict == "refuted"
     study = made_study()
     lacking = (study.draws["metric"] == "class_mix_max_ratio") & (study.draws["dataset"] == "dtd")
-    assert judged("H1", study.where(~lacking)).note == "class mix not available on dtd"
+    found = judged("H1", study.where(~lacking))
+    assert found.note == "class mix not available on dtd"
+    assert not any("running - class mix" in one.quantity for one in found.estimates)
 
 
 @pytest.mark.parametrize("name", ["H1", "H2", "H3"])
@@ -52,26 +40,11 @@ def test_the_contrast_beyond_the_control_takes_support_away(
     assert found.reason == ("supported, but refuted beyond the control" if verdict == "inconclusive" else "")
 
 
-@pytest.mark.parametrize(("name", "taken"), [("H1", 0.82), ("H2", 0.9)])
-def test_an_open_contrast_takes_support_away_where_the_control_failed(name: str, taken: float) -> None:
-    found = judged(name, made_study(Truth(reestimated=taken, **FAILING[name]), seed_noise=0.02))
-    assert found.verdict == "inconclusive"
-    assert found.reason == "the control is not null, and beyond it the effect is not decided"
-
-
 @pytest.mark.parametrize("name", ["H1", "H2", "H3"])
 def test_without_any_control_there_is_no_verdict(name: str) -> None:
     study = made_study()
     found = judged(name, study.where(study.draws["statistics"] != "recalibrated:id"))
     assert (found.verdict, found.reason) == ("inconclusive", "no control (recalibrated:id) could be estimated")
-
-
-def test_the_contrast_takes_a_refutation_away_too() -> None:
-    # Re-estimation lowers energy where target statistics do not: what is beyond it is the opposite.
-    truth = Truth(energy=-1.0, max_logit=-1.0, msp=-0.1, reestimated=2.0, id_energy=0.4)
-    found = judged("H2", made_study(truth))
-    assert (found.verdict, found.reason) == ("inconclusive", "refuted, but supported beyond the control")
-    assert find(found, "energy on ID, running - recalibrated:id", "cifar10").verdict == "failed"
 
 
 def test_augmented_statistics_are_a_second_control_that_decides_nothing() -> None:
@@ -104,16 +77,6 @@ def test_a_change_of_auroc_has_to_exceed_the_placebo(placebo: float | None, gain
     row = find(found, "energy AUROC, target - running", MEAN)
     assert (found.verdict, row.verdict) == (verdict, verdict)
     assert ("not 0.5" in row.placebo) == (placebo not in (None, 0.5))
-
-
-def test_h4_loses_support_where_single_activations_are_rarer_and_only_then() -> None:
-    name = "share above ID's 99th percentile, bn - ln and gn, equal accuracy"
-    fewer = judged("H4", made_study(Truth(over_activations=-0.02)))
-    assert find(fewer, name, MEAN).verdict == "refuted" and fewer.verdict == "inconclusive"
-    assert fewer.reason == "single activations above ID's 99th percentile are rarer than in LN and GN"
-    assert judged("H4", made_study(Truth(over_activations=0.0))).verdict == "supported"
-    # It takes away support, no refutation.
-    assert judged("H4", made_study(Truth(over_ln=0.0, over_gn=0.0, over_activations=-0.02))).verdict == "refuted"
 
 
 @pytest.mark.parametrize(
