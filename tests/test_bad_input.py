@@ -70,7 +70,7 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     ({"networks": []}, "networks is empty: expected one or more entries with training, run or model"),
     ({"networks": [{"run": "runs/no*"}]}, "networks: run runs/no* has no checkpoints/last.ckpt; expected a run folder"),
     ({"networks": [{"run": "[a"}]}, "networks: run [a has no checkpoints/last.ckpt; expected a run folder"),
-    ({"networks": [{"model": "bad_files:good", "name": "a"}] * 2, "sets": SETS}, "is there twice, by its name or by"),
+    ({"networks": [{"model": f"timm:{n}", "name": "a"} for n in "xy"], "sets": SETS}, "is there twice, by its name or"),
     ({"networks": [{"model": "x", "name": n, "family": "f"} for n in "ab"], "sets": SETS}, "(f bn, seed 0) is there"),
     ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "networks: name is 'a/b'; expected the name of a folder"),
     ({"networks": [{}]}, "networks: an entry has nothing; expected one of training, run and model"),

@@ -24,7 +24,7 @@ from bnood.study.options import ExecutorOptions
 
 
 class Job(NamedTuple):
-    """What to call, with what, and where its output goes; function and arguments have to be picklable."""
+    """What to call, with what (all picklable), and where its output goes."""
 
     name: str
     call: Callable[..., object]
@@ -35,9 +35,8 @@ class Job(NamedTuple):
 def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
     """Run jobs and print a line as each ends; gives, by name, the one line that says what was wrong with a job.
 
-    Raises:
-        UserError: if a worker process died, which ends the other workers too; what is finished is kept.
-        KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after all workers have ended.
+    Raises ``UserError`` if a worker process died, which ends the others too; what is finished is kept. On Ctrl-C and
+    SIGTERM all workers have ended before the exception goes on.
     """
     threads, surroundings = options.threads_per_worker, (os.getpid(), options.threads_per_worker, os.getcwd())
     settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}

@@ -39,10 +39,7 @@ class Term(NamedTuple):
 
 
 class Measurements:
-    """The rows of a study's pooled ``draws.parquet``, by what they measure.
-
-    Raises ``UserError`` if the table is empty, lacks a column, holds a run twice or has no ID set.
-    """
+    """A study's pooled ``draws.parquet``; UserError if it is empty, lacks a column or an ID set, or has a run twice."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         if missing := sorted({*KEYS, *NUMBERS, "companion", "comparison"} - set(table.columns)):
@@ -55,9 +52,8 @@ class Measurements:
         # ID rows that shared a batch with OOD images, and OOD rows against a shifted ID set, have a companion.
         table = table[(table["companion"] == "") & table["comparison"].isin(("", "ood", "placebo"))]
         table = table.assign(role=table["role"].where(table["comparison"] != "placebo", "placebo"))
-        for row in table[table.duplicated([*KEYS, "seed"])].to_dict("records"):
-            key = _named([row[name] for name in KEYS])
-            raise UserError(f"draws: two rows for seed {row['seed']}, {key}: is a run in it twice?")
+        for seed, *key in table.loc[table.duplicated(["seed", *KEYS]), ["seed", *KEYS]].to_numpy():
+            raise UserError(f"draws: two rows for seed {seed}, {_named(key)}: is a run in it twice?")
         self._hold(table)
         id_sets = [name for name in self.names("dataset", role="id") if name not in shifts]
         if not id_sets:
@@ -101,7 +97,7 @@ class Measurements:
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
 
     def placebo(self, network: str, statistics: str, detector: str, datasets: Sequence[str]) -> Replicates | None:
-        """The placebo's AUROC over sets; None where it was not evaluated. (It may stand under the ID set's name.)"""
+        """The placebo's AUROC over sets (or under the ID set's name); None where it was not evaluated."""
         keys = [(network, statistics, name, "placebo", detector, "auroc") for name in (*datasets, self.id_set)]
         found = [self._get(key) for key in dict.fromkeys(keys) if key in self._places]
         return mean_of(found) if found else None

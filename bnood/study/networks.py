@@ -71,10 +71,7 @@ class RunSpec:
 
 
 def run_specs(options: StudyOptions) -> list[RunSpec]:
-    """All networks: a whole seed after the other, so that an unfinished study has whole seeds; stopped ones last.
-
-    Raises ``UserError`` if a given run is missing, or two networks have one name, or one network and seed.
-    """
+    """All networks, seed by seed, stopped ones last; UserError if a given run is missing, or two have one name."""
     specs, stopped = list[RunSpec](), list[RunSpec]()
     for entry in options.networks:
         if entry.training is not None:

@@ -64,9 +64,6 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
     if not judge_only:
         if not all(networks.is_done(options, spec) for spec in specs):
             check_images(options, specs, trainings)
-            for spec in specs:
-                if spec.entry.model is not None:
-                    networks.load(options, spec)
         write_beside(options.folder / "study.yaml", lambda path: path.write_text(resolved))
     with locked(options.folder, "another process is working on this study"):
         if not judge_only:
@@ -85,10 +82,8 @@ def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str)
     if not specs:
         return
     logs = options.folder / "logs"
-    jobs = [
-        Job(spec.name, networks.make_and_evaluate, (options, spec, command), logs / f"{spec.name}.log")
-        for spec in specs
-    ]
+    work_on = networks.make_and_evaluate
+    jobs = [Job(spec.name, work_on, (options, spec, command), logs / f"{spec.name}.log") for spec in specs]
     print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
     if failed := run_jobs(jobs, options.executor):
         text = f"{len(failed)} failed: {'; '.join(f'{name}: {error}' for name, error in failed.items())}"
@@ -96,7 +91,7 @@ def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str)
 
 
 def check_images(options: StudyOptions, specs: Sequence[networks.RunSpec], trainings: list[dict[str, Any]]) -> None:
-    """Open every image set once before anything is trained or written: hours may pass before it is needed."""
+    """Open all image sets and given models before anything is trained: hours may pass before they are needed."""
     sets = options.sets
     configs = [*trainings, *(read_yaml(spec.entry.run / "config.yaml") for spec in specs if spec.entry.run)]
     opened: list[list[str]] = []
@@ -107,13 +102,15 @@ def check_images(options: StudyOptions, specs: Sequence[networks.RunSpec], train
             opened.append(list(load_run_images(run, sets.of_runs(), options.evaluation).ood_sets))
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
-    if any(spec.entry.model is not None for spec in specs):
+    if models := [spec for spec in specs if spec.entry.model is not None]:
         opened.append(list(networks.given_images(options)["ood_sets"]))
     for names in opened:
         if not names:
             raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")
         if missing := [name for name in options.claim.primary_sets if name not in names]:
             raise UserError(f"claim.primary_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(names)})")
+    for spec in models:
+        networks.load(options, spec)
 
 
 def pooled(options: StudyOptions, specs: Sequence[networks.RunSpec], file: str) -> pd.DataFrame:
@@ -146,10 +143,8 @@ def changes(found: Measurements, claim: ClaimOptions, family: str = "") -> list[
     rows = []
     for question, quantity in QUESTIONS:
         try:
-            running, target = (
-                found.contrast([h.Term(1, quantity, name)], claim.primary_sets, family)
-                for name in (h.RUNNING, h.TARGET)
-            )
+            sides = [[h.Term(1, quantity, name)] for name in (h.RUNNING, h.TARGET)]
+            running, target = (found.contrast(side, claim.primary_sets, family) for side in sides)
         except Unusable:
             continue
         interval, factor = (target - running).interval(claim.level), factor_of(quantity.unit)
@@ -164,14 +159,8 @@ def answer(found: Measurements, claim: ClaimOptions) -> str:
     return ANSWERS["lower" if high < 0 else "higher" if low > 0 else "open"]
 
 
-def conclude(
-    options: StudyOptions, specs: Sequence[networks.RunSpec], command: str, missing: Sequence[str]
-) -> Conclusion:
-    """Pool the tables of the evaluated networks, and write the verdict and the report.
-
-    The demo gets no verdict: one small network per norm is a hint, not evidence. ``missing`` has a line for each
-    network that the verdict does without.
-    """
+def conclude(options: StudyOptions, specs: list[networks.RunSpec], command: str, missing: list[str]) -> Conclusion:
+    """Pool the tables of the evaluated networks, and write the report and, but for the demo's hint, the verdict."""
     if not specs:
         raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
     table, draws, units = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet", "units.parquet"))

@@ -62,10 +62,6 @@ class Family:
     def network(self) -> str:
         return f"{self.prefix}bn"
 
-    def only(self, seeds: Sequence[int], needed_seeds: int) -> "Family":
-        """These seeds alone."""
-        return replace(self, found=self.found.only(seeds), needed_seeds=needed_seeds)
-
     def judge(self) -> list[Record]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
         statistics = self.found.names("statistics", network=self.network)
@@ -244,21 +240,14 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
 
 
 def judge(
-    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "",
-    made: dict[str, Any] | None = None,
+    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "", made: Any = None
 ) -> Record:  # fmt: skip
     """Judge H1 to H5 for every family of BatchNorm networks; the verdict as this module's first lines describe it.
 
-    A family is all networks whose names share a prefix, or have none: ``resnet18 bn``, ``resnet18 bn-at-ln``.
-
-    Args:
-        draws: all networks' ``draws.parquet``, pooled.
-        networks: one row per network and seed with its accuracy in [0, 1]; NaN where it is not known.
-        options: the thresholds.
-        study, made: its name; versions, commit, machine and command.
-
-    Raises:
-        UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
+    A family is all networks whose names share a prefix, or have none: ``resnet18 bn``, ``resnet18 bn-at-ln``. ``draws``
+    are all networks' ``draws.parquet``; ``networks`` has an accuracy in [0, 1] or NaN per network and seed; ``made`` is
+    versions, commit, machine and command. Raises ``UserError`` for tables that :class:`Measurements` does not take, and
+    if a primary set was not evaluated.
     """
     found, options = Measurements(draws), options or ClaimOptions()
     sets = found.names("dataset", role="ood")
@@ -272,14 +261,14 @@ def judge(
         seeds = found.seeds(family.network)
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
-                for row in family.only([seed], 1).judge():
+                for row in replace(family, found=found.only([seed]), needed_seeds=1).judge():
                     suffix = "" if row["verdict"] == NOT_TESTED else " (this network)"
                     rows.append(row | {"seed": seed, "verdict": row["verdict"] + suffix})
             continue
         judged = family.judge()
         unseen = [seed for seed in seeds if seed not in options.seen_seeds]
         if len(unseen) >= options.minimum_seeds:
-            alone = judged if unseen == seeds else family.only(unseen, options.minimum_seeds).judge()
+            alone = judged if unseen == seeds else replace(family, found=found.only(unseen)).judge()
             judged = [row | {"verdict_unseen_seeds": one["verdict"]} for row, one in zip(judged, alone, strict=True)]
         rows += judged
     head = {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS}

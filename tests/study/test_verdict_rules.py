@@ -62,14 +62,11 @@ def test_augmented_statistics_are_a_second_control_that_decides_nothing() -> Non
 @pytest.mark.parametrize(
     ("placebo", "gain", "verdict"),
     [
-        (0.5, 0.05, "supported"),
-        (0.53, 0.05, "supported"),
+        *((placebo, 0.05, "supported") for placebo in (0.5, 0.53, None)),
         # The placebo changes as much as target statistics do: no finding in either direction.
-        (0.56, 0.05, "inconclusive"),
-        (0.44, 0.05, "inconclusive"),
+        *((placebo, 0.05, "inconclusive") for placebo in (0.56, 0.44)),
         (0.53, 0.0, "inconclusive"),
         (0.53, -0.05, "refuted"),
-        (None, 0.05, "supported"),
     ],
 )
 def test_a_change_of_auroc_has_to_exceed_the_placebo(placebo: float | None, gain: float, verdict: str) -> None:
@@ -132,13 +129,10 @@ def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None
     assert len(rows) == 10  # LN and GN networks are partners, not subjects
 
 
-@pytest.mark.parametrize(("seen", "verdict"), [((), "supported"), ((0, 1), "supported"), ((0, 1, 2), None)])
-def test_the_seeds_that_had_not_been_seen_are_judged_alone(seen: tuple[int, ...], verdict: str | None) -> None:
-    found = judged("H2", made_study(), ClaimOptions(seen_seeds=seen))
-    assert (found.verdict, found.verdict_unseen_seeds) == ("supported", verdict)
-
-
-def test_the_unseen_seeds_can_say_otherwise() -> None:
+def test_the_seeds_that_had_not_been_seen_are_judged_alone() -> None:
+    for seen, verdict in (((), "supported"), ((0, 1), "supported"), ((0, 1, 2), None)):
+        found = judged("H2", made_study(), ClaimOptions(seen_seeds=seen))
+        assert (found.verdict, found.verdict_unseen_seeds) == ("supported", verdict)
     good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
     both = Study(*map(pd.concat, zip(good, bad, strict=True)))
     h2 = judged("H2", both, ClaimOptions(seen_seeds=(0,)))
