@@ -1,8 +1,4 @@
-"""The drawing layer: a picture is a row of small panels, each an SVG in the page, all together one PNG on disk.
-
-Panels are about as wide as a phone, so that a page can put them side by side or below each other. Ink and grid take
-the page's colours, light or dark.
-"""
+"""A picture is a row of panels as wide as a phone: each an SVG in the page, all together one PNG on disk."""
 
 import io
 import math

@@ -1,7 +1,6 @@
 """The pictures of an evaluation, from its tables (columns in :mod:`bnood.evaluation.tables`).
 
-Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. AUROC, FPR95
-and accuracy are drawn in per cent, their differences in points.
+Every function gives a picture, or None where the tables have nothing for it.
 """
 
 import re
@@ -20,10 +19,10 @@ from bnood.report.names import MINUS, display, scale
 TARGET = "recalibrated:target"
 MAIN = r"running|batch:\d+(?:@[\d.]+)?|recalibrated:(?:id|augmented|target|mixture@[\d.]+)"
 CONFIDENCE = (  # title, metric, detector
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
     ("Mean MSP, per cent", "mean", "msp"),
     ("Images with MSP > 0.9, per cent", "share_above_0.9", "msp"),
     ("Mean energy", "mean", "energy"),
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
 )
 DETECTION = (
     ("AUROC of MSP, per cent", "auroc", "msp"),

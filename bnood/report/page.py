@@ -11,21 +11,13 @@ import pandas as pd
 import yaml
 
 from bnood.report.charts import Picture
-from bnood.report.figures import TARGET, rows, run_pictures
+from bnood.report.figures import CONFIDENCE, DETECTION, TARGET, rows, run_pictures
 from bnood.report.names import change, display, factor_of, number, scale
 
 if TYPE_CHECKING:
     from bnood.evaluation.evaluate import Evaluation
 
 WIDE = 3.6  # inches: wider panels scroll sideways on a phone instead of shrinking
-QUESTIONS = (  # title, metric, detector, role
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units", "ood"),
-    ("Mean MSP", "mean", "msp", "ood"),
-    ("Mean energy", "mean", "energy", "ood"),
-    ("AUROC of MSP", "auroc", "msp", "ood"),
-    ("AUROC of energy", "auroc", "energy", "ood"),
-    ("ID accuracy", "accuracy", "", "id"),
-)
 
 
 def write_page(folder: Path, kind: str, *, pictures: Sequence[Picture], **content: Any) -> list[Path]:
@@ -56,12 +48,13 @@ def write_run_report(
 ) -> list[Path]:
     """The page of one evaluation: what target statistics change, and all pictures; `config` is a trained run's."""
     table, found = evaluation.table, []
-    for question, metric, detector, role in QUESTIONS:
+    for question, metric, detector in (*CONFIDENCE, *DETECTION):
+        role = "id" if metric == "accuracy" else "ood"
         factor, own = scale(metric, detector), rows(table, metric, detector, role)
         for one in own[(own["statistics"] == TARGET) & own["difference"].notna()].itertuples():
             difference = change(one.difference, one.difference_low, one.difference_high, factor)
             before, after = number(one.value - one.difference, factor), number(one.value, factor)
-            found.append([question, display(one.dataset), before, after, difference])
+            found.append([question.removesuffix(", per cent"), display(one.dataset), before, after, difference])
     return write_page(
         folder, "run", title=title, commands=commands, config=config, record=evaluation.record, notes=evaluation.notes,
         pictures=run_pictures(table, evaluation.units),

@@ -1,7 +1,6 @@
 """The hypotheses H1 to H5 as rows: quantity, contrast, direction, threshold. docs/hypotheses.md explains the rules.
 
-Every contrast is paired: one checkpoint under two statistics on the same images (H1-H3, H5), or the networks of one
-seed on the same images (H4). :func:`bnood.study.verdict.judge` judges each row and combines them by the rule.
+Every contrast is paired: one checkpoint, or the networks of one seed (H4), on the same images.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +85,7 @@ def _row(
 
 
 def _beyond_id(q: Quantity) -> Row:
-    """The difference in differences: the change on the set minus the re-estimation's change on ID images."""
+    """The change on the set minus the re-estimation's change on ID images."""
     on_id = (Term(-1, q, RUNNING, on_id=True), Term(1, q, ID, on_id=True))
     return Row(f"{q.name}, running - target, OOD - ID", q, (*change(q), *on_id), "above", 0.0)
 
@@ -94,8 +93,7 @@ def _beyond_id(q: Quantity) -> Row:
 def h1(class_mix: bool, augmented: bool) -> Hypothesis:
     """H1. The largest unit mean has to be abnormal under running statistics and normal under target statistics.
 
-    With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch. Target
-    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction.
+    With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch.
     """
     q = UNIT_MAXIMUM
 
@@ -162,9 +160,8 @@ def h3(augmented: bool) -> Hypothesis:
 def h4(class_mix: bool) -> Hypothesis:
     """H4. BatchNorm nets show more of H1 and more OOD overconfidence than LN and GN nets of equal accuracy.
 
-    The effect is the mean over LN and GN, which must not contradict each other; single activations above ID's 99th
-    percentile must not be rarer in BatchNorm nets. Stopping a BatchNorm net early lowers its MSP on ID and OOD images
-    alike: MSP on OOD images relative to ID images of the same net is listed.
+    The effect is the mean over LN and GN, which must not contradict each other. Stopping a BatchNorm net early lowers
+    its MSP on ID and OOD images alike: their difference is listed.
     """
     judged = ((UNIT_MAXIMUM, "minimum_unit_ratio"), (MSP, "minimum_msp"), (CONFIDENT, "minimum_confident_share"))
 

@@ -1,7 +1,6 @@
 """From the replicates of a study's networks to one quantity with every seed, ready for an interval.
 
-The pooled ``draws.parquet`` has one row per network, seed, statistics, set, detector and metric, with the metric's
-value and its bootstrap replicates. All rows of a set share the same resamples, so differences are paired.
+All rows of a set share the same resamples, so differences are paired.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,7 +34,7 @@ class Term(NamedTuple):
     quantity: Quantity
     statistics: str = "running"
     network: str = "bn"
-    on_id: bool = False
+    on_id: bool = False  # of the ID set, whatever set is asked about
 
 
 class Measurements:
@@ -91,7 +90,6 @@ class Measurements:
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
-        Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
         Raises ``Unusable`` if a term is missing, constant or not finite, or two of them are of other images.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])

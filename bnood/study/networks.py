@@ -105,9 +105,9 @@ def _run_folders(pattern: Path) -> list[Path]:
 def _spec_of_run(entry: NetworkOptions) -> RunSpec:
     folder = Path(str(entry.run))
     config = read_config(folder / "config.yaml")
-    norm, seed = str(config["model"].get("norm", "bn")), int(config["seed_everything"])
     partner = str(read_summary(folder).get("stopped", {}).get("partner", "")).rpartition("-s")[0].rpartition("-")[2]
-    return RunSpec(entry.name or folder.name, entry, f"bn-at-{partner}" if partner else norm, seed)
+    kind = f"bn-at-{partner}" if partner else str(config["model"].get("norm", "bn"))
+    return RunSpec(entry.name or folder.name, entry, kind, int(config["seed_everything"]))
 
 
 def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
@@ -197,12 +197,9 @@ def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> Non
     print("evaluation")
     evaluation = evaluation_of(options, spec)
     if spec.entry.model is not None:
-        _evaluate_model(options, spec, evaluation, command)
-        return
-    evaluate_run(
-        load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
-        progress=print, say=print, folder=folder / EVALUATION,
-    )  # fmt: skip
+        return _evaluate_model(options, spec, evaluation, command)
+    run, sets, place = load_run(run_folder(options, spec)), options.sets.of_runs(), folder / EVALUATION
+    evaluate_run(run, sets, evaluation, options.wandb, command, progress=print, say=print, folder=place)
 
 
 def given_images(options: StudyOptions) -> dict[str, Any]:
@@ -210,10 +207,10 @@ def given_images(options: StudyOptions) -> dict[str, Any]:
     sets, seed = options.sets, options.evaluation.seed
     opened = partial(images, root=sets.root, download=bool(sets.download))
     ood = by_name(opened(source).at_most(sets.ood_count, seed) for source in sets.ood or ())
-    return {
-        "id_set": opened(sets.id).at_most(sets.id_count, seed), "ood_sets": ood,
-        "train_set": sets.train and opened(sets.train), "classes": sets.classes and read_classes(sets.classes),
-    }  # fmt: skip
+    train_set = None if sets.train is None else opened(sets.train)
+    classes = None if sets.classes is None else read_classes(sets.classes)
+    id_set = opened(sets.id).at_most(sets.id_count, seed)
+    return {"id_set": id_set, "train_set": train_set, "ood_sets": ood, "classes": classes}
 
 
 def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
@@ -315,5 +312,5 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
 
 
 def _epoch_file(folder: Path, epoch: int) -> Path:
-    """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
+    """The weights after an epoch, counted from 0, that ``--keep_epochs true`` keeps."""
     return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"

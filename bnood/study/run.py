@@ -50,10 +50,9 @@ class Conclusion(NamedTuple):
 
 
 def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> Conclusion:
-    """Train and evaluate what is not yet done, unless ``judge_only``, then judge.
+    """Train and evaluate what is not yet done, unless ``judge_only``, then judge; ``command`` is for the report.
 
-    ``command`` is what to type to get this study again, for the report. Raises ``UserError`` for bad input, and if a
-    network failed, in which case no verdict is written.
+    Raises ``UserError`` for bad input, and if a network failed, in which case no verdict is written.
     """
     specs = networks.run_specs(options)
     resolved = check_same_study(options)

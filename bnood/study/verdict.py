@@ -1,8 +1,7 @@
 """The verdict of a study: every row of every hypothesis is estimated and judged by the same function.
 
-A verdict is the content of ``verdict.json``: study, made, thresholds, reasons, and ``rows``, one for each hypothesis
-and family of networks, or network of too few seeds. A row has ``estimates``: every row of the hypothesis on the mean of
-the primary sets, then on each set. The first of them is the headline, whose figures the row repeats.
+``verdict.json`` has ``rows``, one per hypothesis and family of networks, or network of too few seeds. A row has
+``estimates``: those of the hypothesis on the mean of the primary sets, then on each set; the first is the headline.
 """
 
 import json
@@ -26,12 +25,9 @@ COLUMNS = [
     "network", "seed", "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds",
     "threshold", "direction", "verdict", "role", "level", "reason", "placebo", "threshold_reason",
 ]  # fmt: skip
-HEADLINE = (
-    "quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction", "n_seeds",
-    "placebo",
-)  # fmt: skip
+HEADLINE = ("quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction",
+            "n_seeds", "placebo")  # fmt: skip
 PASSED, FAILED = "passed", "failed"
-
 Record = dict[str, Any]
 
 
@@ -83,15 +79,13 @@ class Family:
 
     def _class_mix(self) -> tuple[bool, str]:
         """Whether the class-mix control can be used on all primary sets; else the note that says why not."""
-        smallest = math.inf
-        for name in self.options.primary_sets:
-            if not self._has(h.CLASS_MIX, name):
-                return False, f"class mix not available on {name}"
-            if self._has(h.CLASS_MIX_N, name):
-                effective_n = self.found.contrast([h.Term(1, h.CLASS_MIX_N)], [name], self.prefix)
-                smallest = min(smallest, float(effective_n.values.min()))
-        if smallest < self.options.minimum_effective_n:
-            return False, f"class mix not available (effective n {smallest:.0f})"
+        names, effective_n = self.options.primary_sets, [h.Term(1, h.CLASS_MIX_N)]
+        if missing := [name for name in names if not self._has(h.CLASS_MIX, name)]:
+            return False, f"class mix not available on {missing[0]}"
+        known = [name for name in names if self._has(h.CLASS_MIX_N, name)]
+        found = [self.found.contrast(effective_n, [name], self.prefix).values.min() for name in known]
+        if found and min(found) < self.options.minimum_effective_n:
+            return False, f"class mix not available (effective n {min(found):.0f})"
         return True, ""
 
     def _record(self, name: str, verdict: str, reason: str, note: str = "", estimates: Sequence[Record] = ()) -> Record:

@@ -8,15 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnood.report.charts import COLOURS, ID_COLOUR, Panel
-from bnood.report.figures import (
-    DETECTION,
-    detector_picture,
-    dots_picture,
-    main_statistics,
-    rows,
-    run_pictures,
-    units_picture,
-)
+from bnood.report.figures import DETECTION, detector_picture, dots_picture, main_statistics, rows, units_picture
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +38,6 @@ def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: p
     assert set(found["dataset"]) == {"known"} and len(found) == len(accuracy)
 
 
-def test_main_statistics_leave_out_layer_forms_paths_and_priors() -> None:
-    main = ["running", "batch:128", "batch:128@0.5", "recalibrated:target"]
-    names = [*main, "recalibrated:target/first:1", "path:0.5", "prior:16"]
-    assert main_statistics(pd.DataFrame({"statistics": names})) == main
-
-
 def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
     units = made.evaluated().units
     picture = units_picture(units)
@@ -65,6 +51,7 @@ def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
 
 
 def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFrame) -> None:
+    assert main_statistics(table) == ["running", "batch:16", "recalibrated:id", "recalibrated:target"]  # no layer forms
     auroc, placebo = table["metric"].eq("auroc"), table["comparison"].eq("placebo")
     gone = auroc & table["detector"].eq("react") & table["statistics"].eq("running")
     table = table.assign(value=table["value"].mask(gone), low=table["low"].mask(placebo, 0.4))
@@ -88,10 +75,3 @@ def test_detection_dots_are_in_per_cent_with_their_intervals(table: pd.DataFrame
     ends = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(ends, [100 * row["low"], 100 * row["high"]])
     assert drawn(picture.panels[4]).lines[0].get_color() == ID_COLOUR
-
-
-def test_a_network_without_batchnorm_has_one_column_of_units() -> None:
-    found = made.evaluated("gn")
-    pictures = run_pictures(found.table, found.units)
-    assert [picture.name for picture in pictures] == ["units", "detectors", "detection", "confidence"]
-    assert len(pictures[0].panels) == len(made.SETS) and pictures[0].columns == 1

@@ -63,9 +63,7 @@ def test_a_stopped_network_has_the_weights_of_its_epoch() -> None:
         ([0.3, 0.5], None, [0, 1], r"ln-s0/summary.json has no accuracy"),
     ],
 )
-def test_the_epoch_that_is_taken(
-    accuracies: list[float | None], wanted: float | None, kept: list[int], found: int | str, tmp_path: Path
-) -> None:
+def test_the_epoch_that_is_taken(accuracies: list, wanted: float, kept: list, found: int | str, tmp_path: Path) -> None:
     runs, config = tmp_path / "runs" / "tiny", study_config(tmp_path)
     (runs / "bn-s0" / "checkpoints").mkdir(parents=True)
     (runs / "ln-s0").mkdir()
@@ -181,12 +179,14 @@ def test_what_is_there_is_judged_without_training_or_evaluating(tmp_path: Path) 
 
 def test_a_study_that_is_being_worked_on_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    busy = locked(tmp_path / "runs" / "tiny", "busy")
-    with busy, pytest.raises(UserError, match="another process is working on this study"):
+    with (
+        locked(tmp_path / "runs" / "tiny", "busy"),
+        pytest.raises(UserError, match="another process is working on this study"),
+    ):
         main(["--config", str(study_config(tmp_path))])
 
 
-def test_the_networks_of_a_study(tmp_path: Path) -> None:
+def test_the_networks_and_layer_forms_of_a_study(tmp_path: Path) -> None:
     names = list(specs_of(study_config(tmp_path, entry={"norms": ["bn", "ln", "gn"], "seeds": [3, 5]})))
     assert names[:6] == ["bn-s3", "ln-s3", "gn-s3", "bn-s5", "ln-s5", "gn-s5"]
     assert names[6:] == ["bn-s3-at-ln", "bn-s3-at-gn", "bn-s5-at-ln", "bn-s5-at-gn"]
@@ -194,9 +194,6 @@ def test_the_networks_of_a_study(tmp_path: Path) -> None:
     assert [(spec.name, spec.names["network"]) for spec in specs.values()] == [
         ("small-bn-s0", "small bn"), ("small-ln-s0", "small ln"), ("small-bn-s0-at-ln", "small bn-at-ln")
     ]  # fmt: skip
-
-
-def test_layer_forms_of_the_places_and_all_layers() -> None:
     places = ["only:4", "first:2", "last:3", "mean", "variance"]
     assert layer_forms(5, "places") == [f"recalibrated:target/{place}" for place in places]
     assert len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
