@@ -83,8 +83,3 @@ class ClaimOptions:
             low, high = LOWEST.get(name, 0), 1 if name in (*FRACTIONS, "level") else math.inf
             if isinstance(value, int | float) and not low <= value < high:
                 raise UserError(f"claim.{name} is {value}; expected a number from {low} to below {high}")
-
-    @property
-    def place_level(self) -> float:
-        """The level of each place's interval that gives all of them together ``level`` (Bonferroni)."""
-        return 1 - (1 - self.level) / len(self.places)

@@ -57,7 +57,6 @@ class Row:
 
     @property
     def on_id(self) -> bool:
-        """Whether it is measured on ID images alone, so that it is the same for all OOD sets."""
         return all(term.on_id for term in self.terms)
 
 
@@ -261,9 +260,9 @@ def norm_rule(verdicts: Sequence[str]) -> str:
 
 def place_rule(verdicts: Sequence[str]) -> str:
     """Of all places for each of three quantities in turn (H5): a quantity needs one place that moves it."""
+
+    def of_quantity(places: Sequence[str]) -> str:
+        return SUPPORTED if SUPPORTED in places else REFUTED if {*places} == {REFUTED} else INCONCLUSIVE
+
     count = len(verdicts) // 3
-    by_quantity = []
-    for places in (verdicts[:count], verdicts[count : 2 * count], verdicts[2 * count :]):
-        refuted = all(verdict == REFUTED for verdict in places)
-        by_quantity.append(SUPPORTED if SUPPORTED in places else REFUTED if refuted else INCONCLUSIVE)
-    return agreeing(by_quantity)
+    return agreeing([of_quantity(verdicts[k * count : (k + 1) * count]) for k in range(3)])

@@ -62,7 +62,7 @@ class RunSpec:
 
     @property
     def partner(self) -> str:
-        """The norm at whose accuracy a network of this study is stopped; "" for all others."""
+        """The norm at whose accuracy this study stops the network; "" for all others."""
         return self.kind.partition("-at-")[2] if self.entry.training is not None else ""
 
     def of_norm(self, norm: str) -> str:
@@ -261,9 +261,9 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         where = f"{spec.entry.training} with overrides.{spec.norm}"
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
     folder, file = options.folder / spec.name, options.folder / spec.name / "config.yaml"
+    if not file.exists() and (folder / CHECKPOINT).exists():
+        raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
     if not file.exists():
-        if (folder / CHECKPOINT).exists():
-            raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
         return expected
     found, wanted = (
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}

@@ -69,7 +69,8 @@ class Family:
         if {f"{self.prefix}{at}{norm}" for norm in h.NORMS for at in ("", "bn-at-")} <= {*self.found.names("network")}:
             h4 = self._judged(h.h4(class_mix))
         try:
-            h5 = self._judged(h.h5(statistics, self.options.places), level=self.options.place_level)
+            bonferroni = 1 - (1 - self.options.level) / len(self.options.places)
+            h5 = self._judged(h.h5(statistics, self.options.places), level=bonferroni)
         except Unusable as error:
             h5 = self._record("H5", NOT_TESTED, str(error))
         return [h1, self._judged(h.h2(augmented)), self._judged(h.h3(augmented)), h4, h5]
