@@ -57,7 +57,6 @@ class Study(NamedTuple):
     networks: pd.DataFrame
 
     def where(self, rows: pd.Series) -> "Study":
-        """The study with these rows of the replicates alone."""
         return Study(self.draws[rows], self.networks)
 
 
@@ -68,12 +67,10 @@ def attributes(row: Record) -> Any:
 
 
 def rows_of(study: Study, options: ClaimOptions | None = None) -> list[Any]:
-    """All hypotheses, judged by a study's tables."""
     return list(map(attributes, judge(*study, options)["rows"]))
 
 
 def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Any:
-    """One hypothesis of one family."""
     (found,) = [row for row in rows_of(study, options) if row.hypothesis == name]
     return found
 

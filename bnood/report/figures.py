@@ -49,7 +49,7 @@ def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> 
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
-    """The kinds of statistics that pictures compare: no layer forms, paths or priors."""
+    """No layer forms, paths or priors."""
     return [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
 
 

@@ -48,7 +48,8 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
         try:
             for name, error, seconds in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
                 left.remove(name)
-                failed |= {name: error} if error else {}
+                if error:
+                    failed[name] = error
                 shown = error or "done in {}:{:02d}".format(*divmod(round(seconds), 60))
                 print(f"[{len(jobs) - len(left)}/{len(jobs)}] {name}: {shown}", flush=True)
         except BrokenProcessPool as error:

@@ -61,10 +61,8 @@ class Row:
 
 
 class Hypothesis(NamedTuple):
-    """Rows, and the rule that combines the verdicts of those that decide."""
-
     name: str
-    rule: Callable[[Sequence[str]], str]
+    rule: Callable[[Sequence[str]], str]  # combines the verdicts of the rows that decide
     rows: tuple[Row, ...]
 
 

@@ -80,11 +80,9 @@ class Measurements:
         return [family for family in found if not family or family.endswith(" ")]
 
     def seeds(self, network: str) -> list[int]:
-        """All seeds of a network, ascending."""
-        return sorted(int(seed) for seed in self._table.loc[self._table["network"] == network, "seed"].unique())
+        return sorted(map(int, self.names("seed", network=network)))
 
     def has(self, *key: str) -> bool:
-        """Whether there is any row for a key."""
         return key in self._places
 
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:

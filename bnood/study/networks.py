@@ -52,7 +52,7 @@ class RunSpec:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What identifies it in the study's tables; the network's name is the same for all seeds."""
+        """In the study's tables."""
         network = f"{self.entry.family} {self.kind}".strip()
         return {"run": self.name, "network": network, "norm": self.norm, "seed": self.seed}
 
@@ -132,7 +132,6 @@ def layer_forms(layers: int, localisation: str) -> list[str]:
 
 
 def load(options: StudyOptions, spec: RunSpec) -> Network:
-    """The network of a spec, named as in the study's tables."""
     entry = spec.entry
     if entry.model is None:
         return load_run(run_folder(options, spec)).network

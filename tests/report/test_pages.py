@@ -87,19 +87,15 @@ def test_run_page_begins_with_the_answer_and_reacts_picture(run: Written) -> Non
 
 @pytest.fixture(params=["run", "study"])
 def text(request: pytest.FixtureRequest) -> str:
-    """A page."""
     return request.getfixturevalue(request.param)[1]
 
 
-def test_pages_load_nothing_and_use_no_script(text: str) -> None:
+def test_pages_load_nothing_use_no_script_and_have_display_names(text: str) -> None:
     page = Page(text)
     assert "<script" not in text and "<b>" not in text
     assert all(link == "data:," or link.startswith("#") for link in page.links)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-
-
-def test_pages_use_display_names(text: str) -> None:
     words = re.sub(r'<pre.*?</pre>|<style.*?</style>|id="[^"]*"|<use[^>]*>|url\([^)]*\)', "", text, flags=re.DOTALL)
     assert [name for name in INTERNAL if name in words] == []
 

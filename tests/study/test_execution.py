@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,11 @@ def sleep_long(own: Path) -> None:
 
 def sleeping_study() -> None:
     folder = Path(sys.argv[1])
-    run_jobs(jobs_of(folder, ("a", sleep_long, (folder / "process",))), ExecutorOptions("loky", workers=2))
+    run_jobs(jobs_of(folder, ("a", sleep_long, folder / "process")), ExecutorOptions("loky", workers=2))
 
 
 def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
-    return [Job(name, call, arguments, folder / f"{name}.log") for name, call, arguments in parts]
+    return [Job(name, call, tuple(arguments), folder / f"{name}.log") for name, call, *arguments in parts]
 
 
 @pytest.mark.parametrize("backend", ["sequential", "loky"])
@@ -52,8 +53,8 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATHS)
     out = tmp_path / "out"
-    parts = [("first", describe, (out,)), ("refused", fail, (UserError("svhn: no\nsuch set"),)),
-             ("broken", fail, (ZeroDivisionError("of all things"),))]  # fmt: skip
+    parts = [("first", describe, out), ("refused", fail, UserError("svhn: no\nsuch set")),
+             ("broken", fail, ZeroDivisionError("of all things"))]  # fmt: skip
     torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
     options = ExecutorOptions(backend, workers=2, threads_per_worker=2)  # type: ignore[arg-type]
     try:
@@ -76,7 +77,7 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     words = r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
     with pytest.raises(UserError, match=words):
-        run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2))
+        run_jobs(jobs_of(tmp_path, ("killed", die)), ExecutorOptions("loky", workers=2))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -91,19 +92,12 @@ def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_pat
     errors = study.communicate(timeout=60)[1]
     assert study.returncode == status
     assert number == signal.SIGKILL or errors.splitlines() == [{130: "interrupted", 143: "terminated"}[status]]
-    wait_until(lambda: not runs(int(file.read_text())))
+    status = Path("/proc", file.read_text(), "status")  # of a worker; Z: it has ended and waits to be asked about
+    wait_until(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
-def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def runs(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be asked about does not."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
-    status = Path(f"/proc/{process}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()

@@ -1,6 +1,5 @@
 """A study: what is done and undone, goes on after a kill, is refused, and is the same however it runs."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -32,14 +31,14 @@ def test_a_study_trains_stops_evaluates_and_judges() -> None:
     forms = {name for name in table.loc[table["network"] == "bn", "statistics"] if "/" in name}
     assert forms == set(layer_forms(21, "places"))
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert [row["hypothesis"] for row in verdict["rows"]] == ["H1", "H2", "H3", "H4", "H5"]
-    assert all(row["verdict"].endswith("(this network)") or row["hypothesis"] == "H4" for row in verdict["rows"])
+    assert len(verdict["rows"]) == 5 and all(
+        row["verdict"].endswith("(this network)") or row["hypothesis"] == "H4" for row in verdict["rows"]
+    )
     assert verdict["thresholds"]["primary_sets"] == ["marks", "grounds"] and verdict["study"] == "tiny"
     assert (folder / "report.html").stat().st_size > 10_000 and (folder / "verdict.csv").exists()
     rows = pd.read_csv(folder / "networks.csv").set_index("run")
-    with (folder / "bn-s0" / "metrics.csv").open() as file:
-        trained = [float(row["train/accuracy"]) for row in csv.DictReader(file) if row["train/accuracy"]]
-    assert rows.loc["bn-s0", "train_accuracy"] == pytest.approx(trained[-1], abs=1e-5)
+    trained = pd.read_csv(folder / "bn-s0" / "metrics.csv")["train/accuracy"].dropna()
+    assert rows.loc["bn-s0", "train_accuracy"] == pytest.approx(trained.iloc[-1], abs=1e-5)
     assert rows.loc["bn-s0-at-ln", "partner"] == "ln-s0"
 
 
