@@ -27,9 +27,7 @@ class Truth:
     target_maximum: float = 1.05
     class_mix: float | None = 1.1  # the same of ID images weighted to the predicted classes
     effective_n: float | None = 400.0  # behind the class mix
-    over_activations: float = (
-        0.02  # share of single activations above ID's 99th percentile of BN at equal accuracy, over LN and GN
-    )
+    over_activations: float = 0.02  # share above ID's 99th percentile of BN at equal accuracy, over LN and GN
     reestimated: float = 0.0  # the part of what statistics change on OOD images that re-estimation on ID brings
     id_maximum: float = 0.0  # how much lower re-estimation makes the largest unit mean on ID images
     energy: float = 1.0  # how much higher running statistics make it on OOD images
@@ -76,7 +74,6 @@ def judged(name: str, study: Study, options: ClaimOptions | None = None) -> Any:
 
 
 def find(hypothesis: Any, quantity: str, dataset: str) -> Any:
-    """The one estimate of this quantity on this set."""
     (found,) = [one for one in hypothesis.estimates if (one.quantity, one.dataset) == (quantity, dataset)]
     return found
 
@@ -118,8 +115,12 @@ def made_study(
 def _conditions(truth: Truth, truths: dict[str, Truth]) -> Iterator[tuple[Any, ...]]:
     for statistics in ("running", ID, TARGET, MIXTURE):
         shifted = 0.0 if statistics == "running" else 1.0
-        for detector, metric, mean in _id_figures(truth, shifted):
-            yield "bn", statistics, ID_SET, "id", detector, metric, mean
+        on_id = "bn", statistics, ID_SET, "id"
+        yield *on_id, "", "accuracy", 0.9 + shifted * truth.id_accuracy
+        yield *on_id, "units", "unit_mean_max_ratio", 1.0 - shifted * truth.id_maximum
+        yield *on_id, "energy", "mean", 9.5 - shifted * truth.id_energy
+        yield *on_id, "max_logit", "mean", 9.4
+        yield *on_id, "msp", "mean", 0.92
         for name, true in truths.items():
             parts = {"running": 0.0, ID: true.reestimated, TARGET: 1.0, MIXTURE: 0.5}
             for detector, metric, mean in _ood_figures(true, parts[statistics]):
@@ -139,14 +140,6 @@ def _conditions(truth: Truth, truths: dict[str, Truth]) -> Iterator[tuple[Any, .
             yield network, "running", name, "ood", "units", "share_above_id_p99", 0.05 - fewer
             if true.class_mix is not None:
                 yield network, "running", name, "ood", "units", "class_mix_max_ratio", 0.7
-
-
-def _id_figures(truth: Truth, shifted: float) -> Iterator[tuple[str, str, float]]:
-    yield "", "accuracy", 0.9 + shifted * truth.id_accuracy
-    yield "units", "unit_mean_max_ratio", 1.0 - shifted * truth.id_maximum
-    yield "energy", "mean", 9.5 - shifted * truth.id_energy
-    yield "max_logit", "mean", 9.4
-    yield "msp", "mean", 0.92
 
 
 def _ood_figures(true: Truth, target: float) -> Iterator[tuple[str, str, float]]:

@@ -11,7 +11,7 @@ from bnood.report.charts import COLOURS, ID_COLOUR, Panel
 from bnood.report.figures import DETECTION, detector_picture, dots_picture, main_statistics, rows, units_picture
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def table() -> pd.DataFrame:
     return made.evaluated().table
 

@@ -27,8 +27,7 @@ def test_the_script_runs_the_demo_and_prints_a_short_answer(tmp_path: Path) -> N
         [sys.executable, str(ROOT / "scripts" / "study.py"), "--config", str(config), "--localisation", "none"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
+    assert (ran.returncode, ran.stderr) == (0, "")
     lines = ran.stdout.splitlines()
     assert len(lines) <= 30 and lines[1].startswith("[1/1] bn-s0: done in ")
     assert lines[-1] == f"page:    {tmp_path / 'runs' / 'tiny' / 'report.html'}"

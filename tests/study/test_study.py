@@ -129,9 +129,8 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = "nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"
-    (tmp_path / "other_project.py").write_text(
-        f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
-    )
+    code = f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
+    (tmp_path / "other_project.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
     config = study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 60})
