@@ -13,7 +13,6 @@ STATISTICS = ("running", "batch:16", "recalibrated:id", "recalibrated:target", "
 
 @cache
 def evaluated(norm: str = "bn") -> Evaluation:
-    """For reading only."""
     return evaluate(
         small_network(norm), **small_sets(), statistics=STATISTICS, detectors=DETECTORS, placebo=True,
         shifts=["noise-3"], resamples=20, calibration_images=30, shuffles=1,

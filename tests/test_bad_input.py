@@ -34,7 +34,6 @@ from bnood.training.train import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_recalibration.py"
 
-
 NAN = float("nan")
 SETS = {"id": "digits", "ood": ["textures"]}  # of given networks
 

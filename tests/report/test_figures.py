@@ -22,11 +22,6 @@ def drawn(panel: Panel) -> Axes:
     return axes
 
 
-def value(table: pd.DataFrame, statistics: str, dataset: str, detector: str, metric: str) -> float:
-    found = rows(table, metric, detector).set_index(["statistics", "dataset"])
-    return float(found.loc[(statistics, dataset), "value"])
-
-
 def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: pd.DataFrame) -> None:
     assert "placebo" in set(table["comparison"]) and "noise-3" in set(table["companion"])
     found = rows(table, "auroc", "energy")
@@ -59,7 +54,8 @@ def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFra
     picture = detector_picture(table.assign(low=table["low"].mask(cue, 0.55), high=table["high"].mask(placebo, 0.6)))
     assert picture is not None and picture.panels[0].title == "Mean of the OOD sets"
     texts = np.array([text.get_text() for text in drawn(picture.panels[1]).texts]).reshape(len(made.DETECTORS), -1)
-    before, after = (value(table, kind, "far", "energy", "auroc") for kind in ("running", "recalibrated:target"))
+    values = rows(table, "auroc", "energy").set_index(["statistics", "dataset"])["value"]
+    before, after = (values[kind, "far"] for kind in ("running", "recalibrated:target"))
     assert texts[1, 0] == f"{100 * before:.1f}" and texts[2, 0] == "n/a"
     cell = texts[1, main_statistics(table).index("recalibrated:target")]
     assert cell == f"{100 * after:.1f}*\n({100 * (after - before):+.1f})".replace("-", "\u2212")
