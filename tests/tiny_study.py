@@ -43,12 +43,10 @@ def study_config(
 
 
 def options_of(config: Path) -> StudyOptions:
-    """The options in a study config."""
     return parse(["--config", str(config)])[0]
 
 
 def specs_of(config: Path) -> dict[str, RunSpec]:
-    """The networks of a study config, by name."""
     return {spec.name: spec for spec in run_specs(options_of(config))}
 
 
@@ -68,5 +66,4 @@ def copy_of_study(target: Path) -> Path:
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
-    """When each file of a pattern was written."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob(pattern) if path.is_file()}

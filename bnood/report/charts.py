@@ -1,8 +1,4 @@
-"""The drawing layer: a picture is a row of small panels, each an SVG in the page, all together one PNG on disk.
-
-Panels are about as wide as a phone, so that a page can put them side by side or below each other. Ink and grid take
-the page's colours, light or dark.
-"""
+"""A picture is a row of panels as wide as a phone: each an SVG in the page, all together one PNG on disk."""
 
 import io
 import math
@@ -92,19 +88,19 @@ def _svg(panel: Panel, prefix: str) -> str:
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
 
 
-def wrapped(label: str, letters: int = 18) -> str:
-    """A label in lines of so many letters."""
-    return "\n".join(textwrap.wrap(label, letters, break_long_words=False)) or label
+def wrapped(labels: Sequence[str], letters: int) -> list[str]:
+    """Labels in lines of so many letters."""
+    return ["\n".join(textwrap.wrap(label, letters, break_long_words=False)) or label for label in labels]
 
 
 def dots(axes: Axes, rows: Sequence[str], series: Sequence[tuple[str, pd.DataFrame]]) -> None:
-    """One row per name, from the top; of each colour a mark and its interval (value, low, high, row by row)."""
+    """One row per name, from the top; of each colour marks with intervals (value, low, high, row by row)."""
     reach = min(0.28, 0.09 * (len(series) - 1))
     for shift, (colour, ends) in zip(np.linspace(-reach, reach, len(series)), series, strict=True):
         places = np.arange(len(rows)) + shift
         axes.hlines(places, ends["low"], ends["high"], color=colour, linewidth=1.5)
         axes.plot(ends["value"], places, "o", color=colour, markersize=4.5, alpha=0.8)
-    axes.set_yticks(range(len(rows)), [wrapped(name) for name in rows])
+    axes.set_yticks(range(len(rows)), wrapped(rows, 18))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="y", visible=False)
@@ -117,8 +113,8 @@ def heat(axes: Axes, rows: Sequence[str], columns: Sequence[str], shades: np.nda
     axes.pcolormesh(cells, cmap=colours, vmin=-15, vmax=15, edgecolors="#FFFFFF", linewidth=1.5)
     for (i, j), text in np.ndenumerate(texts):
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="#111111", fontsize=8.5)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, [wrapped(name, 12) for name in columns])
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [wrapped(name, 20) for name in rows])
+    axes.set_xticks(np.arange(len(columns)) + 0.5, wrapped(columns, 12))
+    axes.set_yticks(np.arange(len(rows)) + 0.5, wrapped(rows, 20))
     axes.xaxis.set_ticks_position("top")
     axes.tick_params(length=0)
     axes.set_ylim(len(rows), 0)

@@ -1,7 +1,6 @@
 """The pictures of an evaluation, from its tables (columns in :mod:`bnood.evaluation.tables`).
 
-Every function gives a :class:`bnood.report.charts.Picture`, or None where the tables have nothing for it. AUROC, FPR95
-and accuracy are drawn in per cent, their differences in points.
+Every function gives a picture, or None where the tables have nothing for it.
 """
 
 import re
@@ -20,10 +19,10 @@ from bnood.report.names import MINUS, display, scale
 TARGET = "recalibrated:target"
 MAIN = r"running|batch:\d+(?:@[\d.]+)?|recalibrated:(?:id|augmented|target|mixture@[\d.]+)"
 CONFIDENCE = (  # title, metric, detector
+    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
     ("Mean MSP, per cent", "mean", "msp"),
     ("Images with MSP > 0.9, per cent", "share_above_0.9", "msp"),
     ("Mean energy", "mean", "energy"),
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units"),
 )
 DETECTION = (
     ("AUROC of MSP, per cent", "auroc", "msp"),
@@ -36,20 +35,12 @@ DETECTION = (
 
 def run_pictures(table: pd.DataFrame, units: pd.DataFrame) -> list[Picture]:
     """All pictures that the tables of one network have the rows for."""
-    found = [
-        units_picture(units),
-        detector_picture(table),
-        dots_picture(table, "detection", DETECTION),
-        dots_picture(table, "confidence", CONFIDENCE),
-    ]
-    return [picture for picture in found if picture is not None]
+    dotted = [dots_picture(table, "detection", DETECTION), dots_picture(table, "confidence", CONFIDENCE)]
+    return [picture for picture in (units_picture(units), detector_picture(table), *dotted) if picture is not None]
 
 
 def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> pd.DataFrame:
-    """The rows of one quantity, of the OOD sets against the clean ID set or of that set itself.
-
-    ID images that share batches or statistics with OOD images have a row for each OOD set; the first is taken.
-    """
+    """One quantity of the OOD sets against the clean ID set, or of that set itself beside the first OOD set."""
     found = table[(table["metric"] == metric) & (table["detector"] == detector) & (table["role"] == role)]
     if role == "ood":
         return found[found["comparison"].isin(["ood", ""]) & (found["companion"] == "")]
@@ -58,7 +49,7 @@ def rows(table: pd.DataFrame, metric: str, detector: str, role: str = "ood") -> 
 
 
 def main_statistics(table: pd.DataFrame) -> list[str]:
-    """The kinds of statistics that pictures compare: no layer forms, paths or priors."""
+    """No layer forms, paths or priors."""
     return [name for name in table["statistics"].unique() if re.fullmatch(MAIN, name)]
 
 
@@ -75,6 +66,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
     id_set = units.loc[units["role"] == "id", "dataset"].iloc[:1]  # shifted ID sets follow it
     units = units[units["statistics"].isin(kinds) & ((units["role"] == "ood") | units["dataset"].isin(id_set))]
     names = list(units.loc[units["role"] == "ood", "dataset"].unique())
+    legend = legend_of(names)
     known = units[(units["role"] == "id") & (units["statistics"] == "running")]
     order = known.groupby("unit")["mean"].mean().sort_values().index
     top, floor = float((units["mean"] + units["std"]).max()) * 1.03, 0.0 if (units["mean"] >= 0).all() else None
@@ -84,7 +76,7 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         own = here[here["role"] == "id"]
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
-        other, colour = here[here["dataset"] == dataset], COLOURS[names.index(dataset) % len(COLOURS)]
+        other, colour = here[here["dataset"] == dataset], legend[names.index(dataset) + 1][1]
         for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
             low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
@@ -94,12 +86,11 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         axes.set_xlabel("unit, sorted by its mean on ID images")
         axes.set_ylabel("activation")
 
-    panels = [
-        Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n in names for k in kinds
-    ]
+    pairs = [(name, kind) for name in names for kind in kinds]
+    panels = [Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n, k in pairs]
     shown = f"{', '.join(map(display, names))}; under {', '.join(map(display, kinds))}"
     alt = f"Mean activation of each penultimate unit, ID in grey, in colour {shown}."
-    return Picture("units", alt, panels, len(kinds), legend_of(names))
+    return Picture("units", alt, panels, len(kinds), legend)
 
 
 def detector_picture(table: pd.DataFrame) -> Picture | None:

@@ -11,72 +11,50 @@ import pandas as pd
 import yaml
 
 from bnood.report.charts import Picture
-from bnood.report.figures import TARGET, rows, run_pictures
+from bnood.report.figures import CONFIDENCE, DETECTION, TARGET, rows, run_pictures
 from bnood.report.names import change, display, factor_of, number, scale
 
 if TYPE_CHECKING:
     from bnood.evaluation.evaluate import Evaluation
 
 WIDE = 3.6  # inches: wider panels scroll sideways on a phone instead of shrinking
-QUESTIONS = (  # title, metric, detector, role
-    ("Largest unit mean, relative to ID", "unit_mean_max_ratio", "units", "ood"),
-    ("Mean MSP", "mean", "msp", "ood"),
-    ("Mean energy", "mean", "energy", "ood"),
-    ("AUROC of MSP", "auroc", "msp", "ood"),
-    ("AUROC of energy", "auroc", "energy", "ood"),
-    ("ID accuracy", "accuracy", "", "id"),
-)
 
 
-def write_page(
-    folder: Path,
-    kind: str,
-    *,
-    pictures: Sequence[Picture],
-    record: Mapping[str, Any],
-    config: Mapping[str, Any] | None = None,
-    **content: Any,
-) -> list[Path]:
+def write_page(folder: Path, kind: str, *, pictures: Sequence[Picture], **content: Any) -> list[Path]:
     """Write `report.html` and `figures/*.png` into `folder`; returns these files, the page first.
 
-    `kind` is run, study or lab. `record` has versions, commit and machine, `config` is complete; `content` is what else
-    the template shows: title, commands, notes, a sentence, tables as a pair of columns and rows.
+    `kind` is run, study or lab. `content` is what else the template shows: title, commands, notes, a sentence, tables
+    as a pair of columns and rows, the record (versions, commit, machine), and the whole config.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bnood.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    content |= {
-        name: yaml.safe_dump(json.loads(json.dumps(mapping, default=str)), sort_keys=False)
-        for name, mapping in (("record", record), ("config", config))
-        if mapping
-    }
+    loader = jinja2.PackageLoader("bnood.report", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    for name in {"record", "config"} & content.keys():
+        plain = json.loads(json.dumps(content[name], default=str))
+        content[name] = plain and yaml.safe_dump(plain, sort_keys=False)
     panels = [
         [(panel.title, svg, panel.width > WIDE) for panel, svg in zip(picture.panels, picture.svgs(), strict=True)]
         for picture in pictures
     ]
-    template = environment.get_template("page.html.j2")
+    drawn = zip(pictures, panels, strict=True)
+    text = environment.get_template("page.html.j2").render(kind=kind, pictures=drawn, **content)
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    page.write_text(
-        template.render(kind=kind, pictures=zip(pictures, panels, strict=True), **content), encoding="utf-8"
-    )
+    page.write_text(text, encoding="utf-8")
     return [page, *(picture.write_png(folder / "figures") for picture in pictures)]
 
 
 def write_run_report(
     folder: Path, evaluation: "Evaluation", *, title: str, commands: list[str], config: dict[str, Any] | None = None
 ) -> list[Path]:
-    """The page of one evaluation: what target statistics change, and all pictures; see :func:`write_page`.
-
-    `commands` get the page again; `config` is the run's, if it was trained here.
-    """
+    """The page of one evaluation: what target statistics change, and all pictures; `config` is a trained run's."""
     table, found = evaluation.table, []
-    for question, metric, detector, role in QUESTIONS:
+    for question, metric, detector in (*CONFIDENCE, *DETECTION):
+        role = "id" if metric == "accuracy" else "ood"
         factor, own = scale(metric, detector), rows(table, metric, detector, role)
         for one in own[(own["statistics"] == TARGET) & own["difference"].notna()].itertuples():
             difference = change(one.difference, one.difference_low, one.difference_high, factor)
             before, after = number(one.value - one.difference, factor), number(one.value, factor)
-            found.append([question, display(one.dataset), before, after, difference])
+            found.append([question.removesuffix(", per cent"), display(one.dataset), before, after, difference])
     return write_page(
         folder, "run", title=title, commands=commands, config=config, record=evaluation.record, notes=evaluation.notes,
         pictures=run_pictures(table, evaluation.units),
@@ -90,11 +68,8 @@ def write_study_report(
 ) -> list[Path]:  # fmt: skip
     """The page of a study: the answer to each hypothesis, and the pictures of the first network.
 
-    Args:
-        folder, content: as in :func:`write_page`.
-        verdict: the content of `verdict.json`.
-        table, units: of all evaluations, pooled; other networks than the first have pages of their own.
-        changes: network, question, value under running, under target, and their difference.
+    `verdict` is the content of `verdict.json`; `table` and `units` are pooled; `changes` are network, question, value
+    under running, under target, and their difference; `content` is as in :func:`write_page`.
     """
     first = table["run"].iloc[0]
     answer, controls = [], []

@@ -24,13 +24,7 @@ REASONS = {
 }
 FRACTIONS = ("minimum_msp", "minimum_auroc", "minimum_fpr95", "control_accuracy", "accuracy_gap",
              "minimum_confident_share", "minimum_share")  # fmt: skip
-# Where numbers have to lie; others are from 0 up.
-LIMITS = {
-    "level": (0.5, 1),
-    "abnormal": (1, math.inf),
-    "minimum_seeds": (2, math.inf),
-    **dict.fromkeys(FRACTIONS, (0, 1)),
-}
+LOWEST = {"level": 0.5, "abnormal": 1, "minimum_seeds": 2}  # others are from 0 up
 
 
 @dataclass(frozen=True)
@@ -80,17 +74,12 @@ class ClaimOptions:
             if isinstance(given, str) or not given or len(set(given)) < len(given):
                 raise UserError(f"claim.{name} is {given!r}: expected a list of one or more names, each once")
             object.__setattr__(self, name, tuple(given))
-        if isinstance(self.seen_seeds, (str, int)) or any(type(seed) is not int for seed in self.seen_seeds):
+        if not isinstance(self.seen_seeds, (tuple, list)) or any(type(seed) is not int for seed in self.seen_seeds):
             raise UserError(f"claim.seen_seeds is {self.seen_seeds!r}: expected a list of seeds, empty if none was")
         object.__setattr__(self, "seen_seeds", tuple(self.seen_seeds))
         if unknown := [place for place in self.places if place not in PLACES]:
             raise UserError(f"claim.places: {', '.join(unknown)} is none of {', '.join(PLACES)}")
         for name, value in vars(self).items():
-            low, high = LIMITS.get(name, (0, math.inf))
+            low, high = LOWEST.get(name, 0), 1 if name in (*FRACTIONS, "level") else math.inf
             if isinstance(value, int | float) and not low <= value < high:
                 raise UserError(f"claim.{name} is {value}; expected a number from {low} to below {high}")
-
-    @property
-    def place_level(self) -> float:
-        """The level of each place's interval that gives all of them together ``level`` (Bonferroni)."""
-        return 1 - (1 - self.level) / len(self.places)

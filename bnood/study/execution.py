@@ -1,11 +1,10 @@
-"""Jobs in this process, in processes of this machine or on a Ray cluster, through joblib.
+"""Jobs in this process or in processes of this machine, through joblib.
 
-All backends run a job in the same surroundings (threads, precision of matrix products, output into a log), so that they
-give the same results bit for bit. A job that fails ends with one line, and all others go on.
+Both run a job in the same surroundings (threads, precision of matrix products, output into a log), so that they give
+the same results bit for bit. A job that fails ends with one line, and all others go on.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -25,7 +24,7 @@ from bnood.study.options import ExecutorOptions
 
 
 class Job(NamedTuple):
-    """What to call, with what, and where its output goes; function and arguments have to be picklable."""
+    """What to call, with what (all picklable), and where its output goes."""
 
     name: str
     call: Callable[..., object]
@@ -36,22 +35,16 @@ class Job(NamedTuple):
 def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
     """Run jobs and print a line as each ends; gives, by name, the one line that says what was wrong with a job.
 
-    Raises:
-        UserError: if a worker process died, which ends the other workers too; what is finished is kept.
-        KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after all workers have ended.
+    Raises ``UserError`` if a worker process died, which ends the others too; what is finished is kept. On Ctrl-C and
+    SIGTERM all workers have ended before the exception goes on.
     """
     threads, surroundings = options.threads_per_worker, (os.getpid(), options.threads_per_worker, os.getcwd())
     settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}
     if options.backend == "loky":
         settings |= {"inner_max_num_threads": threads, "initializer": become_worker}
-    elif options.backend == "ray":
-        start_ray(options)
-        settings["ray_remote_args"] = {"num_cpus": threads, "num_gpus": options.gpus_per_job}
     left, failed = [job.name for job in jobs], dict[str, str]()
     with joblib.parallel_config(options.backend, **settings):
-        # Ray's backend has no results on the way.
-        way = "list" if options.backend == "ray" else "generator_unordered"
-        parallel = joblib.Parallel(return_as=way, pre_dispatch="all", batch_size=1)
+        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
         try:
             for name, error, seconds in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
                 left.remove(name)
@@ -70,10 +63,7 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
 
 
 def perform(job: Job, study: int, threads: int, folder: str) -> tuple[str, str, float]:
-    """Call a job's function with this number of torch's threads, in this folder; its name, what was wrong, seconds.
-
-    ``study`` is the process that runs the study; any other one that calls this is a worker.
-    """
+    """Call a job's function; its name, what was wrong, seconds. Other processes than ``study`` are workers."""
     began, error = time.perf_counter(), ""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")  # an earlier training in this process may have changed it
@@ -112,24 +102,3 @@ def become_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def start_ray(options: ExecutorOptions) -> None:
-    """Start Ray, or join the cluster that RAY_ADDRESS names, and make it a backend of joblib.
-
-    Raises ``UserError`` if no machine has what a job needs: Ray would wait for it without end.
-    """
-    import ray
-    from ray.util.joblib import register_ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
-    os.environ.setdefault("RAY_worker_niceness", "0")  # by default any other program goes first
-    if not ray.is_initialized():
-        cores = None if os.environ.get("RAY_ADDRESS") else options.workers * options.threads_per_worker
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    register_ray()
-    most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
-    if (wanted := options.gpus_per_job) > most:
-        raise UserError(
-            f"executor.gpus_per_job is {wanted:g}, but no machine of the Ray cluster has more than {most:g}"
-        )

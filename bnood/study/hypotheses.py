@@ -1,7 +1,6 @@
 """The hypotheses H1 to H5 as rows: quantity, contrast, direction, threshold. docs/hypotheses.md explains the rules.
 
-Every contrast is paired: one checkpoint under two statistics on the same images (H1-H3, H5), or the networks of one
-seed on the same images (H4). :func:`bnood.study.verdict.judge` judges each row and combines them by the rule.
+Every contrast is paired: one checkpoint, or the networks of one seed (H4), on the same images.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,15 +57,12 @@ class Row:
 
     @property
     def on_id(self) -> bool:
-        """Whether it is measured on ID images alone, so that it is the same for all OOD sets."""
         return all(term.on_id for term in self.terms)
 
 
 class Hypothesis(NamedTuple):
-    """Its rows, and the rule that combines the verdicts of those that decide."""
-
     name: str
-    rule: Callable[[Sequence[str]], str]
+    rule: Callable[[Sequence[str]], str]  # combines the verdicts of the rows that decide
     rows: tuple[Row, ...]
 
 
@@ -86,7 +82,7 @@ def _row(
 
 
 def _beyond_id(q: Quantity) -> Row:
-    """The difference in differences: the change on the set minus the re-estimation's change on ID images."""
+    """The change on the set minus the re-estimation's change on ID images."""
     on_id = (Term(-1, q, RUNNING, on_id=True), Term(1, q, ID, on_id=True))
     return Row(f"{q.name}, running - target, OOD - ID", q, (*change(q), *on_id), "above", 0.0)
 
@@ -94,8 +90,7 @@ def _beyond_id(q: Quantity) -> Row:
 def h1(class_mix: bool, augmented: bool) -> Hypothesis:
     """H1. The largest unit mean has to be abnormal under running statistics and normal under target statistics.
 
-    With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch. Target
-    statistics pin mean and variance of every channel, so "normal under target" holds partly by construction.
+    With ``class_mix`` it also has to exceed the class mix: few predicted classes raise it without any mismatch.
     """
     q = UNIT_MAXIMUM
 
@@ -162,9 +157,8 @@ def h3(augmented: bool) -> Hypothesis:
 def h4(class_mix: bool) -> Hypothesis:
     """H4. BatchNorm nets show more of H1 and more OOD overconfidence than LN and GN nets of equal accuracy.
 
-    The effect is the mean over LN and GN, which must not contradict each other; single activations above ID's 99th
-    percentile must not be rarer in BatchNorm nets. Stopping a BatchNorm net early lowers its MSP on ID and OOD images
-    alike: MSP on OOD images relative to ID images of the same net is listed.
+    The effect is the mean over LN and GN, which must not contradict each other. Stopping a BatchNorm net early lowers
+    its MSP on ID and OOD images alike: their difference is listed.
     """
     judged = ((UNIT_MAXIMUM, "minimum_unit_ratio"), (MSP, "minimum_msp"), (CONFIDENT, "minimum_confident_share"))
 
@@ -203,10 +197,8 @@ def h5(statistics: Sequence[str], wanted: Sequence[str]) -> Hypothesis:
 
     The part's share is (running - part) / (running - target), a ratio of means over seeds with Fieller's interval at
     the Bonferroni level of the number of places. A place is supported when its interval lies above both the minimum and
-    its even share (k of L layers: k / L; means or variances: 1/2), refuted when it lies below the minimum.
-
-    ``wanted`` are the places of :data:`bnood.study.claim.PLACES` that are judged. The last ``only`` form among the
-    ``statistics`` that were evaluated gives the number of layers; raises ``Unusable`` for fewer than two.
+    its even share (k of L layers: k / L; means or variances: 1/2), refuted when it lies below the minimum. The last
+    ``only`` form among the ``statistics`` gives the number of layers; raises ``Unusable`` for fewer than two.
     """
     evaluated = [int(name.rpartition(":")[2]) for name in statistics if name.startswith(f"{TARGET}/only:")]
     if max(evaluated, default=0) < 1:
@@ -221,16 +213,15 @@ def h5(statistics: Sequence[str], wanted: Sequence[str]) -> Hypothesis:
         "variances": ("variances alone", "variance", 0.5),
     }
     places = [(label, f"{TARGET}/{form}", even) for label, form, even in map(known.__getitem__, wanted)]
-    quantities, rows = (UNIT_MAXIMUM, ENERGY, MAX_LOGIT), []
-    for q in quantities:
+    shares, listed = list[Row](), list[Row]()
+    for q in (UNIT_MAXIMUM, ENERGY, MAX_LOGIT):
+        listed.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0))
+        listed.append(Row(f"{q.name}: running - {ID}", q, change(q, RUNNING, ID)))
         for label, form, even in places:
             moved = change(q, RUNNING, form)
-            rows.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", DECIDES, even=even))
-    for q in quantities:
-        rows.append(Row(f"{q.name}: running - target", q, change(q), "above", 0.0))
-        for label, form in ((ID, ID), *(place[:2] for place in places)):
-            rows.append(Row(f"{q.name}: running - {label}", q, change(q, RUNNING, form)))
-    return Hypothesis("H5", place_rule, tuple(rows))
+            shares.append(Row(f"{q.name}: {label}", q, moved, "above", "minimum_share", DECIDES, even=even))
+            listed.append(Row(f"{q.name}: running - {label}", q, moved))
+    return Hypothesis("H5", place_rule, (*shares, *listed))
 
 
 def every(verdicts: Sequence[str]) -> str:
@@ -251,13 +242,13 @@ def detection_rule(verdicts: Sequence[str]) -> str:
 
     A detector is supported when both are, refuted when the gain in AUROC is and FPR95 is not shown to gain.
     """
-    by_detector = []
-    for auroc, fpr95 in zip(verdicts[::2], verdicts[1::2], strict=True):
-        if auroc == REFUTED:
-            by_detector.append(INCONCLUSIVE if fpr95 == SUPPORTED else REFUTED)
-        else:
-            by_detector.append(SUPPORTED if auroc == fpr95 == SUPPORTED else INCONCLUSIVE)
-    return agreeing(by_detector)
+
+    def of_detector(auroc: str, fpr95: str) -> str:
+        if auroc == REFUTED and fpr95 != SUPPORTED:
+            return REFUTED
+        return SUPPORTED if auroc == fpr95 == SUPPORTED else INCONCLUSIVE
+
+    return agreeing(list(map(of_detector, verdicts[::2], verdicts[1::2])))
 
 
 def norm_rule(verdicts: Sequence[str]) -> str:
@@ -267,9 +258,9 @@ def norm_rule(verdicts: Sequence[str]) -> str:
 
 def place_rule(verdicts: Sequence[str]) -> str:
     """Of all places for each of three quantities in turn (H5): a quantity needs one place that moves it."""
+
+    def of_quantity(places: Sequence[str]) -> str:
+        return SUPPORTED if SUPPORTED in places else REFUTED if {*places} == {REFUTED} else INCONCLUSIVE
+
     count = len(verdicts) // 3
-    by_quantity = []
-    for places in (verdicts[:count], verdicts[count : 2 * count], verdicts[2 * count :]):
-        refuted = all(verdict == REFUTED for verdict in places)
-        by_quantity.append(SUPPORTED if SUPPORTED in places else REFUTED if refuted else INCONCLUSIVE)
-    return agreeing(by_quantity)
+    return agreeing([of_quantity(verdicts[k * count : (k + 1) * count]) for k in range(3)])

@@ -1,7 +1,6 @@
 """From the replicates of a study's networks to one quantity with every seed, ready for an interval.
 
-The pooled ``draws.parquet`` has one row per network, seed, statistics, set, detector and metric, with the metric's
-value and its bootstrap replicates. All rows of a set share the same resamples, so differences are paired.
+All rows of a set share the same resamples, so differences are paired.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,14 +34,11 @@ class Term(NamedTuple):
     quantity: Quantity
     statistics: str = "running"
     network: str = "bn"
-    on_id: bool = False
+    on_id: bool = False  # of the ID set, whatever set is asked about
 
 
 class Measurements:
-    """The rows of a study's pooled ``draws.parquet``, by what they measure.
-
-    Raises ``UserError`` if the table is empty, lacks a column, holds a run twice or has no ID set.
-    """
+    """A study's pooled ``draws.parquet``; UserError if it is empty, lacks a column or an ID set, or has a run twice."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         if missing := sorted({*KEYS, *NUMBERS, "companion", "comparison"} - set(table.columns)):
@@ -55,9 +51,8 @@ class Measurements:
         # ID rows that shared a batch with OOD images, and OOD rows against a shifted ID set, have a companion.
         table = table[(table["companion"] == "") & table["comparison"].isin(("", "ood", "placebo"))]
         table = table.assign(role=table["role"].where(table["comparison"] != "placebo", "placebo"))
-        for row in table[table.duplicated([*KEYS, "seed"])].to_dict("records"):
-            key = _named([row[name] for name in KEYS])
-            raise UserError(f"draws: two rows for seed {row['seed']}, {key}: is a run in it twice?")
+        for seed, *key in table.loc[table.duplicated(["seed", *KEYS]), ["seed", *KEYS]].to_numpy():
+            raise UserError(f"draws: two rows for seed {seed}, {_named(key)}: is a run in it twice?")
         self._hold(table)
         id_sets = [name for name in self.names("dataset", role="id") if name not in shifts]
         if not id_sets:
@@ -85,23 +80,20 @@ class Measurements:
         return [family for family in found if not family or family.endswith(" ")]
 
     def seeds(self, network: str) -> list[int]:
-        """All seeds of a network, ascending."""
-        return sorted(int(seed) for seed in self._table.loc[self._table["network"] == network, "seed"].unique())
+        return sorted(map(int, self.names("seed", network=network)))
 
     def has(self, *key: str) -> bool:
-        """Whether there is any row for a key."""
         return key in self._places
 
     def contrast(self, terms: Sequence[Term], datasets: Sequence[str], family: str = "") -> Replicates:
         """The weighted sum of terms, averaged with equal weight over sets, on the seeds that all terms have.
 
-        Terms ``on_id`` are of the ID set whatever ``datasets`` are; ``family`` is the prefix of the networks' names.
         Raises ``Unusable`` if a term is missing, constant or not finite, or two of them are of other images.
         """
         return mean_of([self._on_set(terms, dataset, family) for dataset in datasets])
 
     def placebo(self, network: str, statistics: str, detector: str, datasets: Sequence[str]) -> Replicates | None:
-        """The placebo's AUROC over sets; None where it was not evaluated. (It may stand under the ID set's name.)"""
+        """The placebo's AUROC over sets (or under the ID set's name); None where it was not evaluated."""
         keys = [(network, statistics, name, "placebo", detector, "auroc") for name in (*datasets, self.id_set)]
         found = [self._get(key) for key in dict.fromkeys(keys) if key in self._places]
         return mean_of(found) if found else None

@@ -10,6 +10,8 @@ import shutil
 import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ import torch
 import yaml
 
 from bnood import tracking
-from bnood.data.image_set import Images
 from bnood.data.sources import images, read_classes
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name
@@ -42,19 +43,16 @@ STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One network of a study: its folder's name, its entry of ``networks:``, its kind and seed.
+    """One network of a study."""
 
-    The kind is its place in the family: bn, ln, gn, or bn-at-ln for a BatchNorm network stopped at LN's accuracy.
-    """
-
-    name: str
+    name: str  # of its folder
     entry: NetworkOptions
-    kind: str
+    kind: str  # bn, ln, gn, or bn-at-ln for a BatchNorm network stopped at LN's accuracy
     seed: int
 
     @property
     def names(self) -> dict[str, Any]:
-        """What identifies it in the study's tables; the network's name is the same for all seeds."""
+        """In the study's tables."""
         network = f"{self.entry.family} {self.kind}".strip()
         return {"run": self.name, "network": network, "norm": self.norm, "seed": self.seed}
 
@@ -64,7 +62,7 @@ class RunSpec:
 
     @property
     def partner(self) -> str:
-        """The norm at whose accuracy a network of this study is stopped; "" for all others."""
+        """The norm at whose accuracy this study stops the network; "" for all others."""
         return self.kind.partition("-at-")[2] if self.entry.training is not None else ""
 
     def of_norm(self, norm: str) -> str:
@@ -73,12 +71,8 @@ class RunSpec:
 
 
 def run_specs(options: StudyOptions) -> list[RunSpec]:
-    """All networks: a whole seed after the other, so that an unfinished study has whole seeds; stopped ones last.
-
-    Raises ``UserError`` if a given run is missing, or two networks have one name, or one network and seed.
-    """
-    specs: list[RunSpec] = []
-    stopped: list[RunSpec] = []
+    """All networks, seed by seed, stopped ones last; UserError if a given run is missing, or two have one name."""
+    specs, stopped = list[RunSpec](), list[RunSpec]()
     for entry in options.networks:
         if entry.training is not None:
             for seed in entry.seeds:
@@ -87,7 +81,7 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
                 kinds = [f"at-{norm}" for norm in entry.partners]
                 stopped += [replace(own, name=f"{own.of_norm('bn')}-{kind}", kind=f"bn-{kind}") for kind in kinds]
         elif entry.run is not None:
-            specs.append(_spec_of_run(entry, entry.run))
+            specs += [_spec_of_run(replace(entry, run=folder)) for folder in _run_folders(entry.run)]
         else:
             name = entry.name or str(entry.model).rpartition(":")[2]
             specs.append(RunSpec(name, replace(entry, family=entry.family or name), "bn", entry.seed))
@@ -100,13 +94,20 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
     return specs
 
 
-def _spec_of_run(entry: NetworkOptions, folder: Path) -> RunSpec:
-    if not (folder / CHECKPOINT).is_file():
-        raise UserError(f"networks: run {folder} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
+def _run_folders(pattern: Path) -> list[Path]:
+    """The folder, or the sorted run folders that match a pattern; UserError if there is none."""
+    folders = [pattern] if pattern.exists() else [Path(name) for name in sorted(glob(str(pattern)))]
+    if not (found := [folder for folder in folders if (folder / CHECKPOINT).is_file()]):
+        raise UserError(f"networks: run {pattern} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
+    return found
+
+
+def _spec_of_run(entry: NetworkOptions) -> RunSpec:
+    folder = Path(str(entry.run))
     config = read_config(folder / "config.yaml")
-    norm, seed = str(config["model"].get("norm", "bn")), int(config["seed_everything"])
     partner = str(read_summary(folder).get("stopped", {}).get("partner", "")).rpartition("-s")[0].rpartition("-")[2]
-    return RunSpec(entry.name or folder.name, entry, f"bn-at-{partner}" if partner else norm, seed)
+    kind = f"bn-at-{partner}" if partner else str(config["model"].get("norm", "bn"))
+    return RunSpec(entry.name or folder.name, entry, kind, int(config["seed_everything"]))
 
 
 def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
@@ -121,7 +122,7 @@ def evaluation_of(options: StudyOptions, spec: RunSpec) -> EvaluationOptions:
 
 
 def layer_forms(layers: int, localisation: str) -> list[str]:
-    """The statistics of :class:`StudyOptions`' ``localisation`` for a network of so many BatchNorm layers."""
+    """The statistics that ``localisation`` asks for in a network of so many BatchNorm layers."""
     half = layers // 2
     counts = {"only": [layers - 1], "first": [half] if half else [], "last": [layers - half]}
     if localisation == "all":
@@ -131,7 +132,6 @@ def layer_forms(layers: int, localisation: str) -> list[str]:
 
 
 def load(options: StudyOptions, spec: RunSpec) -> Network:
-    """The network of a spec, named as in the study's tables."""
     entry = spec.entry
     if entry.model is None:
         return load_run(run_folder(options, spec)).network
@@ -142,7 +142,7 @@ def load(options: StudyOptions, spec: RunSpec) -> Network:
 
 
 def run_folder(options: StudyOptions, spec: RunSpec) -> Path:
-    """Where the run lies: a given one where it is, a trained one in the study's folder."""
+    """A given run's own folder, or that of a trained one in the study's."""
     return spec.entry.run or options.folder / spec.name
 
 
@@ -182,42 +182,34 @@ def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOption
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:
     """The job of one network: do what is not yet done of training (or stopping) and evaluating it."""
-    folder = options.folder / spec.name
-    if spec.partner and not is_ready(options, spec):
+    folder, ready = options.folder / spec.name, is_ready(options, spec)
+    if spec.partner and not ready:
         stop(options, spec)
-    elif not is_ready(options, spec):
+    elif not ready:
         from bnood.training.train import train  # brings Lightning
 
         print("training")
-        checkpoint = folder / CHECKPOINT
-        resumed = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        resumed = ["--ckpt_path", str(folder / CHECKPOINT)] if (folder / CHECKPOINT).exists() else []
         train([*training_arguments(options, spec), *resumed])
     if is_done(options, spec):
         return
     print("evaluation")
     evaluation = evaluation_of(options, spec)
     if spec.entry.model is not None:
-        _evaluate_model(options, spec, evaluation, command)
-        return
-    evaluate_run(
-        load_run(run_folder(options, spec)), options.sets.of_runs(), evaluation, wandb=options.wandb, command=command,
-        progress=print, say=print, folder=folder / EVALUATION,
-    )  # fmt: skip
+        return _evaluate_model(options, spec, evaluation, command)
+    run, sets, place = load_run(run_folder(options, spec)), options.sets.of_runs(), folder / EVALUATION
+    evaluate_run(run, sets, evaluation, options.wandb, command, progress=print, say=print, folder=place)
 
 
 def given_images(options: StudyOptions) -> dict[str, Any]:
-    """The images that models are evaluated on which are no runs of this project, as ``evaluate`` takes them."""
-    sets = options.sets
-
-    def opened(source: str | None, count: int | None = None) -> Images:
-        return images(source, root=sets.root, download=bool(sets.download)).at_most(count, options.evaluation.seed)
-
-    return {
-        "id_set": opened(sets.id, sets.id_count),
-        "train_set": None if sets.train is None else opened(sets.train),
-        "ood_sets": by_name(opened(source, sets.ood_count) for source in sets.ood or ()),
-        "classes": None if sets.classes is None else read_classes(sets.classes),
-    }
+    """The images that models which are no runs of this project are evaluated on, as ``evaluate`` takes them."""
+    sets, seed = options.sets, options.evaluation.seed
+    opened = partial(images, root=sets.root, download=bool(sets.download))
+    ood = by_name(opened(source).at_most(sets.ood_count, seed) for source in sets.ood or ())
+    train_set = None if sets.train is None else opened(sets.train)
+    classes = None if sets.classes is None else read_classes(sets.classes)
+    id_set = opened(sets.id).at_most(sets.id_count, seed)
+    return {"id_set": id_set, "train_set": train_set, "ood_sets": ood, "classes": classes}
 
 
 def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
@@ -253,10 +245,7 @@ def training_arguments(options: StudyOptions, spec: RunSpec) -> list[str]:
 
 
 def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
-    """The training config of a network, as its ``config.yaml`` would hold it.
-
-    Raises ``UserError`` if the config or an override is wrong, or what is trained already was trained otherwise.
-    """
+    """The training config as ``config.yaml`` would hold it; UserError if it is wrong, or not what was trained."""
     from bnood.training.checks import settings_that_decide
     from bnood.training.train import ParsingCLI, command_line
 
@@ -271,9 +260,9 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         where = f"{spec.entry.training} with overrides.{spec.norm}"
         raise UserError(f"the training of {spec.norm} ({where}): {error}") from error
     folder, file = options.folder / spec.name, options.folder / spec.name / "config.yaml"
+    if not file.exists() and (folder / CHECKPOINT).exists():
+        raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
     if not file.exists():
-        if (folder / CHECKPOINT).exists():
-            raise UserError(f"{file} is missing: how the network was trained is unknown; move the folder away")
         return expected
     found, wanted = (
         settings_that_decide(config) | {"data.in_distribution": config["data"]["in_distribution"]}
@@ -286,10 +275,9 @@ def check_training(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
 
 
 def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
-    """Which epoch of the BatchNorm training is nearest to its partner's final validation accuracy; the first of equals.
+    """The first kept epoch of the BatchNorm training that is nearest to its partner's final validation accuracy.
 
-    Only validation images decide: nothing is chosen on test or OOD images. What is returned stands in ``summary.json``
-    of the stopped network. Raises ``UserError`` if no epoch was kept, or accuracies were not measured.
+    Nothing is chosen on test or OOD images. Raises ``UserError`` if no epoch was kept, or accuracies are not known.
     """
     folder, partner = options.folder / spec.of_norm("bn"), options.folder / spec.of_norm(spec.partner)
     wanted = read_summary(partner).get("accuracy")
@@ -305,8 +293,8 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
         none = f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from"
         raise UserError(f"{none}: train it with --keep_epochs true, or set equal_accuracy: false")
     epoch = min(kept, key=lambda each: (abs(kept[each] - wanted), each))
-    found = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
-    return found | {"partner": partner.name, "partner_accuracy": wanted}
+    taken = {"run": folder.name, "epoch": epoch, "accuracy": float(kept[epoch])}
+    return taken | {"partner": partner.name, "partner_accuracy": wanted}
 
 
 def stop(options: StudyOptions, spec: RunSpec) -> None:
@@ -314,8 +302,8 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
     choice = stopped_at(options, spec)
     source, folder = options.folder / choice["run"], options.folder / spec.name
     own = ("seconds", "nll", "ece", "train_accuracy")  # of the finished network
-    known = {key: value for key, value in read_summary(source).items() if key not in own}
-    summary = known | {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
+    summary = {key: value for key, value in read_summary(source).items() if key not in own}
+    summary |= {"accuracy": choice["accuracy"], "epochs": choice["epoch"] + 1, "stopped": choice}
     config = yaml.safe_dump(read_yaml(source / "config.yaml") | {"name": spec.name}, sort_keys=False)
     write_beside(folder / CHECKPOINT, lambda path: shutil.copyfile(_epoch_file(source, choice["epoch"]), path))
     write_beside(folder / "config.yaml", lambda path: path.write_text(config))
@@ -323,5 +311,5 @@ def stop(options: StudyOptions, spec: RunSpec) -> None:
 
 
 def _epoch_file(folder: Path, epoch: int) -> Path:
-    """Where ``train.py --keep_epochs true`` keeps the weights after an epoch, counted from 0."""
+    """The weights after an epoch, counted from 0, that ``--keep_epochs true`` keeps."""
     return folder / CHECKPOINT.parent / f"epoch-{epoch:03d}.ckpt"

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +15,9 @@ from bnood.training.command_line import dotted, read_yaml
 
 Setting = bool | int | float | str | list[str] | None
 # What an override of a norm may not change: the study sets it itself, or all norms are compared on the same images.
-FIXED = ("config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root",
+FIXED = {"config", "name", "runs", "seed_everything", "ckpt_path", "keep_epochs", "model.norm", "data.root",
          "data.in_distribution", "data.ood", "data.split_seed", "data.validation", "data.image_size",
-         "data.train_count")  # fmt: skip
+         "data.train_count"}  # fmt: skip
 # Keys of a study that may change from one call to the next.
 FREE = ("runs", "executor", "wandb", "networks", "demo", "sets.root", "sets.download", "evaluation.workers")
 # Settings of one kind of network alone, with their defaults.
@@ -38,12 +37,12 @@ class NetworkOptions:
         overrides: for each norm the settings in which it differs from the training config, under the names that
             ``scripts/train.py`` gives them, for instance ``ln: {trainer.max_epochs: 36}``.
         equal_accuracy: also evaluate BatchNorm networks stopped at the accuracy of LN and GN (for H4).
-        run: a run folder, which is read and never written into.
+        run: a run folder, which is read and never written into; ``runs/other/*`` is every run folder that matches.
         model: a network as ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
         weights: its weights: a file, or ``package:file`` in an installed package.
         image_size, mean, std: of its images and their normalisation, where its own transform should not hold.
         head: name of its last Linear layer, where that cannot be found.
-        family: networks of one family are pooled over seeds; a name is needed where a study has several families.
+        family: networks of one family are pooled over seeds.
         name: of the network and its folder in the study; default: the run folder's, or the model's.
         seed: of a given model; networks of one family need different seeds.
     """
@@ -86,10 +85,8 @@ class NetworkOptions:
         for norm, settings in self.overrides.items():
             if norm not in self.norms:
                 raise UserError(f"overrides.{norm}: there is no such norm in norms ({', '.join(self.norms)})")
-            if fixed := [key for key in settings if key in FIXED]:
-                raise UserError(
-                    f"overrides.{norm}.{fixed[0]}: the study sets {fixed[0]} itself, the same for all norms"
-                )
+            for key in sorted(FIXED & settings.keys()):
+                raise UserError(f"overrides.{norm}.{key}: the study sets {key} itself, the same for all norms")
 
     @property
     def partners(self) -> tuple[str, ...]:
@@ -122,25 +119,19 @@ class ExecutorOptions:
     """Where the jobs of a study run, through joblib.
 
     Args:
-        backend: ``sequential`` (in this process), ``loky`` (processes of this machine) or ``ray``.
+        backend: ``sequential`` (in this process) or ``loky`` (processes of this machine).
         workers: how many networks are worked on at a time; ``sequential`` has one.
         threads_per_worker: torch's threads for each of them; only with the same number are results the same bits.
-        gpus_per_job: fraction of a GPU that Ray reserves for each job, for instance 0.5.
     """
 
-    backend: Literal["sequential", "loky", "ray"] = "sequential"
+    backend: Literal["sequential", "loky"] = "sequential"
     workers: int = 1
     threads_per_worker: int = 1
-    gpus_per_job: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, count in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
-            if count < 1:
-                raise UserError(f"executor.{name} is {count}; it has to be at least 1")
-        if (gpus := self.gpus_per_job) < 0 or (gpus and self.backend != "ray"):
-            raise UserError(f"executor.gpus_per_job is {gpus}; expected a positive number, and backend ray")
-        if self.backend == "ray" and find_spec("ray") is None:
-            raise UserError("executor.backend is ray, but ray is not installed: pip install 'bnood[ray]'")
+        for name in ("workers", "threads_per_worker"):
+            if getattr(self, name) < 1:
+                raise UserError(f"executor.{name} is {getattr(self, name)}; it has to be at least 1")
 
 
 @dataclass
@@ -193,10 +184,7 @@ def _is_folder_name(name: str) -> bool:
 
 
 def check_same_study(options: StudyOptions) -> str:
-    """The text of ``study.yaml``, the resolved config; UserError where the study's folder has one that differs.
-
-    Networks may be added or left out later; where things lie, how jobs run and what is logged may change.
-    """
+    """The text of ``study.yaml``, the resolved config; UserError where the folder's own differs in more than FREE."""
     file, plain = options.folder / "study.yaml", json.loads(json.dumps(asdict(options), default=str))
     before, now = (dict(dotted(each)) for each in (read_yaml(file) if file.exists() else plain, plain))
     for key in dict.fromkeys([*now, *before]):

@@ -4,33 +4,55 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from bnood.errors import UserError
+from bnood.evaluation.intervals import Unusable
 from bnood.evaluation.run import check_id_split, load_run_images
-from bnood.report.names import MINUS
+from bnood.report.names import change, factor_of, number
 from bnood.report.page import write_study_report
+from bnood.study import hypotheses as h
 from bnood.study import networks
+from bnood.study.claim import ClaimOptions
 from bnood.study.execution import Job, run_jobs
 from bnood.study.measurements import TEXT, Measurements
 from bnood.study.options import StudyOptions, check_same_study
-from bnood.study.printing import answer, changes, demo_lines, verdict_lines
-from bnood.study.verdict import judge, write_verdict
+from bnood.study.verdict import Record, judge, write_verdict
 from bnood.training.atomic import locked, write_beside
 from bnood.training.command_line import read_yaml
 from bnood.training.provenance import commit, machine, versions
 from bnood.training.run_folder import read_summary
 
 TRAINED = ("accuracy", "nll", "ece", "train_accuracy", "epochs", "seconds", "parameters")
+QUESTIONS = (
+    ("H1  Largest unit mean, relative to ID images", h.UNIT_MAXIMUM),
+    ("H2  Confidence: mean MSP", h.MSP),
+    ("H2  Confidence: mean energy score, nats", h.ENERGY),
+    ("H3  Detection: AUROC of MSP", h.AUROCS[1]),
+    ("H3  Detection: AUROC of the energy score", h.AUROCS[0]),
+)
+ANSWERS = {
+    "lower": "Target statistics lower confidence on OOD images here: the mismatch had raised it.",
+    "higher": "Target statistics raise confidence on OOD images here: the mismatch is not what makes it high.",
+    "open": "Target statistics do not clearly change confidence on OOD images here.",
+}
 
 
-def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> Path:
-    """Train and evaluate what is not yet done, unless ``judge_only``, then judge; returns the study's folder.
+class Conclusion(NamedTuple):
+    """What a study found: the verdict, all replicates, a row per network, and the page."""
 
-    ``command`` is what to type to get this study again, for the report. Raises ``UserError`` for bad input, and if a
-    network failed, in which case no verdict is written.
+    verdict: Record
+    found: Measurements
+    networks: pd.DataFrame
+    page: Path
+
+
+def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> Conclusion:
+    """Train and evaluate what is not yet done, unless ``judge_only``, then judge; ``command`` is for the report.
+
+    Raises ``UserError`` for bad input, and if a network failed, in which case no verdict is written.
     """
     specs = networks.run_specs(options)
     resolved = check_same_study(options)
@@ -41,9 +63,6 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
     if not judge_only:
         if not all(networks.is_done(options, spec) for spec in specs):
             check_images(options, specs, trainings)
-            for spec in specs:
-                if spec.entry.model is not None:
-                    networks.load(options, spec)
         write_beside(options.folder / "study.yaml", lambda path: path.write_text(resolved))
     with locked(options.folder, "another process is working on this study"):
         if not judge_only:
@@ -54,8 +73,7 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
         for line in missing:
             print(f"note: {line}")
-        conclude(options, done, command, missing)
-    return options.folder
+        return conclude(options, done, command, missing)
 
 
 def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str) -> None:
@@ -63,10 +81,8 @@ def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str)
     if not specs:
         return
     logs = options.folder / "logs"
-    jobs = [
-        Job(spec.name, networks.make_and_evaluate, (options, spec, command), logs / f"{spec.name}.log")
-        for spec in specs
-    ]
+    work_on = networks.make_and_evaluate
+    jobs = [Job(spec.name, work_on, (options, spec, command), logs / f"{spec.name}.log") for spec in specs]
     print(f"{options.name}: {', '.join(job.name for job in jobs)} (logs in {logs})", flush=True)
     if failed := run_jobs(jobs, options.executor):
         text = f"{len(failed)} failed: {'; '.join(f'{name}: {error}' for name, error in failed.items())}"
@@ -74,7 +90,7 @@ def work(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str)
 
 
 def check_images(options: StudyOptions, specs: Sequence[networks.RunSpec], trainings: list[dict[str, Any]]) -> None:
-    """Open every image set once before anything is trained or written: hours may pass before it is needed."""
+    """Open all image sets and given models before anything is trained: hours may pass before they are needed."""
     sets = options.sets
     configs = [*trainings, *(read_yaml(spec.entry.run / "config.yaml") for spec in specs if spec.entry.run)]
     opened: list[list[str]] = []
@@ -85,13 +101,15 @@ def check_images(options: StudyOptions, specs: Sequence[networks.RunSpec], train
             opened.append(list(load_run_images(run, sets.of_runs(), options.evaluation)["ood_sets"]))
         except UserError as error:
             raise UserError(str(error).replace("--data.", "--sets.")) from error
-    if any(spec.entry.model is not None for spec in specs):
+    if models := [spec for spec in specs if spec.entry.model is not None]:
         opened.append(list(networks.given_images(options)["ood_sets"]))
     for names in opened:
         if not names:
             raise UserError("sets.ood is empty: a study needs at least one OOD set, for example [svhn, dtd]")
         if missing := [name for name in options.claim.primary_sets if name not in names]:
             raise UserError(f"claim.primary_sets: {', '.join(missing)} is not among the OOD sets ({', '.join(names)})")
+    for spec in models:
+        networks.load(options, spec)
 
 
 def pooled(options: StudyOptions, specs: Sequence[networks.RunSpec], file: str) -> pd.DataFrame:
@@ -119,18 +137,40 @@ def network_table(options: StudyOptions, specs: Sequence[networks.RunSpec]) -> p
     return pd.DataFrame(rows).astype(dict.fromkeys([*TRAINED, "partner_accuracy"], float))
 
 
-def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: str, missing: Sequence[str]) -> None:
-    """Pool the tables of the evaluated networks, write the verdict and the report, and print the answer.
+def changes(found: Measurements, claim: ClaimOptions, family: str = "") -> list[list[str]]:
+    """Per question its value under running and under target statistics, and the change: mean of the primary sets."""
+    rows = []
+    for question, quantity in QUESTIONS:
+        try:
+            sides = [[h.Term(1, quantity, name)] for name in (h.RUNNING, h.TARGET)]
+            running, target = (found.contrast(side, claim.primary_sets, family) for side in sides)
+        except Unusable:
+            continue
+        interval, factor = (target - running).interval(claim.level), factor_of(quantity.unit)
+        before, after = (number(float(side.values.mean()), factor) for side in (running, target))
+        rows.append([question, before, after, change(*interval[:3], factor)])
+    return rows
 
-    The demo gets no verdict: one small network per norm is a hint, not evidence. ``missing`` has a line for each
-    network that the verdict does without.
-    """
+
+def answer(found: Measurements, claim: ClaimOptions) -> str:
+    """One sentence: what target statistics do to the mean MSP on the primary sets."""
+    low, high = found.contrast(h.change(h.MSP, h.TARGET, h.RUNNING), claim.primary_sets).interval(claim.level)[1:3]
+    return ANSWERS["lower" if high < 0 else "higher" if low > 0 else "open"]
+
+
+def conclude(options: StudyOptions, specs: list[networks.RunSpec], command: str, missing: list[str]) -> Conclusion:
+    """Pool the tables of the evaluated networks, and write the report and, but for the demo's hint, the verdict."""
     if not specs:
         raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
     table, draws, units = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet", "units.parquet"))
     rows, claim, folder, found = network_table(options, specs), options.claim, options.folder, Measurements(draws)
-    made: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine(), "command": command}
-    made["missing"] = list(missing)
+    made: dict[str, Any] = {
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "command": command,
+        "missing": missing,
+    }
     verdict = judge(draws, rows, claim, options.name, made)
     # Only now: where judging fails, no new table stands beside an earlier verdict.
     for name, content in (("table.csv", table), ("networks.csv", rows)):
@@ -143,7 +183,4 @@ def conclude(options: StudyOptions, specs: Sequence[networks.RunSpec], command: 
         title=f"Study {options.name}", sentence=answer(found, claim) if options.demo else "", commands=[command],
         notes=missing,
     )[0]  # fmt: skip
-    lines = demo_lines(found, rows, claim) if options.demo else verdict_lines(verdict)
-    files = [f"page:    {page}", *([] if options.demo else [f"tables:  {folder}/verdict.csv, {folder}/table.csv"])]
-    # A terminal may not have the signs that a page has.
-    print("\n".join([*lines, *files]).replace(MINUS, "-").replace("\u00a0", " "))
+    return Conclusion(verdict, found, rows, page)

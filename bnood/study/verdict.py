@@ -1,8 +1,7 @@
 """The verdict of a study: every row of every hypothesis is estimated and judged by the same function.
 
-A verdict is the content of ``verdict.json``: study, made, thresholds, reasons, and ``rows``, one for each hypothesis
-and family of networks, or network of too few seeds. A row has ``estimates``: every row of the hypothesis on the mean of
-the primary sets, then on each set. The first of them is the headline, whose figures the row repeats.
+``verdict.json`` has ``rows``, one per hypothesis and family of networks, or network of too few seeds. A row has
+``estimates``: those of the hypothesis on the mean of the primary sets, then on each set; the first is the headline.
 """
 
 import json
@@ -26,14 +25,9 @@ COLUMNS = [
     "network", "seed", "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds",
     "threshold", "direction", "verdict", "role", "level", "reason", "placebo", "threshold_reason",
 ]  # fmt: skip
-HEADLINE = (
-    "quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction", "n_seeds",
-    "placebo",
-)  # fmt: skip
+HEADLINE = ("quantity", "dataset", "unit", "effect", "low", "high", "threshold", "threshold_reason", "direction",
+            "n_seeds", "placebo")  # fmt: skip
 PASSED, FAILED = "passed", "failed"
-ONE_NETWORK = " (this network)"
-
-
 Record = dict[str, Any]
 
 
@@ -64,28 +58,21 @@ class Family:
     def network(self) -> str:
         return f"{self.prefix}bn"
 
-    def only(self, seeds: Sequence[int], needed_seeds: int) -> "Family":
-        """These seeds alone."""
-        return replace(self, found=self.found.only(seeds), needed_seeds=needed_seeds)
-
     def judge(self) -> list[Record]:
         """H1 to H5; what the networks do not have is "not tested", with the reason."""
-
-        def not_tested(name: str, reason: str) -> Record:
-            return self._record(name, NOT_TESTED, reason)
-
         statistics = self.found.names("statistics", network=self.network)
         (class_mix, note), augmented = self._class_mix(), h.AUGMENTED in statistics
-        h1 = not_tested("H1", "no unit means: the features are not non-negative, or not known")
+        h1 = self._record("H1", NOT_TESTED, "no unit means: the features are not non-negative, or not known")
         if any(self._has(h.UNIT_MAXIMUM, name) for name in self.options.primary_sets):
             h1 = self._judged(h.h1(class_mix, augmented), note)
-        h4 = not_tested("H4", "no LN and GN networks of equal accuracy")
+        h4 = self._record("H4", NOT_TESTED, "no LN and GN networks of equal accuracy")
         if {f"{self.prefix}{at}{norm}" for norm in h.NORMS for at in ("", "bn-at-")} <= {*self.found.names("network")}:
             h4 = self._judged(h.h4(class_mix))
         try:
-            h5 = self._judged(h.h5(statistics, self.options.places), level=self.options.place_level)
+            bonferroni = 1 - (1 - self.options.level) / len(self.options.places)
+            h5 = self._judged(h.h5(statistics, self.options.places), level=bonferroni)
         except Unusable as error:
-            h5 = not_tested("H5", str(error))
+            h5 = self._record("H5", NOT_TESTED, str(error))
         return [h1, self._judged(h.h2(augmented)), self._judged(h.h3(augmented)), h4, h5]
 
     def _has(self, quantity: h.Quantity, dataset: str) -> bool:
@@ -93,15 +80,13 @@ class Family:
 
     def _class_mix(self) -> tuple[bool, str]:
         """Whether the class-mix control can be used on all primary sets; else the note that says why not."""
-        smallest = math.inf
-        for name in self.options.primary_sets:
-            if not self._has(h.CLASS_MIX, name):
-                return False, f"class mix not available on {name}"
-            if self._has(h.CLASS_MIX_N, name):
-                effective_n = self.found.contrast([h.Term(1, h.CLASS_MIX_N)], [name], self.prefix)
-                smallest = min(smallest, float(effective_n.values.min()))
-        if smallest < self.options.minimum_effective_n:
-            return False, f"class mix not available (effective n {smallest:.0f})"
+        names, effective_n = self.options.primary_sets, [h.Term(1, h.CLASS_MIX_N)]
+        if missing := [name for name in names if not self._has(h.CLASS_MIX, name)]:
+            return False, f"class mix not available on {missing[0]}"
+        known = [name for name in names if self._has(h.CLASS_MIX_N, name)]
+        found = [self.found.contrast(effective_n, [name], self.prefix).values.min() for name in known]
+        if found and min(found) < self.options.minimum_effective_n:
+            return False, f"class mix not available (effective n {min(found):.0f})"
         return True, ""
 
     def _record(self, name: str, verdict: str, reason: str, note: str = "", estimates: Sequence[Record] = ()) -> Record:
@@ -152,8 +137,7 @@ class Family:
     def estimate(self, row: h.Row, datasets: Sequence[str], label: str, level: float) -> Record:
         """A row on the mean over sets against its threshold; inconclusive, with the reason, where tables lack it.
 
-        Numbers are NaN and ``n_seeds`` 0 where nothing could be estimated. ``effect_size`` is Cohen's d_z over seeds.
-        The verdict of a control is passed, failed or inconclusive.
+        Numbers are then NaN and ``n_seeds`` 0. The verdict of a control is passed, failed or inconclusive.
         """
         refuting: Any = getattr(self.options, row.threshold) if isinstance(row.threshold, str) else row.threshold
         threshold = max(refuting, row.even) if row.even else refuting
@@ -162,8 +146,8 @@ class Family:
         one: Record = {
             "quantity": row.label, "dataset": label, "unit": row.quantity.unit, "group": row.group,
             "direction": row.direction, "threshold": threshold, "level": level, "threshold_reason": "",
-            **dict.fromkeys(("effect", "low", "high", "effect_size"), math.nan), "per_seed": {}, "n_seeds": 0,
-            "verdict": "", "reason": "", "placebo": "",
+            "effect": math.nan, "low": math.nan, "high": math.nan, "effect_size": math.nan, "per_seed": {},
+            "n_seeds": 0, "verdict": "", "reason": "", "placebo": "",
         }  # fmt: skip
         try:
             measured = self._measured(row, datasets)
@@ -182,9 +166,9 @@ class Family:
         limit, placebo = self._placebo(row, datasets)
         # A change that the placebo gives as well is no finding: decisions need the interval beyond it.
         verdict, reason = compare(found, max(threshold, limit), row.direction, refuting - limit)
-        equal = found.standard_error == 0 and found.effect == 0
         undecidable = why_undecidable(measured, found, level, self.needed_seeds)
-        if undecidable and not (row.direction == "small" and equal):  # what is exactly equal passes a control
+        equal = row.direction == "small" and found.standard_error == found.effect == 0  # which passes a control
+        if undecidable and not equal:
             verdict, reason = INCONCLUSIVE, undecidable
         return one | {"verdict": verdict, "reason": reason, "placebo": placebo}
 
@@ -221,10 +205,7 @@ class Family:
 
 
 def compare(found: Interval, threshold: float, direction: str, refuting: float) -> tuple[str, str]:
-    """The verdict on an interval and, where that is inconclusive, why.
-
-    With ``above``, the whole interval has to lie below ``refuting`` for a refutation.
-    """
+    """The verdict on an interval, and why it is inconclusive; ``above`` is refuted below ``refuting`` alone."""
     low, high = found.low, found.high
     if direction == "small":
         if -threshold <= low and high <= threshold:
@@ -254,22 +235,14 @@ def why_undecidable(measured: Replicates | Ratio, found: Interval, level: float,
 
 
 def judge(
-    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "",
-    made: dict[str, Any] | None = None,
+    draws: pd.DataFrame, networks: pd.DataFrame, options: ClaimOptions | None = None, study: str = "", made: Any = None
 ) -> Record:  # fmt: skip
     """Judge H1 to H5 for every family of BatchNorm networks; the verdict as this module's first lines describe it.
 
-    A family is all networks whose names share a prefix: ``resnet18 bn``, ``resnet18 ln``, ``resnet18 bn-at-ln``; in
-    a study of one family there is no prefix.
-
-    Args:
-        draws: all networks' ``draws.parquet``, pooled.
-        networks: one row per network and seed with its accuracy in [0, 1]; NaN where it is not known.
-        options: the thresholds.
-        study, made: its name; versions, commit, machine and command.
-
-    Raises:
-        UserError: if a table is empty, lacks a column or holds a run twice, or a primary set was not evaluated.
+    A family is all networks whose names share a prefix, or have none: ``resnet18 bn``, ``resnet18 bn-at-ln``. ``draws``
+    are all networks' ``draws.parquet``; ``networks`` has an accuracy in [0, 1] or NaN per network and seed; ``made`` is
+    versions, commit, machine and command. Raises ``UserError`` for tables that :class:`Measurements` does not take, and
+    if a primary set was not evaluated.
     """
     found, options = Measurements(draws), options or ClaimOptions()
     sets = found.names("dataset", role="ood")
@@ -283,14 +256,14 @@ def judge(
         seeds = found.seeds(family.network)
         if len(seeds) < options.minimum_seeds:
             for seed in seeds:
-                for row in family.only([seed], 1).judge():
-                    suffix = "" if row["verdict"] == NOT_TESTED else ONE_NETWORK
+                for row in replace(family, found=found.only([seed]), needed_seeds=1).judge():
+                    suffix = "" if row["verdict"] == NOT_TESTED else " (this network)"
                     rows.append(row | {"seed": seed, "verdict": row["verdict"] + suffix})
             continue
         judged = family.judge()
         unseen = [seed for seed in seeds if seed not in options.seen_seeds]
         if len(unseen) >= options.minimum_seeds:
-            alone = judged if unseen == seeds else family.only(unseen, options.minimum_seeds).judge()
+            alone = judged if unseen == seeds else replace(family, found=found.only(unseen)).judge()
             judged = [row | {"verdict_unseen_seeds": one["verdict"]} for row, one in zip(judged, alone, strict=True)]
         rows += judged
     head = {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS}

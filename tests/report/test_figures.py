@@ -8,18 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnood.report.charts import COLOURS, ID_COLOUR, Panel
-from bnood.report.figures import (
-    DETECTION,
-    detector_picture,
-    dots_picture,
-    main_statistics,
-    rows,
-    run_pictures,
-    units_picture,
-)
+from bnood.report.figures import DETECTION, detector_picture, dots_picture, main_statistics, rows, units_picture
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def table() -> pd.DataFrame:
     return made.evaluated().table
 
@@ -28,11 +20,6 @@ def drawn(panel: Panel) -> Axes:
     axes = Figure().subplots()
     panel.draw(axes)
     return axes
-
-
-def value(table: pd.DataFrame, statistics: str, dataset: str, detector: str, metric: str) -> float:
-    found = rows(table, metric, detector).set_index(["statistics", "dataset"])
-    return float(found.loc[(statistics, dataset), "value"])
 
 
 def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: pd.DataFrame) -> None:
@@ -44,12 +31,6 @@ def test_rows_leave_out_placebo_and_shifted_sets_and_take_one_companion(table: p
     both = pd.concat([accuracy.assign(companion=name) for name in made.SETS])
     found = rows(pd.concat([table[table["role"] == "ood"], both]), "accuracy", "", "id")
     assert set(found["dataset"]) == {"known"} and len(found) == len(accuracy)
-
-
-def test_main_statistics_leave_out_layer_forms_paths_and_priors() -> None:
-    main = ["running", "batch:128", "batch:128@0.5", "recalibrated:target"]
-    names = [*main, "recalibrated:target/first:1", "path:0.5", "prior:16"]
-    assert main_statistics(pd.DataFrame({"statistics": names})) == main
 
 
 def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
@@ -65,6 +46,7 @@ def test_units_are_sorted_by_their_id_mean_under_running_statistics() -> None:
 
 
 def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFrame) -> None:
+    assert main_statistics(table) == ["running", "batch:16", "recalibrated:id", "recalibrated:target"]  # no layer forms
     auroc, placebo = table["metric"].eq("auroc"), table["comparison"].eq("placebo")
     gone = auroc & table["detector"].eq("react") & table["statistics"].eq("running")
     table = table.assign(value=table["value"].mask(gone), low=table["low"].mask(placebo, 0.4))
@@ -72,7 +54,8 @@ def test_detector_cells_hold_auroc_difference_and_placebo_mark(table: pd.DataFra
     picture = detector_picture(table.assign(low=table["low"].mask(cue, 0.55), high=table["high"].mask(placebo, 0.6)))
     assert picture is not None and picture.panels[0].title == "Mean of the OOD sets"
     texts = np.array([text.get_text() for text in drawn(picture.panels[1]).texts]).reshape(len(made.DETECTORS), -1)
-    before, after = (value(table, kind, "far", "energy", "auroc") for kind in ("running", "recalibrated:target"))
+    values = rows(table, "auroc", "energy").set_index(["statistics", "dataset"])["value"]
+    before, after = (values[kind, "far"] for kind in ("running", "recalibrated:target"))
     assert texts[1, 0] == f"{100 * before:.1f}" and texts[2, 0] == "n/a"
     cell = texts[1, main_statistics(table).index("recalibrated:target")]
     assert cell == f"{100 * after:.1f}*\n({100 * (after - before):+.1f})".replace("-", "\u2212")
@@ -88,10 +71,3 @@ def test_detection_dots_are_in_per_cent_with_their_intervals(table: pd.DataFrame
     ends = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(ends, [100 * row["low"], 100 * row["high"]])
     assert drawn(picture.panels[4]).lines[0].get_color() == ID_COLOUR
-
-
-def test_a_network_without_batchnorm_has_one_column_of_units() -> None:
-    found = made.evaluated("gn")
-    pictures = run_pictures(found.table, found.units)
-    assert [picture.name for picture in pictures] == ["units", "detectors", "detection", "confidence"]
-    assert len(pictures[0].panels) == len(made.SETS) and pictures[0].columns == 1

@@ -8,23 +8,25 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_pages as made
+from claim_tables import Truth, made_study
 
 from bnood.report.figures import rows
 from bnood.report.names import change, number
 from bnood.report.page import write_run_report, write_study_report
+from bnood.study.hypotheses import STATEMENTS
+from bnood.study.verdict import judge
 
 COMMANDS = ["python scripts/eval_ood.py --run 'runs/a <b>'"]
-INTERNAL = ("msp_temperature", "bn-at-gn", "recalibrated:", "batch:128", "unit_mean", "max_logit")
+INTERNAL = ("msp_temperature", "bn-at-gn", "batch:128", "unit_mean", "max_logit")
 Written = tuple[list[Path], str]
 
 
 class Page(HTMLParser):
-    """Tags in their order, text outside of style and pictures, and what would be loaded from elsewhere."""
+    """Headings and text outside of style and pictures, and what would be loaded from elsewhere."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.headings: list[str] = []
-        self.text, self.links, self.ids, self._inside = "", [], [], []  # type: ignore[var-annotated]
+        self.headings, self.text, self.links, self.ids, self._inside = [], "", [], [], []  # type: ignore
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -55,8 +57,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Written:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Written:
     found = made.evaluated()
     table, units = (pd.concat([each.assign(run=f"bn-s{n}") for n in (0, 1)]) for each in (found.table, found.units))
+    judged = made_study(Truth(auroc=-0.034, fpr95=-0.1), seeds=(0, 1, 2))
+    verdict = judge(*judged.where(judged.draws["network"] == "bn"))
     files = write_study_report(
-        tmp_path_factory.mktemp("study"), made.verdict(), table, units, title="Small <b> study", commands=COMMANDS,
+        tmp_path_factory.mktemp("study"), verdict, table, units, title="Small <b> study", commands=COMMANDS,
         changes=[["bn-at-gn", "AUROC of MSP", "85.0", "90.0", "+5.0 [4.0, 6.0] points"]], sentence="The answer.",
         notes=["one network is missing"],
     )  # fmt: skip
@@ -83,19 +87,15 @@ def test_run_page_begins_with_the_answer_and_reacts_picture(run: Written) -> Non
 
 @pytest.fixture(params=["run", "study"])
 def text(request: pytest.FixtureRequest) -> str:
-    """A page."""
     return request.getfixturevalue(request.param)[1]
 
 
-def test_pages_load_nothing_and_use_no_script(text: str) -> None:
+def test_pages_load_nothing_use_no_script_and_have_display_names(text: str) -> None:
     page = Page(text)
     assert "<script" not in text and "<b>" not in text
     assert all(link == "data:," or link.startswith("#") for link in page.links)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-
-
-def test_pages_use_display_names(text: str) -> None:
     words = re.sub(r'<pre.*?</pre>|<style.*?</style>|id="[^"]*"|<use[^>]*>|url\([^)]*\)', "", text, flags=re.DOTALL)
     assert [name for name in INTERNAL if name in words] == []
 
@@ -116,12 +116,14 @@ def test_study_page_begins_with_the_answer(study: Written) -> None:
     page = Page(study[1])
     assert page.headings[1] == "Running against target statistics" and page.headings[2].startswith("ReAct's picture")
     head = page.text[: page.text.index("Running against target")]
-    assert "The answer." in head and "H2: Outputs are higher accordingly." in head
-    assert "\u22123.4 [\u22125.4, \u22121.4] points" in head and "not tested" in head and "no partners" in head
+    assert "The answer." in head and f"H3: {STATEMENTS['H3']}" in head
+    assert "refuted\u22123." in head and "points (energy AUROC, target - running)" in head
+    assert "not tested\u2013no LN and GN networks" in head
     assert "BatchNorm at GroupNorm's accuracyAUROC of MSP85.090.0" in page.text
     assert "one point of confidence" in page.text[page.text.index("Background") :]
 
 
 def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -> None:
-    text = write_run_report(tmp_path, made.evaluated("gn"), title="gn", commands=[])[0].read_text()
-    assert "nothing to replace" in text
+    page, *figures = write_run_report(tmp_path, made.evaluated("gn"), title="gn", commands=[])
+    assert "nothing to replace" in page.read_text()
+    assert [path.stem for path in figures] == ["units", "detectors", "detection", "confidence"]

@@ -1,11 +1,11 @@
-"""Jobs in this process, in processes and on a local Ray cluster: surroundings, failures, signals."""
+"""Jobs in this process and in processes: surroundings, failures, signals."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from bnood.study.options import ExecutorOptions
 
 # Where workers find this file's functions and the project.
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-without_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'bnood[ray]'")
 
 
 def describe(file: Path) -> None:
@@ -25,12 +24,8 @@ def describe(file: Path) -> None:
     file.write_text(f"{os.getcwd()} {torch.get_num_threads()} {torch.get_float32_matmul_precision()}")
 
 
-def refuse(text: str) -> None:
-    raise UserError(text)
-
-
-def break_down() -> None:
-    raise ZeroDivisionError("of all things")
+def fail(error: Exception) -> None:
+    raise error
 
 
 def die() -> None:
@@ -44,21 +39,22 @@ def sleep_long(own: Path) -> None:
 
 def sleeping_study() -> None:
     folder = Path(sys.argv[1])
-    run_jobs(jobs_of(folder, ("a", sleep_long, (folder / "process",))), ExecutorOptions("loky", workers=2))
+    run_jobs(jobs_of(folder, ("a", sleep_long, folder / "process")), ExecutorOptions("loky", workers=2))
 
 
 def jobs_of(folder: Path, *parts: tuple) -> list[Job]:
-    return [Job(name, call, arguments, folder / f"{name}.log") for name, call, arguments in parts]
+    return [Job(name, call, tuple(arguments), folder / f"{name}.log") for name, call, *arguments in parts]
 
 
-@pytest.mark.parametrize("backend", ["sequential", "loky", pytest.param("ray", marks=without_ray)])
+@pytest.mark.parametrize("backend", ["sequential", "loky"])
 def test_all_backends_run_jobs_in_the_same_surroundings(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATHS)
     out = tmp_path / "out"
-    parts = [("first", describe, (out,)), ("refused", refuse, ("svhn: no\nsuch set",)), ("broken", break_down, ())]
+    parts = [("first", describe, out), ("refused", fail, UserError("svhn: no\nsuch set")),
+             ("broken", fail, ZeroDivisionError("of all things"))]  # fmt: skip
     torch.set_float32_matmul_precision("medium")  # as a training in this process might have left it
     options = ExecutorOptions(backend, workers=2, threads_per_worker=2)  # type: ignore[arg-type]
     try:
@@ -71,7 +67,7 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
         "refused": "svhn: no such set",
         "broken": f"ZeroDivisionError: of all things (traceback in {tmp_path / 'broken.log'})",
     }
-    assert "in break_down" in (tmp_path / "broken.log").read_text()
+    assert "in fail" in (tmp_path / "broken.log").read_text()
     assert (tmp_path / "first.log").read_text() == "describing\n"
     assert (tmp_path / "refused.log").read_text() == "error: svhn: no such set\n"
     told = capsys.readouterr().out.splitlines()
@@ -81,7 +77,7 @@ def test_all_backends_run_jobs_in_the_same_surroundings(
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     words = r"a worker process was killed \(out of memory\?\) .* not done: killed; the same"
     with pytest.raises(UserError, match=words):
-        run_jobs(jobs_of(tmp_path, ("killed", die, ())), ExecutorOptions("loky", workers=2))
+        run_jobs(jobs_of(tmp_path, ("killed", die)), ExecutorOptions("loky", workers=2))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -96,32 +92,12 @@ def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_pat
     errors = study.communicate(timeout=60)[1]
     assert study.returncode == status
     assert number == signal.SIGKILL or errors.splitlines() == [{130: "interrupted", 143: "terminated"}[status]]
-    wait_until(lambda: not runs(int(file.read_text())))
+    status = Path("/proc", file.read_text(), "status")  # of a worker; Z: it has ended and waits to be asked about
+    wait_until(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
-def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def runs(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be asked about does not."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
-    status = Path(f"/proc/{process}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
-
-
-@without_ray
-def test_ray_refuses_more_gpus_than_its_cluster_has(tmp_path: Path) -> None:
-    options = ExecutorOptions("ray", gpus_per_job=1000.0)
-    with pytest.raises(UserError, match=r"gpus_per_job is 1000, but no machine of the Ray cluster has more"):
-        run_jobs(jobs_of(tmp_path, ("first", refuse, ("",))), options)
-
-
-def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnood.study.options.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"ray is not installed: pip install 'bnood\[ray\]'"):
-        ExecutorOptions("ray")

@@ -1,9 +1,7 @@
 """A study: what is done and undone, goes on after a kill, is refused, and is the same however it runs."""
 
-import csv
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from bnood.study.networks import is_done, layer_forms, stopped_at
 from bnood.training.atomic import locked
 
 SETS = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
-TIMM = {"model": "timm:resnet18"}
 QUICK = {"evaluation": EVALUATION | {"statistics": ["running"]}, "localisation": "none"}
 
 
@@ -34,14 +31,14 @@ def test_a_study_trains_stops_evaluates_and_judges() -> None:
     forms = {name for name in table.loc[table["network"] == "bn", "statistics"] if "/" in name}
     assert forms == set(layer_forms(21, "places"))
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert [row["hypothesis"] for row in verdict["rows"]] == ["H1", "H2", "H3", "H4", "H5"]
-    assert all(row["verdict"].endswith("(this network)") or row["hypothesis"] == "H4" for row in verdict["rows"])
+    assert len(verdict["rows"]) == 5 and all(
+        row["verdict"].endswith("(this network)") or row["hypothesis"] == "H4" for row in verdict["rows"]
+    )
     assert verdict["thresholds"]["primary_sets"] == ["marks", "grounds"] and verdict["study"] == "tiny"
     assert (folder / "report.html").stat().st_size > 10_000 and (folder / "verdict.csv").exists()
     rows = pd.read_csv(folder / "networks.csv").set_index("run")
-    with (folder / "bn-s0" / "metrics.csv").open() as file:
-        trained = [float(row["train/accuracy"]) for row in csv.DictReader(file) if row["train/accuracy"]]
-    assert rows.loc["bn-s0", "train_accuracy"] == pytest.approx(trained[-1], abs=1e-5)
+    trained = pd.read_csv(folder / "bn-s0" / "metrics.csv")["train/accuracy"].dropna()
+    assert rows.loc["bn-s0", "train_accuracy"] == pytest.approx(trained.iloc[-1], abs=1e-5)
     assert rows.loc["bn-s0-at-ln", "partner"] == "ln-s0"
 
 
@@ -65,9 +62,7 @@ def test_a_stopped_network_has_the_weights_of_its_epoch() -> None:
         ([0.3, 0.5], None, [0, 1], r"ln-s0/summary.json has no accuracy"),
     ],
 )
-def test_the_epoch_that_is_taken(
-    accuracies: list[float | None], wanted: float | None, kept: list[int], found: int | str, tmp_path: Path
-) -> None:
+def test_the_epoch_that_is_taken(accuracies: list, wanted: float, kept: list, found: int | str, tmp_path: Path) -> None:
     runs, config = tmp_path / "runs" / "tiny", study_config(tmp_path)
     (runs / "bn-s0" / "checkpoints").mkdir(parents=True)
     (runs / "ln-s0").mkdir()
@@ -106,13 +101,8 @@ def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_tra
             main(["--config", str(study_config(tmp_path))])
 
 
-RAY = pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"))
-
-
-@pytest.mark.parametrize("backend", ["loky", RAY])
-def test_weights_and_tables_are_the_same_however_the_jobs_run(backend: str, tmp_path: Path) -> None:
-    config = study_config(tmp_path, executor={"backend": backend, "workers": 2})
-    other = main(["--config", str(config)])
+def test_weights_and_tables_are_the_same_however_the_jobs_run(tmp_path: Path) -> None:
+    other = main(["--config", str(study_config(tmp_path, executor={"backend": "loky", "workers": 2}))])
     for run in ("bn-s0", "ln-s0", "bn-s0-at-ln"):
         assert equal_weights(studied() / run, other / run)
     for name in ("table.csv", "verdict.csv"):
@@ -122,13 +112,16 @@ def test_weights_and_tables_are_the_same_however_the_jobs_run(backend: str, tmp_
 def test_given_networks_are_evaluated_and_never_written_into(tmp_path: Path) -> None:
     source = studied()
     before = times(source, "**/*")
-    given = [{"run": str(source / run), "family": "small"} for run in ("bn-s0", "ln-s0", "bn-s0-at-ln")]
-    folder = main(["--config", str(study_config(tmp_path, networks=given))])
+    given = [{"run": str(source / "bn-s0*"), "family": "small"}, {"run": str(source / "ln-s0"), "family": "small"}]
+    config = study_config(tmp_path, networks=given)
+    assert list(specs_of(config)) == ["bn-s0", "bn-s0-at-ln", "ln-s0"]
+    folder = main(["--config", str(config)])
     assert times(source, "**/*") == before
     table = pd.read_csv(folder / "table.csv", keep_default_na=False)
     assert set(table["network"]) == {"small bn", "small ln", "small bn-at-ln"}
     trained = pd.read_csv(source / "table.csv", keep_default_na=False)
-    assert table["value"].tolist() == trained["value"].tolist()
+    values = [each.sort_values("run", kind="stable")["value"].tolist() for each in (table, trained)]
+    assert values[0] == values[1]
     assert [path.name for path in (folder / "bn-s0").iterdir()] == ["ood"]
 
 
@@ -136,9 +129,8 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = "nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"
-    (tmp_path / "other_project.py").write_text(
-        f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
-    )
+    code = f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n"
+    (tmp_path / "other_project.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
     config = study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 60})
@@ -185,12 +177,14 @@ def test_what_is_there_is_judged_without_training_or_evaluating(tmp_path: Path) 
 
 def test_a_study_that_is_being_worked_on_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    busy = locked(tmp_path / "runs" / "tiny", "busy")
-    with busy, pytest.raises(UserError, match="another process is working on this study"):
+    with (
+        locked(tmp_path / "runs" / "tiny", "busy"),
+        pytest.raises(UserError, match="another process is working on this study"),
+    ):
         main(["--config", str(study_config(tmp_path))])
 
 
-def test_the_networks_of_a_study(tmp_path: Path) -> None:
+def test_the_networks_and_layer_forms_of_a_study(tmp_path: Path) -> None:
     names = list(specs_of(study_config(tmp_path, entry={"norms": ["bn", "ln", "gn"], "seeds": [3, 5]})))
     assert names[:6] == ["bn-s3", "ln-s3", "gn-s3", "bn-s5", "ln-s5", "gn-s5"]
     assert names[6:] == ["bn-s3-at-ln", "bn-s3-at-gn", "bn-s5-at-ln", "bn-s5-at-gn"]
@@ -198,38 +192,9 @@ def test_the_networks_of_a_study(tmp_path: Path) -> None:
     assert [(spec.name, spec.names["network"]) for spec in specs.values()] == [
         ("small-bn-s0", "small bn"), ("small-ln-s0", "small ln"), ("small-bn-s0-at-ln", "small bn-at-ln")
     ]  # fmt: skip
-
-
-def test_layer_forms_of_the_places_and_all_layers() -> None:
     places = ["only:4", "first:2", "last:3", "mean", "variance"]
     assert layer_forms(5, "places") == [f"recalibrated:target/{place}" for place in places]
     assert len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"networks": [{"run": "nowhere"}]}, "run nowhere has no checkpoints/last.ckpt"),
-        ({"entry": {"training": "none.yaml"}}, "none.yaml: no such config file"),
-        ({"executor": {"workers": 0}}, "executor.workers is 0"),
-        ({"executor": {"backend": "cloud"}}, "'cloud'; expected sequential or loky"),
-        ({"claim": {"levle": 0.9}}, "there is no key claim.levle"),
-        ({"sets": {"ood": ["marks", "nowhere"], "root": str(data_root())}}, "nowhere"),
-        ({"networks": [{"model": "timm:x", "family": "a b"}]}, "family is 'a b'"),
-        ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "name is 'a/b'"),
-        ({"networks": [TIMM | {"name": "a"} for _ in "ab"], "sets": SETS}, "is there twice"),
-        ({"networks": [TIMM | {"name": a, "family": "f"} for a in "ab"], "sets": SETS}, "is there twice"),
-        ({"entry": {"overrides": {"ln": {"data.image_size": 8}}}}, "the same for all norms"),
-        ({"entry": {"overrides": {"ln": {"model.lerning_rate": 1}}}}, "did you mean --model.learning_rate?"),
-        ({"sets": {"ood": ["marks", "marks"], "root": str(data_root())}}, "marks"),
-        ({"networks": [TIMM], "sets": SETS | {"ood": ["marks", "marks"]}}, "marks"),
-    ],
-)
-def test_what_is_wrong_in_a_config_is_one_line_and_nothing_is_written(more: dict, words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        main(["--config", str(study_config(tmp_path, **more))])
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> None:

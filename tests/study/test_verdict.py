@@ -1,4 +1,4 @@
-"""Verdicts on made-up studies whose truth is known: every hypothesis in all directions."""
+"""Verdicts on made-up studies whose truth is known: all directions, what takes them away, few seeds, families."""
 
 import json
 import math
@@ -15,7 +15,13 @@ from bnood.study.claim import ClaimOptions
 from bnood.study.verdict import judge, write_verdict
 
 LOUD: dict[str, Any] = {"seed_noise": 0.8, "image_noise": 0.3}
+MEDIUM = {"seed_noise": 0.02}
 NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -0.1}
+EVEN = {"first": 0.5, "last": 0.5, "only": 0.25, "mean": 0.5, "variance": 0.5}
+# A control that fails: re-estimation changes what it should not on ID images.
+FAILING: dict[str, dict[str, Any]] = {
+    "H1": {"id_maximum": 0.4}, "H2": {"id_energy": 0.4}, "H3": {"id_accuracy": 0.05}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,11 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H1", Truth(target_maximum=1.5), {}, "refuted", ""),
         ("H1", Truth(running_maximum=1.9, target_maximum=2.1), {}, "refuted", ""),
         ("H1", Truth(), LOUD, "inconclusive", "the interval contains"),
+        # At 2.5 few predicted classes alone bring more than running statistics do.
+        ("H1", Truth(class_mix=2.5), {}, "refuted", ""),
+        ("H1", Truth(class_mix=2.5, effective_n=None), {}, "refuted", ""),
+        ("H1", Truth(class_mix=1.9), {}, "inconclusive", "the interval contains 0"),
+        ("H1", Truth(reestimated=0.82, id_maximum=0.4), MEDIUM, "inconclusive", "beyond it the effect is not decided"),
         ("H1", Truth(running_maximum=1.2), {}, "inconclusive", "the interval contains 1.2"),
         ("H2", Truth(), {}, "supported", ""),
         ("H2", Truth(energy=0.05, max_logit=0.0, msp=-0.1), {}, "refuted", ""),
@@ -33,6 +44,15 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H2", Truth(energy=0.05, max_logit=0.1, msp=0.01), {}, "refuted", ""),
         ("H2", Truth(energy=-1.0), {}, "inconclusive", "its parts go both ways"),
         ("H2", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H2", Truth(reestimated=0.9, id_energy=0.4), MEDIUM, "inconclusive", "beyond it the effect is not decided"),
+        # Re-estimation lowers energy where target statistics do not: what is beyond it is the opposite.
+        (
+            "H2",
+            Truth(energy=-1.0, max_logit=-1.0, msp=-0.1, reestimated=2.0, id_energy=0.4),
+            {},
+            "inconclusive",
+            "refuted, but supported beyond the control",
+        ),
         ("H3", Truth(), {}, "supported", ""),
         ("H3", Truth(auroc=-0.05, fpr95=-0.1), {}, "refuted", ""),
         ("H3", Truth(auroc=0.0, fpr95=0.0), {}, "refuted", ""),
@@ -45,6 +65,10 @@ NO_SHARES = {"first": 0.0, "last": 0.05, "only": 0.0, "mean": 0.1, "variance": -
         ("H4", Truth(over_ln=0.0, over_gn=0.0), {}, "refuted", ""),
         ("H4", Truth(over_ln=0.6, over_gn=0.0), {}, "inconclusive", "against LN supported, against GN refuted"),
         ("H4", Truth(), LOUD, "inconclusive", "the interval contains"),
+        ("H4", Truth(over_activations=-0.02), {}, "inconclusive", "single activations above ID's 99th percentile are"),
+        # They take away support, no refutation.
+        ("H4", Truth(over_activations=0.0), {}, "supported", ""),
+        ("H4", Truth(over_ln=0.0, over_gn=0.0, over_activations=-0.02), {}, "refuted", ""),
         ("H5", Truth(), {}, "supported", ""),
         ("H5", Truth(shares=NO_SHARES), {}, "refuted", ""),
         ("H5", Truth(energy_shares=NO_SHARES), {}, "inconclusive", ""),
@@ -77,31 +101,24 @@ def test_the_mean_over_sets_weighs_sets_equally_whatever_their_noise() -> None:
     per_set = [find(found, "energy, running - target", name) for name in PRIMARY]
     assert found.headline.effect == pytest.approx(np.mean([one.effect for one in per_set]))
     assert found.headline.per_seed[2] == pytest.approx(np.mean([one.per_seed[2] for one in per_set]))
+    alone = judged("H3", made_study(), ClaimOptions(primary_sets=("svhn",)))
+    assert alone.verdict == "supported" and alone.headline.dataset == "svhn"
+    find(alone, "energy AUROC, target - running", "svhn")  # exactly one
 
 
-def test_sets_that_contradict_each_other_leave_it_open() -> None:
+def test_primary_sets_must_not_contradict_each_other_and_other_sets_decide_nothing() -> None:
+    refuted = {"running_maximum": 0.5, "target_maximum": 3.0}
+    found = judged("H1", made_study(by_set={NOISE: refuted}))
+    assert found.verdict == "supported"
+    assert find(found, "largest unit mean, running - target", NOISE).verdict == "refuted"
     found = judged("H1", made_study(by_set={"cifar100": {"running_maximum": 1.0, "target_maximum": 1.0}}))
     assert found.headline.verdict == "supported"  # on the mean
     assert (found.verdict, found.reason) == ("inconclusive", "svhn supported, dtd supported, cifar100 refuted")
 
 
-def test_other_sets_are_listed_and_decide_nothing() -> None:
-    found = judged("H1", made_study(by_set={NOISE: {"running_maximum": 0.5, "target_maximum": 3.0}}))
-    assert found.verdict == "supported"
-    assert find(found, "largest unit mean, running - target", NOISE).verdict == "refuted"
-
-
-def test_one_primary_set_is_its_own_mean_and_listed_once() -> None:
-    found = judged("H3", made_study(), ClaimOptions(primary_sets=("svhn",)))
-    assert found.verdict == "supported" and found.headline.dataset == "svhn"
-    find(found, "energy AUROC, target - running", "svhn")  # exactly one
-
-
 def test_seeds_that_one_side_lacks_are_left_out() -> None:
     study = made_study()
-    draws = study.draws
-    lacking = (draws["seed"] == 3) & (draws["statistics"] == TARGET) & (draws["dataset"] == "dtd")
-    found = judged("H1", study.where(~lacking))
+    found = judged("H1", study.where(~study.draws.eval(f"seed == 3 and statistics == '{TARGET}' and dataset == 'dtd'")))
     assert sorted(found.headline.per_seed) == [0, 1, 2, 4]
     assert find(found, "largest unit mean, running - target", "svhn").n_seeds == 5
 
@@ -132,13 +149,9 @@ def test_what_the_tables_lack_is_the_reason() -> None:
     for shares, verdict in ((Truth().shares, "supported"), (NO_SHARES, "inconclusive")):
         part = made_study(Truth(shares=shares))
         assert judged("H5", part.where(~part.draws["statistics"].str.endswith("/mean"))).verdict == verdict
-
-
-def test_features_without_unit_statistics_leave_h1_untested() -> None:
-    study = made_study()
-    found = rows_of(study.where(study.draws["detector"] != "units"))
-    assert [(row.hypothesis, row.verdict) for row in found][:2] == [("H1", "not tested"), ("H2", "supported")]
-    assert "not non-negative" in found[0].reason and found[0].headline is None
+    h1, h2, *_ = rows_of(study.where(study.draws["detector"] != "units"))
+    assert (h1.verdict, h1.headline, h2.verdict) == ("not tested", None, "supported")
+    assert "not non-negative" in h1.reason
 
 
 def test_constant_scores_and_what_does_not_vary_decide_nothing() -> None:
@@ -157,11 +170,11 @@ def test_constant_scores_and_what_does_not_vary_decide_nothing() -> None:
     assert {one.verdict for one in equal.estimates if one.group == "control"} == {"passed"}
 
 
-@pytest.mark.parametrize("where", ["value", "replicates"])
-def test_nan_is_a_reason_and_no_verdict(where: str) -> None:
+@pytest.mark.parametrize(("where", "nan"), [("value", math.nan), ("replicates", np.full(40, math.nan))])
+def test_nan_is_a_reason_and_no_verdict(where: str, nan: Any) -> None:
     study = made_study()
     row = study.draws.query("metric == 'mean' and detector == 'msp' and dataset == 'dtd' and network == 'bn'").index[0]
-    study.draws.at[row, where] = math.nan if where == "value" else np.full(40, math.nan)
+    study.draws.at[row, where] = nan
     found = judged("H2", study)
     assert found.verdict == "inconclusive" and "NaN" in found.reason
     assert find(found, "MSP, running - target", "svhn").verdict == "supported"
@@ -173,70 +186,52 @@ def test_only_the_same_images_and_resamples_are_compared() -> None:
     other = study.draws.assign(n_ood=study.draws["n_ood"].where(~target, 90))
     found = judged("H2", Study(other, study.networks))
     assert found.verdict == "inconclusive" and "is of 90 images, another side of 100 (seed 0)" in found.reason
-    replicates = [d[:20] if m else d for d, m in zip(study.draws["replicates"], target, strict=True)]
-    found = judged("H1", Study(study.draws.assign(replicates=replicates), study.networks))
+    fewer = study.draws["replicates"].where(~target, study.draws["replicates"].str[:20])
+    found = judged("H1", Study(study.draws.assign(replicates=fewer), study.networks))
     assert found.verdict == "inconclusive" and "[20, 40] resamples" in found.reason
 
 
-def test_batches_companions_and_controls_are_no_part_of_it() -> None:
+def test_batches_companions_and_controls_are_no_part_of_it(tmp_path: Path) -> None:
     study = made_study(seeds=(0, 1, 2))
-    running = study.draws[study.draws["statistics"] == "running"]
-    batch = running.assign(statistics="batch:128", value=99.0)
-    mixed = study.draws.assign(companion="svhn", value=99.0)
-    control = study.draws.assign(comparison="control", value=99.0)
-    path = running.assign(statistics="path:0.5", value=99.0)
-    more = Study(pd.concat([study.draws, batch, mixed, control, path]), study.networks)
-    assert json.dumps(judge(*more)) == json.dumps(judge(*study))
-
-
-def test_tables_read_back_from_files_give_the_same_verdict(tmp_path: Path) -> None:
-    study = made_study(seeds=(0, 1, 2))
+    other = study.draws.assign(value=99.0)
+    running = other[other["statistics"] == "running"]
+    more = [running.assign(statistics=name) for name in ("batch:128", "path:0.5")]
+    more += [other.assign(companion="svhn"), other.assign(comparison="control")]
+    expected = json.dumps(judge(*study))
+    assert json.dumps(judge(pd.concat([study.draws, *more]), study.networks)) == expected
+    # Read back from a file, empty names may be missing.
     study.draws.to_parquet(tmp_path / "draws.parquet")
     back = pd.read_parquet(tmp_path / "draws.parquet")
     back.loc[back["companion"] == "", ["companion", "fitted_under"]] = None
-    assert json.dumps(judge(back, study.networks)) == json.dumps(judge(*study))
+    assert json.dumps(judge(back, study.networks)) == expected
 
 
 def test_bad_tables_and_options_are_refused_in_one_line() -> None:
     draws, networks = made_study(seeds=(0, 1))
-    wrong: list[tuple[tuple[pd.DataFrame, pd.DataFrame], str]] = [
-        ((draws[:0], networks), "draws is empty"),
-        ((draws.drop(columns=["network", "n_id"]), networks), "draws lacks the columns n_id, network"),
-        ((pd.concat([draws, draws[:1]]), networks), "two rows for seed 0"),
-        ((draws[draws["role"] == "ood"], networks), "no in-distribution set"),
-        ((draws[draws["dataset"] != "dtd"], networks), "primary_sets: dtd was not evaluated"),
-    ]
-    for tables, message in wrong:
+    for wrong, message in (
+        (draws[:0], "draws is empty"),
+        (draws.drop(columns=["network", "n_id"]), "draws lacks the columns n_id, network"),
+        (pd.concat([draws, draws[:1]]), "two rows for seed 0"),
+        (draws[draws["role"] == "ood"], "no in-distribution set"),
+        (draws[draws["dataset"] != "dtd"], "primary_sets: dtd was not evaluated"),
+    ):
         with pytest.raises(UserError, match=message) as raised:
-            judge(*tables)
+            judge(wrong, networks)
         assert "\n" not in str(raised.value)
-    options: list[tuple[dict[str, Any], str]] = [
-        ({"primary_sets": ("svhn", "svhn")}, "each once"),
-        ({"places": ("middle",)}, "claim.places: middle is none of first half"),
-        ({"level": 0.01}, "claim.level is 0.01; expected a number from 0.5 to below 1"),
-        ({"minimum_auroc": 5}, "claim.minimum_auroc is 5; expected a number from 0 to below 1"),
-        ({"minimum_msp": -1}, "claim.minimum_msp is -1"),
-        ({"abnormal": 0.9}, "claim.abnormal is 0.9"),
-        ({"minimum_energy": math.nan}, "claim.minimum_energy is nan"),
-        ({"minimum_seeds": 1}, "claim.minimum_seeds is 1"),
-        *(({"seen_seeds": seeds}, r"claim\.seen_seeds") for seeds in (("0",), 0, (True,))),
-    ]
-    for given, message in options:
-        with pytest.raises(UserError, match=message):
-            ClaimOptions(**given)
+    wrong_options: dict[str, list[Any]] = {
+        "primary_sets": [("svhn", "svhn"), "svhn"], "places": [("middle",)], "minimum_auroc": [5], "minimum_msp": [-1],
+        "abnormal": [0.9], "minimum_energy": [math.nan], "minimum_seeds": [1], "seen_seeds": [("0",), 0, (True,)],
+    }  # fmt: skip
+    for name, value in ((name, value) for name, values in wrong_options.items() for value in values):
+        with pytest.raises(UserError, match=f"claim.{name}.*(expected|is none of first half)"):
+            ClaimOptions(**{name: value})
     assert ClaimOptions(primary_sets=["a", "b"]).primary_sets == ("a", "b")  # type: ignore[arg-type]
 
 
 def test_thresholds_are_what_decides() -> None:
-    study = made_study()
-    for name, options in (
-        ("H1", ClaimOptions(abnormal=1.95)),
-        ("H2", ClaimOptions(minimum_energy=2.0, minimum_max_logit=2.0, minimum_msp=0.5)),
-        ("H3", ClaimOptions(minimum_auroc=0.2, minimum_fpr95=0.5)),
-        ("H4", ClaimOptions(minimum_unit_ratio=0.5)),
-        ("H5", ClaimOptions(minimum_share=0.9)),
-    ):
-        assert judged(name, study, options).verdict == "refuted"
+    high = {"abnormal": 1.95, "minimum_energy": 2.0, "minimum_max_logit": 2.0, "minimum_msp": 0.5, "minimum_auroc": 0.2,
+            "minimum_fpr95": 0.5, "minimum_unit_ratio": 0.5, "minimum_share": 0.9}  # fmt: skip
+    assert {row.verdict for row in rows_of(made_study(), ClaimOptions(**high))} == {"refuted"}  # type: ignore
 
 
 def test_the_files_hold_the_verdict(tmp_path: Path) -> None:
@@ -244,14 +239,135 @@ def test_the_files_hold_the_verdict(tmp_path: Path) -> None:
     write_verdict(verdict, tmp_path)
     content = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
     assert (content["study"], content["made"]) == ("made-up", {"commit": "abc"})
-    assert content["thresholds"]["primary_sets"] == list(PRIMARY) and content["thresholds"]["minimum_share"] == 0.25
+    assert content["thresholds"]["primary_sets"] == list(PRIMARY)
     assert set(content["thresholds"]) >= set(content["reasons"])
-    assert [row["hypothesis"] for row in content["rows"]] == ["H1", "H2", "H3", "H4", "H5"]
     assert content["rows"][0]["effect"] == pytest.approx(0.85, abs=0.02) and content["rows"][0]["n_seeds"] == 1
     assert content["rows"][3]["effect"] is None
     table = pd.read_csv(tmp_path / "verdict.csv")
-    assert (table[table["role"] == "headline"]["hypothesis"] == ["H1", "H2", "H3", "H4", "H5"]).all()
+    assert list(table[table["role"] == "headline"]["hypothesis"]) == ["H1", "H2", "H3", "H4", "H5"]
     assert not table.duplicated(["hypothesis", "quantity", "dataset"]).any()
     assert {"headline", "decides", "control", "beyond control", "listed"} <= set(table["role"])
     table = table.dropna(subset="effect")
     assert (table["low"] <= table["effect"]).all() and (table["effect"] <= table["high"]).all()
+
+
+def test_a_class_mix_of_few_images_is_not_used_and_that_is_said() -> None:
+    few = judged("H1", made_study(Truth(class_mix=2.5, effective_n=31.0), seed_noise=0.001))
+    assert (few.verdict, few.note) == ("supported", "class mix not available (effective n 31)")
+    study = made_study()
+    lacking = (study.draws["metric"] == "class_mix_max_ratio") & (study.draws["dataset"] == "dtd")
+    found = judged("H1", study.where(~lacking))
+    assert found.note == "class mix not available on dtd"
+    assert not any("running - class mix" in one.quantity for one in found.estimates)
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3"])
+@pytest.mark.parametrize(
+    ("taken", "failed", "verdict"),
+    [(0.1, True, "supported"), (1.3, True, "inconclusive"), (1.3, False, "inconclusive"), (0.0, False, "supported")],
+)
+def test_the_contrast_beyond_the_control_takes_support_away(
+    name: str, taken: float, failed: bool, verdict: str
+) -> None:
+    found = judged(name, made_study(Truth(reestimated=taken, **(FAILING[name] if failed else {}))))
+    assert found.verdict == verdict
+    assert found.reason == ("supported, but refuted beyond the control" if verdict == "inconclusive" else "")
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3"])
+def test_without_any_control_there_is_no_verdict(name: str) -> None:
+    study = made_study()
+    found = judged(name, study.where(study.draws["statistics"] != "recalibrated:id"))
+    assert (found.verdict, found.reason) == ("inconclusive", "no control (recalibrated:id) could be estimated")
+
+
+def test_augmented_statistics_are_a_second_control_that_decides_nothing() -> None:
+    study = made_study()
+    again = study.draws[study.draws["statistics"] == "running"].assign(statistics="recalibrated:augmented")
+    both = Study(pd.concat([study.draws, again]), study.networks)
+    for name, label in (("H1", "largest unit mean, recalibrated:augmented - target"),
+                        ("H2", "MSP, recalibrated:augmented - target"),
+                        ("H3", "MSP AUROC, target - recalibrated:augmented")):  # fmt: skip
+        found = judged(name, both)
+        assert find(found, label, MEAN).group == "listed"
+        assert (found.verdict, found.reason) == (judged(name, study).verdict, judged(name, study).reason)
+
+
+@pytest.mark.parametrize(
+    ("placebo", "gain", "verdict"),
+    [
+        *((placebo, 0.05, "supported") for placebo in (0.5, 0.53, None)),
+        # The placebo changes as much as target statistics do: no finding in either direction.
+        *((placebo, 0.05, "inconclusive") for placebo in (0.56, 0.44)),
+        (0.53, 0.0, "inconclusive"),
+        (0.53, -0.05, "refuted"),
+    ],
+)
+def test_a_change_of_auroc_has_to_exceed_the_placebo(placebo: float | None, gain: float, verdict: str) -> None:
+    found = judged("H3", made_study(Truth(placebo=placebo, auroc=gain, fpr95=2 * gain)))
+    row = find(found, "energy AUROC, target - running", MEAN)
+    assert (found.verdict, row.verdict) == (verdict, verdict)
+    assert ("not 0.5" in row.placebo) == (placebo not in (None, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict", "places"),
+    [
+        ({}, "inconclusive", []),
+        ({"last": 0.7}, "supported", ["last 2 of 4 layers"]),
+        # One layer of four: its even share is the minimum, a quarter.
+        ({"only": 0.4}, "supported", ["last layer alone"]),
+        ({"variance": 0.6}, "supported", ["variances alone"]),
+        ({"first": 0.8, "last": 0.8}, "supported", ["first 2 of 4 layers", "last 2 of 4 layers"]),
+        # More than a quarter, less than a half: moves, but is no place.
+        ({"first": 0.4, "last": 0.1, "only": 0.1, "mean": 0.1, "variance": 0.1}, "inconclusive", []),
+        (NO_SHARES, "refuted", []),
+    ],
+)
+def test_a_place_moves_more_than_an_even_share(shares: dict[str, float], verdict: str, places: list[str]) -> None:
+    found = judged("H5", made_study(Truth(shares=EVEN | shares), seed_noise=0.001))
+    assert found.verdict == verdict
+    local = [one.quantity for one in found.estimates if one.dataset == MEAN and one.group == "decides"
+             and one.verdict == "supported" and one.quantity.startswith("energy")]  # fmt: skip
+    assert local == [f"energy: {place}" for place in places]
+    assert find(found, "energy: means alone", MEAN).threshold == 0.5
+    assert find(found, "energy: last layer alone", MEAN).threshold == 0.25
+
+
+def test_between_minimum_and_even_share_nothing_is_decided_and_the_reason_says_so() -> None:
+    study = made_study(Truth(shares=EVEN | {"mean": 0.35}), seed_noise=0.001)
+    between = find(judged("H5", study), "energy: means alone", MEAN)
+    assert between.verdict == "inconclusive" and 0.25 < between.low < between.high < 0.5
+    assert between.reason == "the interval is below 0.5, but not below 0.25"
+    assert judged("H5", study, ClaimOptions(places=("means",))).verdict == "inconclusive"
+
+
+def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
+    rows = rows_of(made_study(seeds=(3, 7)))
+    assert [(row.hypothesis, row.seed) for row in rows] == [(f"H{n}", seed) for seed in (3, 7) for n in range(1, 6)]
+    for row in rows:
+        assert row.verdict == "supported (this network)"
+        assert row.n_seeds == 1 and row.low < row.effect < row.high and math.isnan(row.headline.effect_size)
+    harmful = rows_of(made_study(Truth(auroc=-0.05, fpr95=-0.1), seeds=(0,)))
+    assert [row.verdict for row in harmful if row.hypothesis == "H3"] == ["refuted (this network)"]
+
+
+def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
+    small = made_study(family="small ")
+    large = made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
+    alone = large.where(large.draws["network"] == "large bn")
+    rows = rows_of(Study(*map(pd.concat, zip(small, alone, strict=True))))
+    verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}
+    assert (verdicts["small bn", "H2"], verdicts["large bn", "H2"]) == ("supported", "refuted")
+    assert (verdicts["small bn", "H4"], verdicts["large bn", "H4"]) == ("supported", "not tested")
+    assert len(rows) == 10  # LN and GN networks are partners, not subjects
+
+
+def test_the_seeds_that_had_not_been_seen_are_judged_alone() -> None:
+    for seen, verdict in (((), "supported"), ((0, 1), "supported"), ((0, 1, 2), None)):
+        found = judged("H2", made_study(), ClaimOptions(seen_seeds=seen))
+        assert (found.verdict, found.verdict_unseen_seeds) == ("supported", verdict)
+    good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
+    both = Study(*map(pd.concat, zip(good, bad, strict=True)))
+    h2 = judged("H2", both, ClaimOptions(seen_seeds=(0,)))
+    assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")
