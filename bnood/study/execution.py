@@ -41,7 +41,7 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
     threads, surroundings = options.threads_per_worker, (os.getpid(), options.threads_per_worker, os.getcwd())
     settings: dict[str, Any] = {"n_jobs": 1 if options.backend == "sequential" else options.workers}
     if options.backend == "loky":
-        settings |= {"inner_max_num_threads": threads, "initializer": become_worker}
+        settings |= {"inner_max_num_threads": threads, "initializer": become_worker, "initargs": (os.getpid(),)}
     left, failed = [job.name for job in jobs], dict[str, str]()
     with joblib.parallel_config(options.backend, **settings):
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
@@ -91,10 +91,9 @@ def perform(job: Job, study: int, threads: int, folder: str) -> tuple[str, str, 
     return job.name, error, time.perf_counter() - began
 
 
-def become_worker() -> None:
+def become_worker(parent: int) -> None:
     """What a worker process does first: it leaves Ctrl-C to its parent, and ends when that is gone, even if killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

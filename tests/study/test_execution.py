@@ -80,6 +80,11 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
         run_jobs(jobs_of(tmp_path, ("killed", die)), ExecutorOptions("loky", workers=2))
 
 
+def test_a_worker_that_starts_when_its_study_is_gone_ends_too() -> None:
+    code = "import time; from bnood.study.execution import become_worker; become_worker(0); time.sleep(600)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": PATHS}).returncode == 1
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_workers_end_with_the_study(number: signal.Signals, status: int, tmp_path: Path) -> None:
     imports = "from bnood.errors import run_door\nfrom test_execution import sleeping_study\n"
