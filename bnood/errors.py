@@ -12,7 +12,10 @@ from types import FrameType
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
+    """Something the user gave is wrong; the message, one line, says what, where, and what would be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # other libraries' messages inside have several lines
 
 
 class Terminated(SystemExit):
@@ -20,7 +23,7 @@ class Terminated(SystemExit):
 
 
 def run_door(main: Callable[[], object]) -> None:
-    """Run a script: what every file in ``scripts/`` calls; it ends as :func:`one_line_errors` says.
+    """Run a script, which ends as :func:`one_line_errors` says.
 
     SIGTERM and Ctrl-C raise inside ``main``, so that partial files are removed and W&B runs closed.
     """
@@ -32,10 +35,10 @@ def run_door(main: Callable[[], object]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library reuse freed memory instead of returning it to the system; glibc alone, nothing elsewhere.
+    """Let glibc reuse freed memory; elsewhere nothing happens.
 
-    glibc maps memory anew for each large activation, and the kernel clears its pages: a large part of the processor
-    time of a forward pass at 224 pixels.
+    It maps memory anew for each large activation, and the kernel clears its pages: a large part of the processor time
+    of a forward pass at 224 pixels.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):
@@ -59,21 +62,21 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        _exit(str(error))
-    except OSError as error:
-        if error.filename is None and error.strerror is None:
-            raise
-        where = "" if error.filename is None else f"{error.filename}: "
-        _exit(f"{where}{error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        _exit("not enough memory: choose a smaller network, batch or image size, or fewer images")
     except KeyboardInterrupt:
         _stopped("interrupted", 130)
     except Terminated:
         _stopped("terminated", 143)
+    except Exception as error:
+        if isinstance(error, UserError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.strerror is not None:
+            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        elif isinstance(error, MemoryError) or is_out_of_memory(error):
+            line = "not enough memory: choose a smaller network, batch or image size, or fewer images"
+        else:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -84,11 +87,6 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_first_process() -> bool:
     """Whether this is the only process of a training, or the one with rank 0: the others write and print nothing."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
-def _exit(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 def _stopped(message: str, status: int) -> None:

@@ -41,21 +41,18 @@ def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
 
     ``grey`` is the luma of ITU-R 601 in all three channels. The noise of image i depends on ``seed`` and i alone, and
-    all strengths scale the same draw, so they are paired. UserError for an unknown shift or seed, and for a corruption
-    of images that are not held in memory.
+    all strengths scale the same draw. UserError for an unknown shift, and a corruption of images not held in memory.
     """
     check_shift(shift)
     check_seed(seed, shift)
-    if not is_made_here(shift):
-        expected = f"expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
-        raise UserError(f"shift {shift!r}: {expected}")
     if shift == "grey":
         grey = _GreyDataset(images)
         if isinstance(images, ImageSet):
             return replace(images, name=shift, images=np.stack([grey[index] for index in range(len(images))]))
         return replace(images, name=shift, dataset=grey, checked=[])
-    if not isinstance(images, ImageSet):
-        raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
+    if not is_made_here(shift) or not isinstance(images, ImageSet):
+        expected = f"grey, or {', '.join(CONSTANTS)} with a strength (noise-3) of images held in memory: give image_size"
+        raise UserError(f"shift {shift!r}: expected {expected}")
     return replace(images, name=shift, images=_corrupted(images.images, shift, seed))
 
 

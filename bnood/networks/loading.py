@@ -109,8 +109,7 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     except Exception as error:  # whatever the user's module or function raises
         missing = str(error.name) if isinstance(error, ModuleNotFoundError) else module
         hint = "" if f"{module}.".startswith(f"{missing}.") else f": pip install {missing.replace('_', '-')}"
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"model {module}:{name} cannot be made ({reason}){hint}") from error
+        raise UserError(f"model {module}:{name} cannot be made ({type(error).__name__}: {error}){hint}") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):

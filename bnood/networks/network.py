@@ -116,7 +116,7 @@ class Network:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
             shape = list(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.name} cannot take a batch {shape} ({reason}): is it of another size?") from error
 
     def probe(self, batch: Any) -> FoundHead:
