@@ -26,7 +26,5 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     if norm == "ln":
         return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
-        raise UserError(
-            f"gn needs a number of groups that divides {channels} channels, not {groups}: change model.groups"
-        )
+        raise UserError(f"gn needs groups of a number that divides {channels} channels: model.groups is {groups}")
     return nn.GroupNorm(groups, channels)

@@ -58,8 +58,7 @@ class ResNet(nn.Module):
     def __init__(self, depth: int, width: int, norm: Norm = "bn", groups: int = 8, num_classes: int = 10) -> None:
         super().__init__()
         if depth not in STAGES:
-            known = ", ".join(map(str, sorted(STAGES)))
-            raise UserError(f"no ResNet of depth {depth} with basic blocks: choose one of {known}")
+            raise UserError(f"no ResNet of depth {depth} with basic blocks: choose one of {str(sorted(STAGES))[1:-1]}")
         self.conv1 = _convolution(3, width, norm)
         self.norm1 = norm_layer(norm, width, groups)
         self.blocks, features = _stages(BasicBlock, STAGES[depth], width, width, norm, groups)

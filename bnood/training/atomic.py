@@ -19,7 +19,7 @@ _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "host"
 
 
 def write_beside(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``target``, then rename it; on an error, which UserError names, it is removed."""
+    """Let ``write`` fill a file beside ``target``, then rename it; on an error it goes. UserError for OSError."""
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -57,8 +57,8 @@ def test_features_times_head_are_the_logits_and_the_model_is_left_as_found(build
     model = build(num_classes=7).train()
     before = state(model)
     network = Network(model)
-    found = network.probe(IMAGES)
-    assert (found.name, network.feature_width, network.num_classes) == (head, width, 7)
+    name = network.probe(IMAGES)
+    assert (name, network.feature_width, network.num_classes) == (head, width, 7)
     assert_unchanged(model, before)
     outputs = Network(model.eval()).outputs(IMAGES)
     assert outputs.features.shape == (4, width) and network.head is not None
@@ -81,7 +81,7 @@ def test_wrappers_are_seen_through(wrap: Any) -> None:
     model = Small().eval()
     network, wrapped = Network(model), Network(wrap(model))
     outputs, expected = wrapped.outputs(IMAGES, channel_means=True), network.outputs(IMAGES, channel_means=True)
-    assert wrapped.probe(IMAGES).name == "head" and wrapped.name == "Small"
+    assert wrapped.probe(IMAGES) == "head" and wrapped.name == "Small"
     assert torch.equal(outputs.features, expected.features) and list(outputs.channel_means) == ["norm"]
 
 
