@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 
@@ -23,15 +23,32 @@ class Terminated(SystemExit):
 
 
 def run_door(main: Callable[[], object]) -> None:
-    """Run a script, which ends as :func:`one_line_errors` says.
+    """Run a script: what a user can fix is one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
 
-    SIGTERM and Ctrl-C raise inside ``main``, so that partial files are removed and W&B runs closed.
+    That is a :class:`UserError`, too little memory, or an :class:`OSError` such as a full disk. Anything else is a
+    defect of the program and keeps its traceback. Signals raise inside ``main``, so that partial files are removed and
+    W&B runs closed; no child process is left behind.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
-    with one_line_errors():
+    try:
         main()
+    except KeyboardInterrupt:
+        _stopped("interrupted", 130)
+    except Terminated:
+        _stopped("terminated", 143)
+    except Exception as error:
+        if isinstance(error, UserError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.strerror is not None:
+            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        elif isinstance(error, MemoryError) or is_out_of_memory(error):
+            line = "not enough memory: choose a smaller network, batch or image size, or fewer images"
+        else:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def keep_freed_memory() -> None:
@@ -51,32 +68,6 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     """Signal handler: raise :class:`Terminated`, once; later signals do not disturb the cleaning up."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated(143)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn what a user can fix into one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
-
-    That is a :class:`UserError`, too little memory, or an :class:`OSError` such as a full disk. Anything else is a
-    defect of the program and keeps its traceback. No child process is left behind.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        _stopped("interrupted", 130)
-    except Terminated:
-        _stopped("terminated", 143)
-    except Exception as error:
-        if isinstance(error, UserError):
-            line = str(error)
-        elif isinstance(error, OSError) and error.strerror is not None:
-            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
-        elif isinstance(error, MemoryError) or is_out_of_memory(error):
-            line = "not enough memory: choose a smaller network, batch or image size, or fewer images"
-        else:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -144,7 +144,7 @@ NETWORK = {  # a network that is given, ``bad_files:good`` unless a row names an
     "--run none": "--run and --model name two networks: give one of them",
     "--classes @pipe": "pipe: it is a folder, a named pipe, a device or a socket; expected a text file",
     "--classes @three.txt": "the list of classes has 3 names; expected 4, one per logit",
-    "--classes @blank.txt": "blank.txt: a line is empty or comes twice; expected a UTF-8 text file",
+    "--classes @blank.txt": "blank.txt: a line is empty or comes twice; expected a text file",
     "--classes @binary.txt": "binary.txt: 'utf-8' codec can't decode byte 0xff",
     "--train @id.npz": "are the images that are scored: give other ones, or leave --train out",
     "--train @large.npz": "cannot take a batch [",

@@ -79,7 +79,9 @@ def images(
         try:
             found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
-            raise UserError(f"{path}: it cannot be read ({error}); expected a name or a path") from error
+            raise UserError(
+                f"{path}: it cannot be read ({type(error).__name__}: {error}); expected a name or a path"
+            ) from error
     elif (image_size, count) != (None, None):
         raise UserError(f"{type(source).__name__}: image_size and count are for names and paths; expected neither")
     else:
@@ -99,7 +101,7 @@ def load_images(name: str, split: str, root: Path | None = None, *, image_size: 
 
 def read_classes(path: Path) -> list[str]:
     """The class names in a text file, one per line, in the order of the logits; UserError if it is no such file."""
-    expected = "expected a UTF-8 text file with one class name per line, in the order of the logits"
+    expected = "expected a text file with one class name per line, in the order of the logits"
     check_file(path, expected)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -148,7 +150,7 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
     values, fits = np.empty(0), False
     with suppress(ValueError):  # a ragged list
         values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
-        fits = values.shape == (len(dataset),)
+        fits = values.ndim == 1 and len(values) == len(dataset)
     if fits and (transform := getattr(dataset, "target_transform", None)) is not None:
         values = np.array([transform(value) for value in values.tolist()])
     return values if fits and values.dtype.kind in "iu" else None

@@ -17,7 +17,7 @@ from bnood.evaluation.conditions import Condition, Estimate
 from bnood.evaluation.fitting import Fitted, Fitting
 from bnood.evaluation.passes import Context, Passes, in_batches, shuffled
 from bnood.evaluation.tables import Scored, Tables, Where
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Outputs
 
 # What fitted detectors may take while several conditions are evaluated at once.
 BYTES_FITTED = 1 << 30

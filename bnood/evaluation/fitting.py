@@ -11,7 +11,7 @@ from bnood.evaluation.detectors import Detector, NotApplicable, make_detector
 from bnood.evaluation.options import DEFAULT_DETECTORS
 from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import SCORES
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Outputs
 from bnood.statistics import has_batchnorm, read_statistics
 
 Fitted = dict[str, Detector]

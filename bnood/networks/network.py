@@ -2,17 +2,18 @@
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnood.errors import UserError, is_out_of_memory
-from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
 from bnood.statistics.contexts import lent
 
@@ -20,6 +21,37 @@ PROBE_IMAGES = 8
 HEAD_TOLERANCE = 1e-5  # of the largest logit
 # Averaging before or after the head differs by this much: bfloat16 keeps 8 bits, convolutions on a GPU 10 (TF32).
 LOW_PRECISION_TOLERANCE = 2e-2
+
+
+class Head(NamedTuple):
+    """The last linear layer: ``logits = features @ weight.T + bias``; ``[K, D]`` and ``[K]``, float32 on the CPU."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass of N images gives, float32 on the CPU."""
+
+    logits: Tensor  # [N, K]
+    features: Tensor  # [N, D], what enters the last linear layer
+    channel_means: dict[str, Tensor] = field(default_factory=dict)  # [N, C] of each BatchNorm input, if asked for
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def at(self, index: Tensor | np.ndarray | slice) -> "Outputs":
+        """The outputs of some of the images."""
+        means = {name: values[index] for name, values in self.channel_means.items()}
+        return Outputs(self.logits[index], self.features[index], means)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Outputs"]) -> "Outputs":
+        """The outputs of several batches, in their order."""
+        logits, features = (torch.cat([getattr(part, key) for part in parts]) for key in ("logits", "features"))
+        means = {name: torch.cat([part.channel_means[name] for part in parts]) for name in parts[0].channel_means}
+        return cls(logits, features, means)
 
 
 class Network:
@@ -40,9 +72,9 @@ class Network:
     UserError for a model, transform or call of another kind, or a head that the model does not have.
     """
 
-    # Known after a probe: weight and bias, if logits = features @ weight.T + bias; K logits; D features.
-    head: Head | None = None
-    num_classes = feature_width = 0
+    head: Head | None  # None if the logits are no linear function of the features; this and what follows: after a probe
+    num_classes: int  # K, of logits
+    feature_width: int  # D, of features
 
     def __init__(
         self,
@@ -73,6 +105,11 @@ class Network:
     def device(self) -> torch.device:
         """Where the model's parameters lie."""
         return _reference(self.model).device
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Network.__annotations__:
+            raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
+        raise AttributeError(name)
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         """Hand one batch to the model, on its device and in its type; serves ``estimate_statistics(call=)`` too."""

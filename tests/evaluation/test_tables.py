@@ -16,7 +16,7 @@ from small_evaluation import Cell, Recorded, recorded, small_network, small_set,
 from bnood.errors import UserError
 from bnood.evaluation.intervals import interval, set_counts
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Outputs
 
 RESAMPLES, SEED = 40, 5
 OPTIONS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnood.evaluation.detectors import NotApplicable, make_detector
 from bnood.evaluation.detectors.from_pytorch_ood import LIBRARY
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 
 N, WIDTH, CLASSES = 150, 10, 3
 torch.manual_seed(0)
