@@ -100,8 +100,8 @@ def open_image(file: Path) -> Image.Image:
     check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if _bits(image) > 8:
-                raise UserError(f"{file}: the image has {_bits(image)} bits per channel; expected 8")
+            if (bits := _bits(image)) > 8:
+                raise UserError(f"{file}: the image has {bits} bits per channel; expected 8")
             if max(image.size) > 1000 * min(image.size):  # resizing its shorter side would take all memory
                 raise UserError(f"{file}: the image is {image.width} x {image.height}; expected sides up to 1000:1")
             return as_rgb(image, str(file))

@@ -85,8 +85,8 @@ class StreamedSet(_Set):
 
     def __post_init__(self) -> None:
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
-            found = f"it is a {type(self.dataset).__name__}"
-            raise UserError(f"{self.name}: {found}; expected the name or path of a set, or a map-style dataset")
+            expected = "expected the name or path of a set, or a map-style dataset"
+            raise UserError(f"{self.name}: it is a {type(self.dataset).__name__}; {expected}")
         if self.index is None:
             object.__setattr__(self, "index", np.arange(len(self.dataset)))
         self._check_labels(self.labels)
@@ -106,10 +106,10 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     labels, folders = images.labels, images.folders
     if labels is not None and folders is not None:
         if classes is None and len(folders) != num_classes:
-            return replace(images, labels=None, folders=None), (
-                f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
-                f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
-            )
+            reason = f"it has {len(folders)} class folder(s) and the network {num_classes} classes"
+            advice = "name the folders by class index, or list the classes with --classes FILE"
+            note = f"{images.name}: used without labels, because {reason}; {advice}"
+            return replace(images, labels=None, folders=None), note
         order = list(classes or folders)
         if missing := [name for name in folders if name not in order]:
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")

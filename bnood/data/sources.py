@@ -19,7 +19,7 @@ from bnood.errors import UserError
 
 SPLITS = ("train", "val", "test", "extra")
 
-TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {
+TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: torchvision's class, and our splits
     "cifar10": ("CIFAR10", ("train", "test")),
     "cifar100": ("CIFAR100", ("train", "test")),
     "svhn": ("SVHN", ("train", "test", "extra")),
@@ -27,12 +27,11 @@ TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {
     "mnist": ("MNIST", ("train", "test")),
     "fashion_mnist": ("FashionMNIST", ("train", "test")),
 }
-"""The sets known to torchvision, by the name that a config uses: its class, and our splits."""
 
 
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, else the environment's ``BNOOD_DATA``, else ``./data``."""
-    return _expanded(root or os.environ.get("BNOOD_DATA") or "data")
+    return Path(os.path.expanduser(root or os.environ.get("BNOOD_DATA") or "data"))
 
 
 def is_path(name: str) -> bool:
@@ -79,9 +78,8 @@ def images(
         try:
             found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
-            raise UserError(
-                f"{path}: it cannot be read ({type(error).__name__}: {error}); expected a name or a path"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: it cannot be read ({reason}); expected a name or a path") from error
     elif (image_size, count) != (None, None):
         raise UserError(f"{type(source).__name__}: image_size and count are for names and paths; expected neither")
     else:
@@ -173,7 +171,7 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
-    folder, path = root / name, _expanded(name)
+    folder, path = root / name, Path(os.path.expanduser(name))  # pathlib's refuses ~ of an unknown user
     if is_path(name):
         if not path.is_dir():
             return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
@@ -193,10 +191,6 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
     if path.is_dir():
         return _photographs(path.resolve().name, path, image_size)
     raise UserError(_unknown(name, root))
-
-
-def _expanded(path: str | Path) -> Path:
-    return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
 
 
 def _photographs(name: str, folder: Path, image_size: int | None, files: list[Path] | None = None) -> Images:

@@ -167,8 +167,6 @@ UNSEEN: dict[str, Outline] = {
 
 
 class SyntheticSet(NamedTuple):
-    """How a set is made."""
-
     key: int  # of its random stream
     classes: int  # 0: no labels
     render: Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]  # labels, draws, uniform pixels -> grey levels
@@ -243,4 +241,3 @@ SYNTHETIC: dict[str, SyntheticSet] = {
     "gaussian_noise": SyntheticSet(5, 0, lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, "right")),
     "uniform_noise": SyntheticSet(6, 0, lambda _, __, pixels: np.floor(256 * pixels)),
 }
-"""The built-in sets, by the name that a config uses."""

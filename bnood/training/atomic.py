@@ -1,7 +1,7 @@
 """Files and folders that are written as a whole or not at all, and the lock on a run's folder.
 
-What is being written lies beside its final place under a hidden name with the host and the number of the process.
-Where a process was killed, the next one that writes to the same place removes what is left.
+What is being written lies beside its final place under a hidden name with the host and the number of the process. What
+a killed process left, the next one that writes to the same place removes.
 """
 
 import fcntl

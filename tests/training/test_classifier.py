@@ -38,10 +38,8 @@ def test_calibration_sums_match_torchmetrics_and_sklearn(scale: float) -> None:
     logits, labels = torch.randn(300, 7) * scale, torch.randint(0, 7, (300,))
     count, confidence, right, nll = calibration_sums(logits, labels).double().unbind(dim=1)
     probabilities = logits.softmax(dim=1)
-    metric = MulticlassCalibrationError(7, n_bins=15)
-    assert float((confidence - right).abs().sum()) / 300 == pytest.approx(
-        float(metric(probabilities, labels)), abs=1e-5
-    )
+    expected = float(MulticlassCalibrationError(7, n_bins=15)(probabilities, labels))
+    assert float((confidence - right).abs().sum()) / 300 == pytest.approx(expected, abs=1e-5)
     assert (int(count.sum()), int(right.sum())) == (300, int((logits.argmax(1) == labels).sum()))
     exact = log_loss(labels, logits.double().softmax(dim=1), labels=range(7))
     if scale < 100:  # beyond, sklearn clips probabilities
@@ -62,26 +60,11 @@ def test_weight_decay_spares_norm_parameters_and_biases_by_choice(decay_norm: bo
     optimizer = model.configure_optimizers()["optimizer"]
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
-    layers = (torch.nn.Conv2d, torch.nn.Linear)
     for module in model.network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            weight = isinstance(module, layers) and name == "weight"
+            weight = isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and name == "weight"
             assert decay[id(parameter)] == (0.3 if weight or decay_norm else 0.0)
-    assert all(group["nesterov"] and group["momentum"] == 0.8 for group in optimizer.param_groups)
-
-
-@pytest.mark.parametrize(
-    ("norm", "choice", "expected"),
-    [("bn", "auto", torch.channels_last), ("gn", "auto", torch.contiguous_format),
-     ("gn", "channels_last", torch.channels_last)],
-)  # fmt: skip
-def test_memory_format_on_a_cpu(norm: Any, choice: Any, expected: torch.memory_format) -> None:
-    model = classifier(norm=norm, memory_format=choice)
-    assert model.torch_memory_format() == expected
-    seen: list[torch.Tensor] = []
-    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    model(pixels())
-    assert seen[0].is_contiguous(memory_format=expected)
+    assert all(group["nesterov"] and group["fused"] and group["momentum"] == 0.8 for group in optimizer.param_groups)
 
 
 def test_gradient_clipping_bounds_the_norm_by_choice() -> None:

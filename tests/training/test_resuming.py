@@ -92,9 +92,9 @@ def test_another_training_cannot_be_resumed(change: str, words: str, tmp_path: P
     tiny = np.load(data_root() / "tiny" / "train.npz")
     other = write_set(tmp_path / "other.npz", tiny["images"] // 2, tiny["labels"])
     changes = change.replace("OTHER", str(other)).split()
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=words):
         train(training_arguments(tmp_path, "new", *changes, "--ckpt_path", str(trained() / "checkpoints/last.ckpt")))
-    assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
 # Lightning would train on without these in silence, or miss them in the middle.
@@ -122,9 +122,9 @@ def test_a_damaged_checkpoint_cannot_be_resumed(damage: str, tmp_path: Path) -> 
     torch.save(content, tmp_path / "last.ckpt")
     no_state = damage in ("weights alone", "version 0.1")
     words = "holds a network, but no optimizer state" if no_state else "is damaged"
-    with pytest.raises(UserError, match=rf"last.ckpt.*{words}") as error:
+    with pytest.raises(UserError, match=rf"last.ckpt.*{words}"):
         train(training_arguments(tmp_path, "new", "--ckpt_path", str(tmp_path / "last.ckpt")))
-    assert "\n" not in str(error.value) and [path.name for path in everything_below(tmp_path)] == ["last.ckpt"]
+    assert [path.name for path in everything_below(tmp_path)] == ["last.ckpt"]
 
 
 def test_a_run_without_its_log_cannot_be_resumed(tmp_path: Path) -> None:
