@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,39 +56,3 @@ def test_defects_keep_their_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error), match="a defect"):
         run_door(main)
-
-
-DOOR = """
-import multiprocessing, os, sys, time
-from pathlib import Path
-from bnood.errors import run_door
-
-def child():
-    print(os.getpid(), flush=True)
-    time.sleep(600)
-
-def main():
-    multiprocessing.Process(target=child, daemon=False).start()
-    try:
-        time.sleep(600)
-    finally:
-        Path(sys.argv[1]).write_text("cleaned up")
-
-run_door(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "status", "line"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
-)
-def test_signals_clean_up_and_leave_no_child(number: int, status: int, line: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DOOR, str(tmp_path / "mark")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        child = int(process.stdout.readline())
-        process.send_signal(number)
-        assert process.wait(60) == status
-        assert process.stderr.read() == line
-    assert (tmp_path / "mark").read_text() == "cleaned up"
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)

@@ -26,12 +26,8 @@ def data_root() -> Path:
     """A data root with the in-distribution set ``tiny`` and the OOD sets ``marks`` and ``grounds``."""
     root = Path(tempfile.mkdtemp(prefix="tiny-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    for name, source, split, count in (
-        ("tiny", "shapes", "train", TRAIN + VALIDATION),
-        ("tiny", "shapes", "test", TEST),
-        ("marks", "digits", "test", OOD),
-        ("grounds", "textures", "test", OOD),
-    ):
+    tiny = (("tiny", "shapes", "train", TRAIN + VALIDATION), ("tiny", "shapes", "test", TEST))
+    for name, source, split, count in (*tiny, ("marks", "digits", "test", OOD), ("grounds", "textures", "test", OOD)):
         images = synthetic_images(source, split, count=count)
         write_set(root / name / f"{split}.npz", images.images[:, ::2, ::2], images.labels)
     return root
@@ -63,19 +59,15 @@ def evaluation_arguments(*more: str) -> list[str]:
     ]
 
 
-def trained(norm: str = "bn") -> Path:
-    """The folder of a trained run; for reading only."""
-    return _trained(norm)
+@cache
+def trained() -> Path:
+    """The folder of a trained run with BatchNorm; for reading only."""
+    return train(training_arguments(data_root() / "runs", "bn"))
 
 
-@cache  # which would take trained() and trained("bn") for two
-def _trained(norm: str) -> Path:
-    return train(training_arguments(data_root() / "runs", norm, "--model.norm", norm))
-
-
-def copy_of_run(target: Path, norm: str = "bn") -> Path:
+def copy_of_run(target: Path) -> Path:
     """A copy of :func:`trained` that a test may spoil."""
-    shutil.copytree(trained(norm), target)
+    shutil.copytree(trained(), target)
     return target
 
 

@@ -24,7 +24,6 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)  # name or glob -> its definition
     artifacts: list[Any] = field(default_factory=list)
     exit_code: int | None = None
 
@@ -84,8 +83,6 @@ def _read(file: Path) -> OfflineRun:
         elif kind == "history":
             run.history.append({})
             _update(run.history[-1], record.history.item)
-        elif kind == "metric":
-            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
         elif kind == "artifact":
             run.artifacts.append(record.artifact)
         elif kind == "exit":

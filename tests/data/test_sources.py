@@ -13,15 +13,8 @@ from PIL import Image
 from torchvision import datasets
 
 from bnood.data.image_set import StreamedSet
-from bnood.data.sources import data_root, has_test_images, images, load_images
+from bnood.data.sources import has_test_images, images, load_images
 from bnood.data.synthetic import synthetic_images
-
-
-def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BNOOD_DATA", "/somewhere")
-    assert data_root(Path("~/x")) == Path.home() / "x" and data_root(None) == Path("/somewhere")
-    monkeypatch.delenv("BNOOD_DATA")
-    assert data_root(None) == Path("data")
 
 
 def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,14 +74,6 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_kept(fin
     assert {path.name for path in final.parent.iterdir()} == names
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(final: Path) -> None:
-    before = content(final)
-    final.rename(left_behind(final, "old", killed_process()))
-    with pytest.raises(KeyboardInterrupt), staged_folder(final):
-        raise KeyboardInterrupt
-    assert content(final) == before and list(final.parent.iterdir()) == [final]
-
-
 def test_the_lock_is_freed_by_a_kill_and_leaves_no_file(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from bnood.training.atomic import locked\n"
     code += "with locked(Path(sys.argv[1]), ''): print(1, flush=True); time.sleep(600)"
