@@ -35,9 +35,9 @@ def run_door(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        _stopped("interrupted", 130)
+        _stop("interrupted", 130)
     except Terminated:
-        _stopped("terminated", 143)
+        _stop("terminated", 143)
     except Exception as error:
         if isinstance(error, UserError):
             line = str(error)
@@ -80,7 +80,7 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def _stopped(message: str, status: int) -> None:
+def _stop(message: str, status: int) -> None:
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

@@ -94,11 +94,10 @@ def start_run(
             return None
         if mode not in ("offline", "dryrun"):
             run, obstacle = _start_online(settings, config, asked=options.mode == "online")
-        if run is None:
-            run = wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
+        run = run or wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
         if obstacle:
-            sync = _sync_command(run)
-            print(f"wandb: logging offline ({obstacle}); to upload the finished run: {sync}", file=sys.stderr)
+            upload = f"to upload the finished run: {_sync_command(run)}"
+            print(f"wandb: logging offline ({obstacle}); {upload}", file=sys.stderr)
         if job_type == "training":
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -110,10 +109,11 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
     import wandb
 
     # wandb itself would ask for a key on the terminal. `wandb login` leaves it in netrc.
-    known, host = False, urlsplit(str(wandb.setup().settings.base_url)).hostname or ""
+    known = bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
     with suppress(OSError, netrc.NetrcParseError):
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    if not known and not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        host = urlsplit(str(wandb.setup().settings.base_url)).hostname or ""
+        known = known or netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    if not known:
         return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
     try:
         return wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="online")), ""
@@ -150,10 +150,8 @@ def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
         record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
         run.config.update({"checkpoint": record}, allow_val_change=True)
         if not run.offline:
-            import wandb
-
-            found = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
-            run.use_artifact(wandb.Api().artifact(found, type="model"))
+            name = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
+            run.use_artifact(name, type="model")
 
 
 def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:

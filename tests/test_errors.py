@@ -26,8 +26,7 @@ def status_and_line(error: BaseException, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stopped:
         run_door(main)
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
+    assert out == "" and err.count("\n") == 1
     return stopped.value.code, err
 
 

@@ -64,18 +64,15 @@ def image_files(folder: Path) -> list[Path]:
     waiting = [(False, folder)]  # a heap: what needs no link comes first
     while waiting:
         linked, place = heapq.heappop(waiting)
-        if _identity(place) in walked:
-            continue
-        walked.add(_identity(place))
-        for entry in os.scandir(place):
+        visible = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        for entry in visible if _identity(place) not in walked else ():
             path, through_link = place / entry.name, linked or entry.is_symlink()
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir():
                 heapq.heappush(waiting, (through_link, path))
             elif entry.name.lower().endswith(SUFFIXES):
                 check_file(path, "expected an image file")
                 found.append((through_link, path))
+        walked.add(_identity(place))
     if not found:
         raise UserError(f"{folder}: there are no images in it or below it; expected {', '.join(SUFFIXES)}")
     return sorted({_identity(path): path for _, path in sorted(found, reverse=True)}.values())

@@ -148,11 +148,9 @@ class Network:
         # A compiled graph does not call hooks that were added after its compilation.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), _inputs_of(layers) as means:
             logits = self._logits(batch)
-        if head not in means:
-            raise UserError(f"{self.name}: the head {head!r} did not run on this batch")
-        for name, rows in means.items():
-            if len(rows) != len(logits):
-                raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
+        for name in [head, *means]:
+            if (rows := len(means.get(name, ()))) != len(logits):
+                raise UserError(f"{self.name}: layer {name!r} receives {rows} rows for {len(logits)} images")
         on_cpu = {name: mean.detach().to("cpu", torch.float32) for name, mean in means.items()}
         return Outputs(logits.detach().to("cpu", torch.float32), on_cpu.pop(head), on_cpu)
 
@@ -181,7 +179,6 @@ class Network:
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
-        # Energy and max logit of probabilities would be meaningless.
         sums_to_1 = (values.sum(1) - 1).abs().max() < 1e-3 and values.min() >= 0
         if sums_to_1 or values.logsumexp(1).abs().max() < 1e-3:
             raise UserError(f"{self.name} gives probabilities or their logarithms, not logits: leave out its softmax")

@@ -115,7 +115,7 @@ def _is_whole(content: dict[str, Any], model: Classifier) -> bool:
     """Whether all is there that Lightning would train on without, in silence, or miss in the middle."""
     try:
         (optimizer,), (scheduler,) = content["optimizer_states"], content["lr_schedulers"]
-        momenta = [state["momentum_buffer"] for state in optimizer["state"].values()]
+        momenta = (state["momentum_buffer"] for state in optimizer["state"].values())
         shapes = sorted(tuple(momentum.shape) for momentum in momenta if momentum is not None)
         in_step = scheduler["last_epoch"] == content["global_step"] and isinstance(content["epoch"], int)
     except (TypeError, ValueError, KeyError, AttributeError):

@@ -127,7 +127,7 @@ class Classifier(ImageClassifier, L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         sums = self.trainer.strategy.reduce(self.loss_and_correct, reduce_op="mean")
-        loss, correct = sums.tolist()  # type: ignore[union-attr]
+        loss, correct = sums.tolist()
         self._check_finite(loss)
         self._record({"train/accuracy": correct / max(self.images_seen, 1)}, self.trainer.global_step)
 
@@ -157,7 +157,7 @@ class Classifier(ImageClassifier, L.LightningModule):
         sums = self.trainer.strategy.reduce(self.validation_sums, reduce_op="sum")
         if self.trainer.sanity_checking:
             return
-        count, confidence, right, nll = sums.cpu().double().unbind(dim=1)  # type: ignore[union-attr]
+        count, confidence, right, nll = sums.cpu().double().unbind(dim=1)
         total = float(count.sum())
         found = (right.sum() / total, nll.sum() / total, (confidence - right).abs().sum() / total)
         values = dict(zip(VALIDATION_METRICS, map(float, found), strict=True))

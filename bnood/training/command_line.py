@@ -38,10 +38,9 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
                 check_yaml(value, f"{value[:40]!r} on the command line")
     keys = [action.dest.split(".") for action in parser._actions]
     sections = {key[0] for key in keys if len(key) > 1 and key[-1] != "help"}  # the parser's own --data.help
-    for path, content in configs.items():
-        for key in sections & content.keys():
-            if not isinstance(content[key], dict):
-                raise UserError(f"{path}: {key} is {content[key]!r}; expected a section with keys of its own")
+    for path, key in ((path, key) for path, content in configs.items() for key in sections & content.keys()):
+        if not isinstance(configs[path][key], dict):
+            raise UserError(f"{path}: {key} is {configs[path][key]!r}; expected a section with keys of its own")
     try:
         yield
     except argparse.ArgumentError as error:
@@ -92,8 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise
         raise UserError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
+        raise UserError(f"{path} holds {content!r:.40}; expected a mapping, lines such as 'seed_everything: 0'")
     return content
 
 

@@ -32,14 +32,6 @@ class Run:
         self.network = Network(self.classifier, name=self.name, norm=self.norm, seed=self.seed)
 
 
-def newest_run(runs: Path) -> Path:
-    """The folder in ``runs`` whose checkpoint was written last."""
-    checkpoints = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise UserError(f"no run with a checkpoint in {runs}/: train one with scripts/train.py, or name it with --run")
-    return checkpoints[-1].parent.parent
-
-
 def load_run(folder: Path) -> Run:
     """Read a run back; UserError if a file is missing or damaged, or the network another than the config says."""
     if not folder.is_dir():
@@ -73,10 +65,8 @@ def read_config(file: Path) -> dict[str, Any]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``; empty where there is none."""
     file, summary = folder / "summary.json", None
-    if not file.exists():
-        return {}
     with suppress(ValueError, RecursionError):
-        summary = json.loads(file.read_text()) if file.is_file() else None
+        summary = json.loads(file.read_text()) if file.is_file() else {} if not file.exists() else None
     if not isinstance(summary, dict):
         raise UserError(f"{file} is no file with a mapping in JSON: remove it, or train again")
     return summary
@@ -87,12 +77,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: {'it is no regular file' if checkpoint.exists() else 'no such checkpoint'}")
     content = load_plain(checkpoint)
-    if content is None:
-        raise UserError(f"{checkpoint} is not a readable checkpoint (truncated or of another program)")
     whole = isinstance(content, dict) and isinstance(content.get("hyper_parameters"), dict)
     if not whole or not are_weights(content.get("state_dict")):
+        found = "truncated or of another program" if content is None else "not of bnood"
         expected = "real tensors by name (state_dict) and settings (hyper_parameters)"
-        raise UserError(f"{checkpoint} is not a checkpoint of bnood: expected {expected}")
+        raise UserError(f"{checkpoint} is not a readable checkpoint ({found}): expected {expected}")
     return content
 
 

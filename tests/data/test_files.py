@@ -1,7 +1,6 @@
 """Archives and folders of image files, good and bad: what is read, and which cause a refusal names."""
 
 import os
-import socket
 import struct
 import zlib
 from collections.abc import Callable
@@ -48,10 +47,7 @@ def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: P
 
 
 LINKS = {
-    "folders that link to each other": (
-        ("a/x.png", "b/y.png", "c/z.png"),
-        {f"{c}/to_{d}": f"../{d}" for c in "abc" for d in "abc" if c != d},
-    ),
+    "folders that link to each other": (("a/x.png", "b/y.png"), {"a/to_b": "../b", "b/to_a": "../a"}),
     "links to itself and above": (("a/x.png",), {"a/self": ".", "a/up": "..", "a/far_up": "../..", "a/root": "/"}),
     "a link to a file": (("x.png",), {"copy.png": "x.png"}),
     "a link in a folder that sorts first": (("b/x.png",), {"a": "b", "0.png": "b/x.png"}),
@@ -72,11 +68,7 @@ def test_linked_files_are_listed_once_by_their_own_path(
 
 def test_what_is_no_file_but_has_an_images_name_is_refused_without_opening_it(tmp_path: Path) -> None:
     file = tmp_path / "f.png"
-    for make in (
-        os.mkfifo,
-        lambda file: file.symlink_to("/dev/zero"),
-        lambda file: socket.socket(socket.AF_UNIX).bind(str(file)),
-    ):
+    for make in (os.mkfifo, lambda file: file.symlink_to("/dev/zero")):
         make(file)
         assert f"{file}: it is a folder, a named pipe, a device or a socket; expected an image" in refused(tmp_path)
         file.unlink()

@@ -38,9 +38,7 @@ def test_at_most_keeps_order_and_depends_on_the_seed_alone() -> None:
     whole = ImageSet("set", pixels(40, 1, 1, 3), np.arange(40))
     some = whole.at_most(10, seed=3)
     assert some.labels is not None and len(some) == 10 and (np.diff(some.labels) > 0).all()
-    np.testing.assert_array_equal(some.images, whole.images[some.labels])
     np.testing.assert_array_equal(StreamedSet("set", whole.images).at_most(10, seed=3).index, some.labels)
-    assert not np.array_equal(some.images, whole.at_most(10, seed=4).images)
     assert whole.at_most(40, seed=0) is whole and whole.at_most(None, seed=0) is whole
 
 

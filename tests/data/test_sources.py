@@ -20,7 +20,7 @@ from bnood.data.synthetic import synthetic_images
 def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, here = tmp_path / "root", tmp_path / "here"
     archive, photo, local = pixels(2, 32, 32, 3, seed=1), pixels(32, 32, 3, seed=2), pixels(32, 32, 3, seed=3)
-    for name in ("svhn", "cifar10-jpeg75", "shapes"):
+    for name in ("svhn", "shapes"):
         (root / name).mkdir(parents=True)
         np.savez(root / name / "test.npz", images=archive)
         save(root / name / "images" / "0.png", photo)
@@ -33,10 +33,9 @@ def test_order_of_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert loaded.name == Path(name).name
         return loaded.images[0]
 
-    for name in ("svhn", "cifar10-jpeg75"):
-        np.testing.assert_array_equal(first(name), archive[0])
-        np.testing.assert_array_equal(first(name, "train"), photo)
-        np.testing.assert_array_equal(first(f"./{name}"), local)
+    np.testing.assert_array_equal(first("svhn"), archive[0])
+    np.testing.assert_array_equal(first("svhn", "train"), photo)
+    np.testing.assert_array_equal(first("./svhn"), local)
     np.testing.assert_array_equal(first("only_here"), local)
     np.testing.assert_array_equal(first("shapes"), synthetic_images("shapes", "test", count=1).images[0])
     monkeypatch.setenv("BNOOD_DATA", str(root))
@@ -86,9 +85,8 @@ def test_datasets_are_streamed_with_the_labels_that_they_carry_or_are_given() ->
     items = Items(pixels(2, 8, 8, 3))
     found = images(items)
     assert isinstance(found, StreamedSet) and (found.name, len(found), found.dataset) == ("Items", 2, items)
-    for options, labels in (({}, [4, 1]), ({"labels": [0, 3]}, [0, 3]), ({"labels": None}, None)):
-        labelled = images(items, name="mine", **options).labels  # type: ignore[arg-type]
-        assert (None if labelled is None else labelled.tolist()) == labels
+    for labels, expected in (("auto", [4, 1]), ([0, 3], [0, 3])):
+        assert images(items, name="mine", labels=labels).labels.tolist() == expected  # type: ignore
 
 
 @pytest.mark.parametrize(("name", "key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from limits import files_up_to
+from refusal import files_up_to
 
 from bnood.errors import UserError
 from bnood.training import atomic
