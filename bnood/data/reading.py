@@ -117,7 +117,6 @@ def as_image(item: Any, where: str) -> Image.Image | Tensor:
 
 
 def _check_repeatable(images: Images, transform: Transform | None) -> None:
-    """Read some items twice, once for each set and transform."""
     checked = images.checked if isinstance(images, StreamedSet) else []
     if any(each is transform for each in checked):
         return

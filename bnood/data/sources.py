@@ -205,7 +205,6 @@ def _photographs(name: str, folder: Path, image_size: int | None, files: list[Pa
 
 
 def _unknown(name: str, root: Path) -> str:
-    """The message for a name that is nowhere."""
     local = sorted({file.parent.name for pattern in ("*/*.npz", "*/images") for file in root.glob(pattern)})
     known = list(dict.fromkeys([*SYNTHETIC, *TORCHVISION, *local]))
     hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name.lower(), known, n=1))

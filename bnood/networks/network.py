@@ -198,7 +198,6 @@ class Network:
 
 
 def described(transform: Callable[[Any], Any] | None) -> str:
-    """A transform in one line."""
     if transform is None:
         return "none, images as they are stored"
     return " ".join(getattr(transform, "__qualname__", repr(transform)).split())

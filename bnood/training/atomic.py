@@ -118,7 +118,6 @@ def _remove_remains(target: Path, *kinds: str) -> None:
 
 
 def _is_another(process: int) -> bool:
-    """Whether a process of this number runs that is not this one."""
     try:
         os.kill(process, 0)
     except OSError as error:

@@ -63,7 +63,6 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json``; empty where there is none."""
     file, summary = folder / "summary.json", None
     with suppress(ValueError, RecursionError):
         summary = json.loads(file.read_text()) if file.is_file() else {} if not file.exists() else None

@@ -263,5 +263,4 @@ def _is_of_lightnings_callbacks(error: Exception) -> bool:
 
 
 def _listed(given: Any) -> list[Any]:
-    """What a config gives as nothing, one or several."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

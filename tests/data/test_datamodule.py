@@ -47,8 +47,6 @@ def test_channel_constants_are_numpys(seed: int, count: int, one: int, other: in
 
 
 class Collect(L.LightningModule):
-    """Keeps the batches that it is given."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))

@@ -16,7 +16,6 @@ from bnood.data.sources import images, load_images
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Different images at these paths."""
     for seed, file in enumerate(files):
         save(root / file, pixels(32, 32, 3, seed=seed))
     return root

@@ -76,8 +76,6 @@ def test_labels_that_do_not_fit_the_network() -> None:
 
 
 class Items(list):
-    """A dataset of two items, with attributes."""
-
     def __init__(self, **attributes) -> None:
         super().__init__([0, 0])
         vars(self).update(attributes)

@@ -76,8 +76,6 @@ def test_names_and_splits_that_are_not_known(tmp_path: Path) -> None:
 
 
 class Items(list):
-    """A map-style dataset with labels."""
-
     targets = (4, 1)
 
 
