@@ -172,8 +172,8 @@ class Classifier(ImageClassifier, L.LightningModule):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay * hparams["decay_norm"]},
         ]
-        fused = parameters[0].device.type == "cpu" or None  # there the same bits in a third of the time
-        optimizer = torch.optim.SGD(groups, lr=peak, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        # Not fused: on a CPU the last bits of parameters whose number is no multiple of the vector width would differ.
+        optimizer = torch.optim.SGD(groups, lr=peak, momentum=momentum, nesterov=momentum > 0)
         total, warmup = int(self.trainer.estimated_stepping_batches), hparams["warmup"]
         scheduler: LRScheduler
         if hparams["schedule"] == "one_cycle":
