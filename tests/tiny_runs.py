@@ -59,15 +59,19 @@ def evaluation_arguments(*more: str) -> list[str]:
     ]
 
 
-@cache
-def trained() -> Path:
-    """The folder of a trained run with BatchNorm; for reading only."""
-    return train(training_arguments(data_root() / "runs", "bn"))
+def trained(norm: str = "bn") -> Path:
+    """The folder of a trained run; for reading only."""
+    return _trained(norm)
 
 
-def copy_of_run(target: Path) -> Path:
+@cache  # which would take trained() and trained("bn") for two
+def _trained(norm: str) -> Path:
+    return train(training_arguments(data_root() / "runs", norm, "--model.norm", norm))
+
+
+def copy_of_run(target: Path, norm: str = "bn") -> Path:
     """A copy of :func:`trained` that a test may spoil."""
-    shutil.copytree(trained(), target)
+    shutil.copytree(trained(norm), target)
     return target
 
 
