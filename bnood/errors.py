@@ -6,13 +6,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
+    """Something the user gave is wrong; the message, one line, says what, where, and what would be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # other libraries' messages inside have several lines
 
 
 class Terminated(SystemExit):
@@ -20,22 +23,39 @@ class Terminated(SystemExit):
 
 
 def run_door(main: Callable[[], object]) -> None:
-    """Run a script: what every file in ``scripts/`` calls; it ends as :func:`one_line_errors` says.
+    """Run a script: what a user can fix is one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
 
-    SIGTERM and Ctrl-C raise inside ``main``, so that partial files are removed and W&B runs closed.
+    That is a :class:`UserError`, too little memory, or an :class:`OSError` such as a full disk. Anything else is a
+    defect of the program and keeps its traceback. Signals raise inside ``main``, so that partial files are removed and
+    W&B runs closed; no child process is left behind.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
-    with one_line_errors():
+    try:
         main()
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    except Terminated:
+        _stop("terminated", 143)
+    except Exception as error:
+        if isinstance(error, UserError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.strerror is not None:
+            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        elif isinstance(error, MemoryError) or is_out_of_memory(error):
+            line = "not enough memory: choose a smaller network, batch or image size, or fewer images"
+        else:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def keep_freed_memory() -> None:
-    """Let the C library reuse freed memory instead of returning it to the system; glibc alone, nothing elsewhere.
+    """Let glibc reuse freed memory; elsewhere nothing happens.
 
-    glibc maps memory anew for each large activation, and the kernel clears its pages: a large part of the processor
-    time of a forward pass at 224 pixels.
+    It maps memory anew for each large activation, and the kernel clears its pages: a large part of the processor time
+    of a forward pass at 224 pixels.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):
@@ -50,32 +70,6 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(143)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn what a user can fix into one line on standard error and exit status 2 (Ctrl-C: 130, SIGTERM: 143).
-
-    That is a :class:`UserError`, too little memory, or an :class:`OSError` such as a full disk. Anything else is a
-    defect of the program and keeps its traceback. No child process is left behind.
-    """
-    try:
-        yield
-    except UserError as error:
-        _exit(str(error))
-    except OSError as error:
-        if error.filename is None and error.strerror is None:
-            raise
-        where = "" if error.filename is None else f"{error.filename}: "
-        _exit(f"{where}{error.strerror}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        _exit("not enough memory: choose a smaller network, batch or image size, or fewer images")
-    except KeyboardInterrupt:
-        _stopped("interrupted", 130)
-    except Terminated:
-        _stopped("terminated", 143)
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch lacked memory: it has a class for a full accelerator, but none for a full main memory."""
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
@@ -86,12 +80,7 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def _exit(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def _stopped(message: str, status: int) -> None:
+def _stop(message: str, status: int) -> None:
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

@@ -1,7 +1,7 @@
 """Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
 Every function takes None for a run that is not tracked. Nothing asks a question on the terminal, and what wandb raises
-after the start becomes one line on standard error: it must never cost a result.
+after the start becomes one line on standard error.
 """
 
 import hashlib
@@ -64,10 +64,10 @@ def start_run(
     mode = os.environ.get("WANDB_MODE", "")
     if not options.enabled or not is_first_process() or mode == "disabled":
         return None
-    if mode and mode not in ("online", "offline", "shared", "dryrun", "run"):
+    if mode not in ("", "online", "offline", "shared", "dryrun", "run"):
         raise UserError(f"the environment's WANDB_MODE is {mode!r}: it has to be online, offline or disabled")
     files = folder / "wandb"
-    try:  # wandb itself would carry on in the system's temporary folder, where nobody looks
+    try:  # wandb itself would carry on in the system's temporary folder
         files.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=files).close()
     except OSError as error:
@@ -94,11 +94,10 @@ def start_run(
             return None
         if mode not in ("offline", "dryrun"):
             run, obstacle = _start_online(settings, config, asked=options.mode == "online")
-        if run is None:
-            run = wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
+        run = run or wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="offline"))
         if obstacle:
-            sync = _sync_command(run)
-            print(f"wandb: logging offline ({obstacle}); to upload the finished run: {sync}", file=sys.stderr)
+            upload = f"to upload the finished run: {_sync_command(run)}"
+            print(f"wandb: logging offline ({obstacle}); {upload}", file=sys.stderr)
         if job_type == "training":
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -106,14 +105,15 @@ def start_run(
 
 
 def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked: bool) -> "tuple[Run | None, str]":
-    """An online run; or None and why not, which is "" if there is no API key and being online was not asked for."""
+    """An online run; or None and why not, "" if there is no API key and being online was not asked for."""
     import wandb
 
     # wandb itself would ask for a key on the terminal. `wandb login` leaves it in netrc.
-    known, host = False, urlsplit(str(wandb.setup().settings.base_url)).hostname or ""
+    known = bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
     with suppress(OSError, netrc.NetrcParseError):
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    if not known and not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        host = urlsplit(str(wandb.setup().settings.base_url)).hostname or ""
+        known = known or netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    if not known:
         return None, "no API key: set WANDB_API_KEY or run `wandb login`" if asked else ""
     try:
         return wandb.init(config=dict(config), settings=wandb.Settings(**settings, mode="online")), ""
@@ -122,7 +122,7 @@ def _start_online(settings: Mapping[str, Any], config: Mapping[str, Any], asked:
 
 
 def log_metrics(run: "Run | None", metrics: Mapping[str, float], step: int | None) -> bool:
-    """Log numbers of a training after so many steps; whether that worked: if not, give up, and train on."""
+    """Log numbers of a training after so many steps; whether that worked."""
     with _one_line_warning("any further metrics"):
         if run is not None:
             run.log({**metrics, STEP: step})
@@ -137,8 +137,8 @@ def log_checkpoint(run: "Run | None", checkpoint: Path, name: str, summary: Mapp
     with _one_line_warning(f"the checkpoint {checkpoint}"):
         run.summary.update({key: summary[key] for key in ("seconds", "images_per_second", "parameters")})
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        metadata, aliases = {**summary, "sha256": digest}, ["latest", f"sha256-{digest[:16]}"]
-        _log_artifact(run, artifact_name(name), "model", [checkpoint], metadata=metadata, aliases=aliases)
+        aliases = ["latest", f"sha256-{digest[:16]}"]
+        _log_artifact(run, name, "model", [checkpoint], {**summary, "sha256": digest}, aliases)
 
 
 def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
@@ -150,10 +150,8 @@ def use_checkpoint(run: "Run | None", checkpoint: Path, name: str) -> None:
         record = {"path": str(checkpoint), "sha256": digest, "artifact": artifact_name(name)}
         run.config.update({"checkpoint": record}, allow_val_change=True)
         if not run.offline:
-            import wandb
-
-            found = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
-            run.use_artifact(wandb.Api().artifact(found, type="model"))
+            name = f"{run.entity}/{run.project}/{record['artifact']}:sha256-{digest[:16]}"
+            run.use_artifact(name, type="model")
 
 
 def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> None:
@@ -166,15 +164,14 @@ def log_evaluation(run: "Run | None", folder: Path, table: "pd.DataFrame", prima
         run.summary.update(summary_numbers(table, primary_sets))
         wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(table))  # beyond, rows are dropped in silence
         text = table.select_dtypes(exclude="number").columns
-        content = table.assign(**{column: table[column].astype(object).fillna("") for column in text})
-        report = wandb.Html((folder / "report.html").read_text(), inject=False)
-        run.log({"table": wandb.Table(dataframe=content), "report": report})
+        content = wandb.Table(dataframe=table.assign(**{each: table[each].astype(object).fillna("") for each in text}))
+        run.log({"table": content, "report": wandb.Html((folder / "report.html").read_text(), inject=False)})
         files = sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")])
-        _log_artifact(run, artifact_name(f"{run.name}-tables"), "evaluation", files)
+        _log_artifact(run, f"{run.name}-tables", "evaluation", files)
 
 
 def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> dict[str, float]:
-    """ID accuracy; AUROC and FPR95 of MSP and energy under running and target statistics, as far as 23 figures go.
+    """ID accuracy; AUROC and FPR95 of MSP and energy under running and target statistics: 23 numbers at most.
 
     First the means over the primary sets (else over all), then each set. ``<set>/<statistics>/<detector>/<metric>``.
     """
@@ -195,10 +192,7 @@ def summary_numbers(table: "pd.DataFrame", primary_sets: Sequence[str] = ()) -> 
 
 
 def finish(run: "Run | None") -> str | None:
-    """Finish a run, as failed if an exception is under way (call this in ``finally``).
-
-    Returns one line for the user: the run's address, or how to upload it.
-    """
+    """Finish a run, as failed if an exception is under way; one line for the user: its address, or how to upload it."""
     if run is None:
         return None
     with _one_line_warning("the end of the run"):
@@ -214,13 +208,13 @@ def artifact_name(name: str) -> str:
 
 
 def _log_artifact(
-    run: "Run", name: str, kind: str, files: Sequence[Path], *, metadata: Any = None, aliases: Any = None
+    run: Any, name: str, kind: str, files: Sequence[Path], metadata: Any = None, aliases: Any = None
 ) -> None:
     """Keep copies of the files in the run's folder until they are uploaded; wandb's default is the home directory."""
     import wandb
 
     os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(run.dir).parents[1])
-    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+    artifact = wandb.Artifact(artifact_name(name), type=kind, metadata=metadata)
     for file in files:
         artifact.add_file(str(file), skip_cache=True)
     run.log_artifact(artifact, aliases=aliases)

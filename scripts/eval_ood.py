@@ -180,9 +180,14 @@ def chosen_network(config: Any) -> tuple["Network", int | None]:
 
 
 def _named_runs(config: Any) -> list[Path]:
-    from bnood.training.run_folder import newest_run
+    """The folders of the runs that ``--run`` names, by default the one whose checkpoint was written last."""
+    from bnood.training.run_folder import CHECKPOINT
 
-    return [Path(name) for name in listed(config.run)] if config.run else [newest_run(config.runs)]
+    found = sorted(config.runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+    if not found and not config.run:
+        wanted = "train one with scripts/train.py, or name it with --run"
+        raise UserError(f"no run with a checkpoint in {config.runs}/: {wanted}")
+    return [Path(name) for name in listed(config.run)] if config.run else [found[-1].parent.parent]
 
 
 def _numbers(given: str | list[float] | None) -> tuple[float, ...] | None:

@@ -1,6 +1,7 @@
-"""What a user sees where a script refuses to go on."""
+"""What a user sees where a script refuses to go on, and a full disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,15 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Inside, writing beyond ``size`` bytes fails with ``OSError``; keep it short, for pytest's own log counts too."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

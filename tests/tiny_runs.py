@@ -26,12 +26,8 @@ def data_root() -> Path:
     """A data root with the in-distribution set ``tiny`` and the OOD sets ``marks`` and ``grounds``."""
     root = Path(tempfile.mkdtemp(prefix="tiny-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    for name, source, split, count in (
-        ("tiny", "shapes", "train", TRAIN + VALIDATION),
-        ("tiny", "shapes", "test", TEST),
-        ("marks", "digits", "test", OOD),
-        ("grounds", "textures", "test", OOD),
-    ):
+    tiny = (("tiny", "shapes", "train", TRAIN + VALIDATION), ("tiny", "shapes", "test", TEST))
+    for name, source, split, count in (*tiny, ("marks", "digits", "test", OOD), ("grounds", "textures", "test", OOD)):
         images = synthetic_images(source, split, count=count)
         write_set(root / name / f"{split}.npz", images.images[:, ::2, ::2], images.labels)
     return root

@@ -1,8 +1,7 @@
 """Reads back what an offline run of Weights & Biases wrote: its transaction log, ``run-<id>.wandb``.
 
-wandb 0.31 has no reader in Python any more (its own is in Go). The file is LevelDB's log format behind a header of
-7 bytes: blocks of 32 KiB; in them chunks of crc32 (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last);
-the chunks of one record joined are a ``Record`` protobuf, whose classes wandb ships.
+It is LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB; in them chunks of crc32 (4 bytes), length (2),
+type (1: whole, 2: first, 3: middle, 4: last); the chunks of one record joined are a ``Record`` protobuf.
 """
 
 import json
@@ -25,7 +24,6 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)  # name or glob -> its definition
     artifacts: list[Any] = field(default_factory=list)
     exit_code: int | None = None
 
@@ -38,12 +36,9 @@ def read_records(file: Path) -> Iterator[Any]:
     """The protobuf records of a transaction log."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    data = file.read_bytes()
-    assert data[:4] == b":W&B", f"{file} is not a wandb transaction log"
-    position, parts = HEADER, b""
+    data, position, parts = file.read_bytes(), HEADER, b""
     while position + CHUNK_HEADER <= len(data):
-        left = BLOCK - position % BLOCK
-        if left < CHUNK_HEADER:
+        if (left := BLOCK - position % BLOCK) < CHUNK_HEADER:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
@@ -71,9 +66,9 @@ def read_offline_run(folder: Path) -> OfflineRun:
     (file,) = folder.glob("run-*.wandb")
     for _ in range(1500):
         if (run := _read(file)).exit_code is not None:
-            return run
+            break
         time.sleep(0.02)
-    raise TimeoutError(f"{file} has no exit record: the run was not finished")
+    return run
 
 
 def _read(file: Path) -> OfflineRun:
@@ -88,8 +83,6 @@ def _read(file: Path) -> OfflineRun:
         elif kind == "history":
             run.history.append({})
             _update(run.history[-1], record.history.item)
-        elif kind == "metric":
-            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
         elif kind == "artifact":
             run.artifacts.append(record.artifact)
         elif kind == "exit":

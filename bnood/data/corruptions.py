@@ -1,7 +1,7 @@
 """Shifted in-distribution images, made on the fly: noise, blur and lower contrast at five strengths, and grey.
 
-The corruptions are Hendrycks & Dietterich's (ICLR 2019) with the constants of CIFAR-10-C (``make_cifar_c.py`` in the
-authors' repository), meant for 32 x 32 pixels; results are rounded (CIFAR-10-C cuts the fraction off instead).
+The corruptions are Hendrycks & Dietterich's (ICLR 2019) with the constants of CIFAR-10-C, meant for 32 x 32 pixels;
+results are rounded (CIFAR-10-C cuts the fraction off instead).
 """
 
 import zlib
@@ -15,12 +15,11 @@ from bnood.data.reading import as_image
 from bnood.data.splits import check_seed
 from bnood.errors import UserError
 
-CONSTANTS: dict[str, tuple[float, ...]] = {
+CONSTANTS: dict[str, tuple[float, ...]] = {  # c of each corruption at each strength, from 1 to 5
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # x + c z, z standard normal for every pixel and channel, white is 1
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # a Gaussian of c pixels, cut off at 4 c, the border pixels repeated
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # c (x - m) + m, m the mean of the image's channel
 }
-"""The constant c of each corruption at each strength, from 1 to 5."""
 
 _CHUNK = 256  # images worked on at a time, which bounds memory: 6 MB of float64 at 32 x 32 pixels
 
@@ -41,21 +40,20 @@ def shifted(images: Images, shift: str, seed: int = 0) -> Images:
     """The images after a shift, named as in configs (``noise-3``, ``grey``), with their labels.
 
     ``grey`` is the luma of ITU-R 601 in all three channels. The noise of image i depends on ``seed`` and i alone, and
-    all strengths scale the same draw, so they are paired. UserError for an unknown shift or seed, and for a corruption
-    of images that are not held in memory.
+    all strengths scale the same draw. UserError for an unknown shift, and a corruption of images not held in memory.
     """
     check_shift(shift)
     check_seed(seed, shift)
-    if not is_made_here(shift):
-        expected = f"expected {', '.join(CONSTANTS)} and a strength (noise-3), grey, or a labelled set"
-        raise UserError(f"shift {shift!r}: {expected}")
     if shift == "grey":
         grey = _GreyDataset(images)
         if isinstance(images, ImageSet):
             return replace(images, name=shift, images=np.stack([grey[index] for index in range(len(images))]))
         return replace(images, name=shift, dataset=grey, checked=[])
-    if not isinstance(images, ImageSet):
-        raise UserError(f"shift {shift!r}: only ID images that are held in memory can be corrupted: give image_size")
+    if not is_made_here(shift) or not isinstance(images, ImageSet):
+        expected = (
+            f"grey, or {', '.join(CONSTANTS)} with a strength (noise-3) of images held in memory: give image_size"
+        )
+        raise UserError(f"shift {shift!r}: expected {expected}")
     return replace(images, name=shift, images=_corrupted(images.images, shift, seed))
 
 

@@ -1,6 +1,7 @@
 """The LightningDataModule: one uint8 array, on the device where it fits; batches are cut and augmented there."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ def epoch_plan(images: int, batch_size: int, seed: int, epoch: int, first_step: 
     """All that is drawn for one epoch, by the seed, the epoch and the step alone: a resumed run draws the same.
 
     int64 ``[steps, 1 or 4, batch_size]`` on the CPU: indices of images and, unless ``padding`` is None,
-    :func:`draw_crops`. Only full batches: the last short one would have other BatchNorm statistics.
+    :func:`draw_crops`. The last short batch, which would have other BatchNorm statistics, is left out.
     """
     steps = images // batch_size
     order = torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(images)[: steps * batch_size])
@@ -61,6 +62,7 @@ def channel_constants(images: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-3)
 
 
+@dataclass(eq=False)
 class ImageDataModule(L.LightningDataModule):
     """In-distribution images for training and validation.
 
@@ -79,30 +81,23 @@ class ImageDataModule(L.LightningDataModule):
         seed: of shuffling and augmentation; set from ``seed_everything``.
     """
 
-    train_set: ImageSet | None = None
-    validation_set: ImageSet | None = None
+    in_distribution: str = "shapes"
+    root: Path | None = None
+    ood: tuple[str, ...] = ("digits", "textures", "unseen_shapes")
+    validation: int = 1000
+    split_seed: int = 0
+    batch_size: int = 128
+    evaluation_batch_size: int = 500
+    augmentation: Augmentation = "crop_flip"
+    download: bool = False
+    image_size: int = 32
+    train_count: int | None = None
+    seed: int = 0
+    train_set: ImageSet | None = field(default=None, init=False)
+    validation_set: ImageSet | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        in_distribution: str = "shapes",
-        root: Path | None = None,
-        ood: tuple[str, ...] = ("digits", "textures", "unseen_shapes"),
-        validation: int = 1000,
-        split_seed: int = 0,
-        batch_size: int = 128,
-        evaluation_batch_size: int = 500,
-        augmentation: Augmentation = "crop_flip",
-        download: bool = False,
-        image_size: int = 32,
-        train_count: int | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self.in_distribution, self.root, self.ood = in_distribution, root, ood
-        self.validation, self.split_seed = validation, split_seed
-        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
-        self.augmentation, self.download, self.image_size = augmentation, download, image_size
-        self.train_count, self.seed = train_count, seed
         for name in ("batch_size", "evaluation_batch_size", "image_size", "train_count"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; expected a whole number from 1 up")
@@ -114,12 +109,13 @@ class ImageDataModule(L.LightningDataModule):
         for name in (self.in_distribution, *self.ood):  # a misspelt OOD set should not come to light after training
             check_known(name, self.root)
         train_set, self.validation_set = training_split(vars(self))
+        wrong, classes = "", np.unique(train_set.labels)  # type: ignore[arg-type]
         if len(train_set) < self.batch_size:
-            found = f"{len(train_set)} training images do not fill one batch (data.batch_size={self.batch_size})"
-            raise UserError(f"{self.in_distribution}: {found}: choose a smaller batch")
-        if len(np.unique(train_set.labels)) < 2:  # type: ignore[arg-type]
-            found = f"all training images have the label {train_set.labels[0]}"  # type: ignore[index]
-            raise UserError(f"{self.in_distribution}: {found}; expected two classes or more (one folder for each)")
+            wrong = f"{len(train_set)} training images do not fill one batch: choose a smaller data.batch_size"
+        elif len(classes) < 2:
+            wrong = f"all training images have the label {classes[0]}; expected two classes or more"
+        if wrong:
+            raise UserError(f"{self.in_distribution}: {wrong}")
         self.train_set = train_set
 
     def train_dataloader(self) -> Batches:

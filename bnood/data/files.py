@@ -20,11 +20,6 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix: their depth is known to _bits
 
 
-def one_line(error: BaseException) -> str:
-    """The type and the message of an error, without its line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def check_file(path: Path, expected: str) -> None:
     """Refuse a path that is no regular file without opening it: opening a named pipe would wait."""
     try:
@@ -47,40 +42,37 @@ def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
                 raise zipfile.BadZipFile("it is cut short or not an .npz archive")
             with np.load(file, allow_pickle=False) as archive:
                 found = ImageSet(str(path), np.ascontiguousarray(archive["images"]), archive.get("labels"))
-    except UserError:
-        raise
     except Exception as error:  # numpy and zipfile raise a dozen types on damaged archives
-        raise UserError(f"{path}: the archive can't be read ({one_line(error)}); {expected}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: the archive can't be read ({type(error).__name__}: {error}); {expected}") from error
     height, width = found.images.shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
         found_size = f"images are {height} x {width} pixels; expected {image_size} x {image_size}"
-        raise UserError(f"{path}: {found_size} (arrays are never resized here: resize them yourself, and state how)")
+        raise UserError(f"{path}: {found_size} (arrays are never resized here)")
     return found.renamed(name)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files (:data:`SUFFIXES`, in either case) in and below a folder, sorted by path.
+    """All image files (:data:`SUFFIXES`, in either case) in and below a folder, hidden ones left out, sorted by path.
 
-    Hidden ones are left out. Links are followed, except to folders above, and each file on the disk is listed once,
-    by its own path rather than by a link. UserError if there are no images, or one is no regular file.
+    Links are followed, except to folders above, and each file on the disk is listed once, by its own path rather than
+    by a link. UserError if there are no images, or one is no regular file.
     """
     found: list[tuple[bool, Path]] = []  # (reached through a link, path)
     walked = {_identity(above) for above in folder.resolve().parents}
     waiting = [(False, folder)]  # a heap: what needs no link comes first
     while waiting:
         linked, place = heapq.heappop(waiting)
-        if _identity(place) in walked:
-            continue
-        walked.add(_identity(place))
-        for entry in os.scandir(place):
+        visible = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        for entry in visible if _identity(place) not in walked else ():
             path, through_link = place / entry.name, linked or entry.is_symlink()
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir():
                 heapq.heappush(waiting, (through_link, path))
             elif entry.name.lower().endswith(SUFFIXES):
                 check_file(path, "expected an image file")
                 found.append((through_link, path))
+        walked.add(_identity(place))
     if not found:
         raise UserError(f"{folder}: there are no images in it or below it; expected {', '.join(SUFFIXES)}")
     return sorted({_identity(path): path for _, path in sorted(found, reverse=True)}.values())
@@ -105,16 +97,16 @@ def open_image(file: Path) -> Image.Image:
     check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if _bits(image) > 8:
-                raise UserError(f"{file}: the image has {_bits(image)} bits per channel; expected 8")
+            if (bits := _bits(image)) > 8:
+                raise UserError(f"{file}: the image has {bits} bits per channel; expected 8")
             if max(image.size) > 1000 * min(image.size):  # resizing its shorter side would take all memory
                 raise UserError(f"{file}: the image is {image.width} x {image.height}; expected sides up to 1000:1")
             return as_rgb(image, str(file))
-    except UserError:
-        raise
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        expected = f"a complete file ({', '.join(_FORMATS)}) within Pillow's limit of pixels"
-        raise UserError(f"{file}: the image cannot be read ({one_line(error)}); expected {expected}") from error
+        if isinstance(error, UserError):
+            raise
+        expected = f"expected a complete file ({', '.join(_FORMATS)}) within Pillow's limit of pixels"
+        raise UserError(f"{file}: the image cannot be read ({type(error).__name__}: {error}); {expected}") from error
 
 
 def _bits(image: Image.Image) -> int:

@@ -42,12 +42,12 @@ class _Set:
         """Make integer labels int64; refuse any that are no class indices, or not one per image."""
         if labels is None:
             return
-        if labels.dtype.kind not in "iu" or labels.shape != (len(self),):
-            found = f"{labels.dtype} {list(labels.shape)}"
-            raise UserError(f"{self.name}: labels are {found}; expected int64 [{len(self)}], one per image")
-        if len(self) and not 0 <= labels.min() <= labels.max() < 2**63:
-            found = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{self.name}: labels are {found}; expected class indices from 0 up, within int64")
+        found, expected = f"{labels.dtype} {list(labels.shape)}", f"int64 [{len(self)}], one per image"
+        fits = labels.dtype.kind in "iu" and labels.shape == (len(self),)
+        if fits and len(self) and not 0 <= labels.min() <= labels.max() < 2**63:
+            found, expected, fits = f"{labels.min()} to {labels.max()}", "class indices from 0 up, within int64", False
+        if not fits:
+            raise UserError(f"{self.name}: labels are {found}; expected {expected}")
         object.__setattr__(self, "labels", np.ascontiguousarray(labels, np.int64))
 
 
@@ -85,8 +85,8 @@ class StreamedSet(_Set):
 
     def __post_init__(self) -> None:
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
-            found = f"it is a {type(self.dataset).__name__}"
-            raise UserError(f"{self.name}: {found}; expected the name or path of a set, or a map-style dataset")
+            expected = "expected the name or path of a set, or a map-style dataset"
+            raise UserError(f"{self.name}: it is a {type(self.dataset).__name__}; {expected}")
         if self.index is None:
             object.__setattr__(self, "index", np.arange(len(self.dataset)))
         self._check_labels(self.labels)
@@ -99,18 +99,17 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     """The set with labels that are class indices of a network, or unlabelled with a note that says why.
 
     Labels that number folders hold if ``classes`` (names in the order of the logits) has every folder, or else if there
-    are as many folders as classes. Other labels are class indices already. UserError if one is too large, or
-    ``classes`` are not ``num_classes`` or lack a folder.
+    are as many folders as classes. UserError if a label is too large, or ``classes`` are others than the network's.
     """
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"the list of classes has {len(classes)} names; expected {num_classes}, one per logit")
     labels, folders = images.labels, images.folders
     if labels is not None and folders is not None:
         if classes is None and len(folders) != num_classes:
-            return replace(images, labels=None, folders=None), (
-                f"{images.name}: used without labels, because it has {len(folders)} class folder(s) and the network "
-                f"{num_classes} classes; name the folders by class index, or list the classes with --classes FILE"
-            )
+            reason = f"it has {len(folders)} class folder(s) and the network {num_classes} classes"
+            advice = "name the folders by class index, or list the classes with --classes FILE"
+            note = f"{images.name}: used without labels, because {reason}; {advice}"
+            return replace(images, labels=None, folders=None), note
         order = list(classes or folders)
         if missing := [name for name in folders if name not in order]:
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from bnood.data.files import as_rgb, one_line, open_image
+from bnood.data.files import as_rgb, open_image
 from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.errors import UserError
 
@@ -28,11 +28,8 @@ def read_batches(
 ) -> Iterator[Tensor]:
     """Yield the images of each batch, in order; the same values for any number of workers.
 
-    Args:
-        sets: where the images come from.
-        batches: each int64 ``[n, 2]``, n at least 1: position in ``sets``, index in that set.
-        transform: from a PIL image (RGB) to a float tensor ``[3, h, w]``. Items that are float tensors skip it.
-        workers: processes that decode; 0 decodes here.
+    ``batches`` are int64 ``[n, 2]``, n at least 1: position in ``sets``, index in that set. ``transform`` turns a PIL
+    image (RGB) into a float tensor ``[3, h, w]``; items that are float tensors skip it. ``workers`` are processes.
 
     Gives float32 ``[n, 3, h, w]`` after a transform or from float tensors, else uint8 ``[n, H, W, 3]``. UserError if
     sizes are unequal, or an item cannot be read, is of another kind or differs when read twice.
@@ -93,10 +90,10 @@ def _read(images: Images, index: int, transform: Transform | None) -> Tensor:
         image = as_image(items[int(number)], where)
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image)) if transform is None else transform(image)
-    except UserError:
-        raise
     except Exception as error:  # whatever the user's dataset or transform raises
-        raise UserError(f"{where} cannot be read or transformed ({one_line(error)})") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where} cannot be read or transformed ({type(error).__name__}: {error})") from error
     if transform is not None and not (isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3):
         raise UserError(f"{where}: the transform gives {_described(image)}; expected a float tensor [3, h, w]")
     return image.detach().float() if image.is_floating_point() else image
@@ -115,14 +112,11 @@ def as_image(item: Any, where: str) -> Image.Image | Tensor:
         image = image.permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return Image.fromarray(np.ascontiguousarray(image))
-    raise UserError(
-        f"{where} is {_described(image)}; expected an image or (image, label), the image being a path, a PIL image, "
-        "a uint8 array [H, W, 3], a uint8 tensor [3, H, W] or a float tensor [3, h, w]"
-    )
+    kinds = "a path, a PIL image, a uint8 array [H, W, 3], a uint8 tensor [3, H, W] or a float tensor [3, h, w]"
+    raise UserError(f"{where} is {_described(image)}; expected an image or (image, label), the image being {kinds}")
 
 
 def _check_repeatable(images: Images, transform: Transform | None) -> None:
-    """Read some items twice, once for each set and transform."""
     checked = images.checked if isinstance(images, StreamedSet) else []
     if any(each is transform for each in checked):
         return
@@ -131,17 +125,15 @@ def _check_repeatable(images: Images, transform: Transform | None) -> None:
         if first.is_floating_point() and not torch.isfinite(first).all():
             raise UserError(f"{images.name}: image {index} holds NaN or infinity after the transform")
         if not torch.equal(first, second):
-            expected = "expected a dataset and a transform without random augmentation"
-            raise UserError(f"{images.name}: image {index} differs when it is read twice; {expected}")
+            wanted = "expected a dataset and a transform without random augmentation"
+            raise UserError(f"{images.name}: image {index} differs when it is read twice; {wanted}")
     checked.append(transform)
 
 
 def _same_size(name: str, first: Sequence[int] | None, other: Sequence[int]) -> Sequence[int]:
     if first not in (None, other):
-        raise UserError(
-            f"{name}: images have unequal sizes, {list(first or ())} and {list(other)}; expected one size, by a "
-            "transform that resizes and crops or by image_size"
-        )
+        found = f"images have unequal sizes, {list(first or ())} and {list(other)}"
+        raise UserError(f"{name}: {found}; expected one size: resize them by the transform or image_size")
     return other
 
 
@@ -163,10 +155,7 @@ def draw_crops(count: int, generator: torch.Generator, padding: int = PADDING) -
 
 
 def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = PADDING) -> Tensor:
-    """Crops of the :func:`padded` ``images[index]``, by :func:`draw_crops`: uint8 ``[N, H, W, 3]``, a new tensor.
-
-    Everything is on one device, and nothing waits for it.
-    """
+    """Crops of the :func:`padded` ``images[index]``, by :func:`draw_crops`: uint8 ``[N, H, W, 3]``, a new tensor."""
     height, width = images.shape[1] - 2 * padding, images.shape[2] - 2 * padding
     first_row, first_column, mirrored = draws[:, :, None]
     across = torch.arange(width, device=images.device)

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from bnood.data.files import check_file, decode, fit, image_files, one_line, read_npz
+from bnood.data.files import check_file, decode, fit, image_files, read_npz
 from bnood.data.image_set import Images, ImageSet, StreamedSet
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
@@ -18,7 +19,7 @@ from bnood.errors import UserError
 
 SPLITS = ("train", "val", "test", "extra")
 
-TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {
+TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: torchvision's class, and our splits
     "cifar10": ("CIFAR10", ("train", "test")),
     "cifar100": ("CIFAR100", ("train", "test")),
     "svhn": ("SVHN", ("train", "test", "extra")),
@@ -26,12 +27,11 @@ TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {
     "mnist": ("MNIST", ("train", "test")),
     "fashion_mnist": ("FashionMNIST", ("train", "test")),
 }
-"""The sets known to torchvision, by the name that a config uses: its class, and our splits."""
 
 
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, else the environment's ``BNOOD_DATA``, else ``./data``."""
-    return _expanded(root or os.environ.get("BNOOD_DATA") or "data")
+    return Path(os.path.expanduser(root or os.environ.get("BNOOD_DATA") or "data"))
 
 
 def is_path(name: str) -> bool:
@@ -54,8 +54,7 @@ def images(
 
     A string is a path if it ends in ``.npz`` or has a path separator. Any other one is looked up, in this order: the
     built-in sets (:data:`bnood.data.synthetic.SYNTHETIC`); ``<root>/<name>/<split>.npz``; ``<root>/<name>/images/**``;
-    the sets of torchvision (:data:`TORCHVISION`), with its checksums; a folder of that name where the program runs (to
-    put it first, write ``./svhn``).
+    the sets of torchvision (:data:`TORCHVISION`); a folder of that name here (to put it first, write ``./svhn``).
 
     Args:
         source: name, path, dataset (items as in :class:`StreamedSet`), or a set that is ready.
@@ -64,8 +63,8 @@ def images(
         root: folder of the data sets (:func:`data_root`).
         labels: class indices ``[N]``; None for none; ``auto`` for those of an archive or dataset, or of a folder's top
             folders if every image lies in one (:func:`numbered`).
-        image_size: side of the square images, to which photographs and torchvision's arrays are resized now
-            (:func:`bnood.data.files.fit`). None: photographs are decoded when they are read (:class:`StreamedSet`).
+        image_size: side of the square images, to which photographs and torchvision's arrays are resized now. None:
+            photographs are decoded when they are read (:class:`StreamedSet`).
         download: let torchvision download what is missing.
         count: of the images of a built-in set; None for the split's own number.
 
@@ -79,12 +78,13 @@ def images(
         try:
             found = _named(path, split, data_root(root), download, image_size, count)
         except OSError as error:
-            raise UserError(f"{path}: it cannot be read ({one_line(error)}); expected a name or a path") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: it cannot be read ({reason}); expected a name or a path") from error
+    elif (image_size, count) != (None, None):
+        raise UserError(f"{type(source).__name__}: image_size and count are for names and paths; expected neither")
     else:
         ready = isinstance(source, ImageSet | StreamedSet)
         found = source if ready else StreamedSet(type(source).__name__, source, dataset_labels(source))
-        if (image_size, count) != (None, None):
-            raise UserError(f"{found.name}: image_size and count are for names and paths; expected neither")
     if not len(found):
         raise UserError(f"{found.name}: there are no images in it; expected at least one")
     if not (isinstance(labels, str) and labels == "auto"):
@@ -104,10 +104,9 @@ def read_classes(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: it is not UTF-8 text; {expected}") from error
-    for number, name in enumerate(names, 1):
-        if not name or name in names[: number - 1]:
-            raise UserError(f"{path}, line {number}: {f'{name} comes twice' if name else 'it is empty'}; {expected}")
+        raise UserError(f"{path}: {error}; {expected}") from error
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"{path}: a line is empty or comes twice; {expected}")
     return names
 
 
@@ -124,7 +123,7 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
     given = {key: data[key] for key in ("root", "download", "image_size") if key in data}
     loaded = load_images(name, "train", **given)
     if loaded.labels is None:
-        raise UserError(f"{name}: training needs labels (in an .npz: int64 [N]), but the set has none")
+        raise UserError(f"{name}: training needs labels, but the set has none")
     train, validation = stratified_split(loaded.labels, data.get("validation", 1000), seed, loaded.name)
     if data.get("train_count") is not None:
         # An arbitrary but fixed subset that keeps no class order of the source.
@@ -134,12 +133,11 @@ def training_split(data: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 def has_test_images(name: str, root: Path | None = None) -> bool:
     """Whether a set's ``test`` images are others than its ``train`` images: paths and ``images/**`` have no splits."""
-    if is_path(name):
-        return False
     check_known(name, root)
     folder = data_root(root) / name
     stored = any((folder / f"{split}.npz").exists() for split in ("train", "test"))
-    return name in SYNTHETIC or stored or (name in TORCHVISION and not (folder / "images").is_dir())
+    split = name in SYNTHETIC or stored or (name in TORCHVISION and not (folder / "images").is_dir())
+    return split and not is_path(name)
 
 
 def dataset_labels(dataset: Any) -> np.ndarray | None:
@@ -147,15 +145,13 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
         labels = dataset_labels(dataset.dataset)
         return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
-    try:
+    values, fits = np.empty(0), False
+    with suppress(ValueError):  # a ragged list
         values = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
-    except ValueError:  # a ragged list
-        return None
-    if values.ndim != 1 or len(values) != len(dataset):
-        return None
-    if (transform := getattr(dataset, "target_transform", None)) is not None:
+        fits = values.ndim == 1 and len(values) == len(dataset)
+    if fits and (transform := getattr(dataset, "target_transform", None)) is not None:
         values = np.array([transform(value) for value in values.tolist()])
-    return values if values.dtype.kind in "iu" else None
+    return values if fits and values.dtype.kind in "iu" else None
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -167,7 +163,6 @@ def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None
 
 
 def _named(name: str, split: str, root: Path, download: bool, image_size: int | None, count: int | None) -> Images:
-    """The set that a name or a path means."""
     if split not in SPLITS:
         raise UserError(f"{name}: there is no split {split!r}; expected one of {', '.join(SPLITS)}")
     if name in SYNTHETIC:
@@ -176,7 +171,7 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
         return synthetic_images(name, split, count)
     if count is not None:
         raise UserError(f"{name}: count is {count}, but only built-in sets are drawn in any number; leave count out")
-    folder, path = root / name, _expanded(name)
+    folder, path = root / name, Path(os.path.expanduser(name))  # pathlib's refuses ~ of an unknown user
     if is_path(name):
         if not path.is_dir():
             return read_npz(path, image_size, path.resolve().parent.name if path.stem in SPLITS else path.stem)
@@ -198,12 +193,8 @@ def _named(name: str, split: str, root: Path, download: bool, image_size: int | 
     raise UserError(_unknown(name, root))
 
 
-def _expanded(path: str | Path) -> Path:
-    return Path(os.path.expanduser(path))  # unlike pathlib's, it takes ~ of an unknown user as it is
-
-
 def _photographs(name: str, folder: Path, image_size: int | None, files: list[Path] | None = None) -> Images:
-    """The image files of a folder (all of them, unless `files` are given), labelled by its top folders."""
+    """The image files of a folder, labelled by its top folders."""
     files = image_files(folder) if files is None else files
     parts = [file.relative_to(folder).parts for file in files]
     in_folders = all(len(each) > 1 for each in parts)
@@ -214,7 +205,6 @@ def _photographs(name: str, folder: Path, image_size: int | None, files: list[Pa
 
 
 def _unknown(name: str, root: Path) -> str:
-    """The message for a name that is nowhere."""
     local = sorted({file.parent.name for pattern in ("*/*.npz", "*/images") for file in root.glob(pattern)})
     known = list(dict.fromkeys([*SYNTHETIC, *TORCHVISION, *local]))
     hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name.lower(), known, n=1))
@@ -239,14 +229,14 @@ def _from_torchvision(name: str, split: str, root: Path, download: bool, image_s
             return _photographs(name, root / "dtd" / "dtd" / "images", image_size, files)
         chosen = {"split": split} if name == "svhn" else {"train": split == "train"}
         dataset = reader(root, **chosen, download=download)
-    except UserError:
-        raise
     except Exception as error:  # readers and downloads raise a dozen types on files that are missing or damaged
+        if isinstance(error, UserError):
+            raise
         # With a download, too: torchvision takes a folder that exists for complete, and then downloads nothing.
-        found = f"{name}: the images of split {split!r} aren't there or not whole ({one_line(error)})"
         raise UserError(
-            f"{found}; expected {root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below "
-            f"{root}: get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
+            f"{name}: the images of split {split!r} aren't there or not whole ({type(error).__name__}: {error}); "
+            f"expected {root / name / f'{split}.npz'}, {root / name / 'images'}, or the original files below {root}: "
+            "get them with --data.download true, or name their place with --data.root or BNOOD_DATA"
         ) from error
     pixels = dataset.data.transpose(0, 2, 3, 1) if name == "svhn" else np.asarray(dataset.data)
     labels = np.asarray(dataset.labels if name == "svhn" else dataset.targets)

@@ -11,7 +11,7 @@ def stratified_split(
     """Indices of training images and of ``validation`` others, int64, sorted; each class is divided in proportion.
 
     Shares are rounded up for the largest remainders (Hamilton's method), the lower class first where they are equal.
-    ``labels`` are integers ``[N]``. UserError if either side or a class would be left without training images.
+    UserError if either side or a class would be left without training images.
     """
     count = len(labels)
     if isinstance(validation, bool) or not isinstance(validation, int) or not 1 <= validation < count:
@@ -22,10 +22,8 @@ def stratified_split(
     taken[np.argsort(-remainders, kind="stable")[: validation - taken.sum()]] += 1
     if (taken == sizes).any():
         emptied = int(np.argmax(taken == sizes))
-        raise UserError(
-            f"{name}: class {classes[emptied]} has {sizes[emptied]} image(s), and {validation} validation images of "
-            f"{count} would leave it none to train on; expected fewer validation images or more of this class"
-        )
+        found = f"class {classes[emptied]} has {sizes[emptied]} image(s), and {validation} validation images of {count}"
+        raise UserError(f"{name}: {found} would leave it none to train on; expected fewer validation images")
     order = _permutation(count, seed, name)
     by_class = order[np.argsort(class_number[order], kind="stable")]  # each class in a block, shuffled within it
     rank = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)

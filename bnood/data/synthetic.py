@@ -5,8 +5,8 @@ distribution are ``digits`` (SVHN's part), ``textures`` (DTD's), ``unseen_shapes
 ``gaussian_noise`` and ``uniform_noise``. Only the noise has the same bits everywhere.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
@@ -29,11 +29,12 @@ PIXEL_X, PIXEL_Y = np.meshgrid(_PIXELS, _PIXELS)
 Outline = list[tuple[np.ndarray, bool]]
 
 
+@dataclass
 class Draws:
-    """Uniform random numbers for n images, dealt out column by column: row i belongs to image i."""
+    """Uniform random numbers for n images, dealt out column by column: row i of the table belongs to image i."""
 
-    def __init__(self, table: np.ndarray) -> None:
-        self.table, self.used = table, 0
+    table: np.ndarray
+    used: int = 0
 
     def block(self, *shape: int) -> np.ndarray:
         """The next numbers in [0, 1), as ``[n, *shape]``."""
@@ -166,8 +167,6 @@ UNSEEN: dict[str, Outline] = {
 
 
 class SyntheticSet(NamedTuple):
-    """How a set is made."""
-
     key: int  # of its random stream
     classes: int  # 0: no labels
     render: Callable[[np.ndarray, Draws, np.ndarray], np.ndarray]  # labels, draws, uniform pixels -> grey levels
@@ -177,8 +176,8 @@ class SyntheticSet(NamedTuple):
 def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSet:
     """Draw one of :data:`SYNTHETIC`, uint8 ``[count, 32, 32, 3]``; labels are 0, 1, 2, .. in turn, so balanced.
 
-    None: 10,000 images for training, 2,000 for testing. Sets and splits have separate random streams. The first n
-    images do not depend on ``count``. UserError for a split that the set lacks, or a count out of range.
+    By default 10,000 images for training, 2,000 for testing, each from a stream of its own; the first n do not depend
+    on ``count``. UserError for a split that the set lacks, or a count out of range.
     """
     recipe = SYNTHETIC[name]
     if split not in recipe.splits:
@@ -186,7 +185,6 @@ def synthetic_images(name: str, split: str, count: int | None = None) -> ImageSe
     count = {"train": 10_000, "test": 2_000}[split] if count is None else count
     if not 1 <= count <= 10**6:
         raise UserError(f"count {count} of the built-in set {name!r}: expected a whole number from 1 to 1000000")
-
     random = np.random.RandomState([0, recipe.key, recipe.splits.index(split)])
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels = np.arange(count) % max(1, recipe.classes)
@@ -227,7 +225,7 @@ def _picture(
         x, _ = rotated(draws.between(0, 1))
         strip = np.clip(draws.between(0.8, 2) - np.abs(x - draws.between(-11, 11)), 0, 1)
         image = _mix(strip * (draws.between(0, 1) < 0.35), image, draws.block(3, 1, 1))
-    noise = (pixels - 0.5) * (draws.between(0, 0.05) * math.sqrt(12))[:, None]
+    noise = (pixels - 0.5) * (draws.between(0, 0.05) * np.sqrt(12))[:, None]
     return np.rint(255 * np.clip(image + noise, 0, 1))
 
 
@@ -243,4 +241,3 @@ SYNTHETIC: dict[str, SyntheticSet] = {
     "gaussian_noise": SyntheticSet(5, 0, lambda _, __, pixels: np.searchsorted(_GAUSSIAN_LEVELS, pixels, "right")),
     "uniform_noise": SyntheticSet(6, 0, lambda _, __, pixels: np.floor(256 * pixels)),
 }
-"""The built-in sets, by the name that a config uses."""

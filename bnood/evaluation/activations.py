@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnood.errors import UserError
 from bnood.evaluation.intervals import weighted_means
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 from bnood.statistics import BatchNormStatistics
 
 LEAST_EFFECTIVE = 50

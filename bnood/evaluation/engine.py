@@ -19,7 +19,7 @@ from bnood.evaluation.options import DEFAULT_DETECTORS
 from bnood.evaluation.passes import Context, Passes, in_batches, shuffled
 from bnood.evaluation.scores import SCORES
 from bnood.evaluation.tables import Scored, Tables, Where
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Outputs
 from bnood.statistics import has_batchnorm, read_statistics
 
 Fitted = dict[str, Detector]

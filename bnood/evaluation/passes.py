@@ -15,8 +15,7 @@ from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
-from bnood.networks.network import Network
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Network, Outputs
 from bnood.statistics.contexts import lent
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]

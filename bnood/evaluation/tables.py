@@ -18,7 +18,7 @@ from bnood.evaluation.activations import ClassMix, UnitReference, share_above
 from bnood.evaluation.intervals import interval, set_counts, weighted_means
 from bnood.evaluation.metrics import calibration_gaps, cross_entropies, detection_metrics_of_sets
 from bnood.evaluation.scores import SCORES
-from bnood.networks.outputs import Head, Outputs
+from bnood.networks.network import Head, Outputs
 
 COLUMNS = (
     "run", "network", "norm", "seed", "statistics", "estimator", "n_calibration", "fitted_under", "dataset", "role",

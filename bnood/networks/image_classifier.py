@@ -29,9 +29,9 @@ def build_model(
     norm_position: NormPosition = "before",
     image_size: int = 32,
 ) -> nn.Module:
-    """A network that takes float ``[N, 3, H, W]`` and gives logits ``[N, K]``.
+    """A network for float ``[N, 3, H, W]``; arguments as :class:`bnood.training.classifier.Classifier`'s.
 
-    The arguments are :class:`bnood.training.classifier.Classifier`'s. UserError for what cannot be built.
+    UserError for what cannot be built.
     """
     numbers = {"depth": depth, "width": width, "groups": groups, "num_classes": num_classes, "image_size": image_size}
     for name, value in numbers.items():
@@ -46,8 +46,8 @@ def build_model(
         kind = MLP if architecture == "mlp" else PlainConvNet
         return kind(depth, width, norm, groups, num_classes, activation, norm_position, image_size)
     if (activation, norm_position) != ("relu", "before"):
-        given = f"not activation {activation!r} and norm_position {norm_position!r}"
-        raise UserError(f"{architecture} has ReLU and its norms before it, {given}: those are for mlp and plain")
+        given = f"activation {activation!r} and norm_position {norm_position!r} are for mlp and plain"
+        raise UserError(f"{architecture} has ReLU and its norms before it: {given}")
     network = ResNet if architecture == "resnet" else WideResNet
     return network(depth, width, norm, groups, num_classes)
 

@@ -41,8 +41,8 @@ def load_network(
             returns an ``nn.Module``, which then takes images as they are stored, or a :class:`Network`.
         weights: a state_dict file (``torch.save`` or safetensors), or ``package:file`` for one inside an installed
             package; None for a callable that loads its own.
-        image_size: side of the model's images, instead of the transform's; the resizing before the crop in proportion.
-        mean, std: of the 3 channels of pixels in 0..1, instead of the transform's.
+        image_size, mean, std: side of the model's images (resized in proportion before the crop), and of the 3 channels
+            of pixels in 0..1, instead of the transform's.
         head: see :class:`Network`.
 
     UserError for an unknown name, a package that is missing, weights that do not fit, a transform of another kind.
@@ -50,18 +50,17 @@ def load_network(
     library, _, name = str(spec).partition(":")
     if not name or not all(part.isidentifier() for part in library.split(".")):
         raise UserError(f"model {spec!r}: expected torchvision:NAME, timm:NAME or package.module:callable")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
-    for what, values in (("mean", mean), ("std", std)):
-        if values is not None and not (len(values) == 3 and all(map(math.isfinite, values))):
-            raise UserError(f"{what} is {list(values)}: give one number per colour, for pixels in 0..1")
-    if std is not None and min(std) <= 0:
-        raise UserError(f"std is {list(std)}: give three numbers above 0")
     given = {"image_size": image_size, "mean": mean, "std": std}
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes: Changes = {key: value for key, value in given.items() if value is not None}
+    if changes.get("image_size", 1) < 1:
+        raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
+    for what, least in (("mean", -math.inf), ("std", 0)):
+        values = changes.get(what, (1, 1, 1))
+        if len(values) != 3 or not all(least < value < math.inf for value in values):
+            above = " above 0" if what == "std" else ""
+            raise UserError(f"{what} is {list(values)}: give one number{above} per colour, for pixels in 0..1")
     file = None if weights is None else weights_file(str(weights))
-    makers = {"torchvision": _torchvision, "timm": _timm}
-    make = makers[library] if library in makers else partial(_from_callable, library)
+    make = {"torchvision": _torchvision, "timm": _timm}.get(library, partial(_from_callable, library))
     network = make(name, file, changes, head)
     network.model.eval()
     return network
@@ -104,13 +103,12 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     try:
         made: Any = getattr(importlib.import_module(module), name)
         made = made if isinstance(made, nn.Module | Network) else made()
-    except UserError:
-        raise
     except Exception as error:  # whatever the user's module or function raises
+        if isinstance(error, UserError):
+            raise
         missing = str(error.name) if isinstance(error, ModuleNotFoundError) else module
         hint = "" if f"{module}.".startswith(f"{missing}.") else f": pip install {missing.replace('_', '-')}"
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"model {module}:{name} cannot be made ({reason}){hint}") from error
+        raise UserError(f"model {module}:{name} cannot be made ({type(error).__name__}: {error}){hint}") from error
     if isinstance(made, nn.Module):
         made = Network(made, name=name, head=head)
     elif not isinstance(made, Network):

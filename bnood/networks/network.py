@@ -2,17 +2,18 @@
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnood.errors import UserError, is_out_of_memory
-from bnood.networks.outputs import Head, Outputs
 from bnood.statistics import batchnorm_layers, has_batchnorm, unwrapped
 from bnood.statistics.contexts import lent
 
@@ -22,14 +23,35 @@ HEAD_TOLERANCE = 1e-5  # of the largest logit
 LOW_PRECISION_TOLERANCE = 2e-2
 
 
-class FoundHead(NamedTuple):
-    """The layer whose input the features are; no ``values`` where the logits are not this linear function of them."""
+class Head(NamedTuple):
+    """The last linear layer: ``logits = features @ weight.T + bias``; ``[K, D]`` and ``[K]``, float32 on the CPU."""
 
-    name: str
-    layer: nn.Module
-    values: Head | None
-    num_classes: int
-    feature_width: int
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass of N images gives, float32 on the CPU."""
+
+    logits: Tensor  # [N, K]
+    features: Tensor  # [N, D], what enters the last linear layer
+    channel_means: dict[str, Tensor] = field(default_factory=dict)  # [N, C] of each BatchNorm input, if asked for
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def at(self, index: Tensor | np.ndarray | slice) -> "Outputs":
+        """The outputs of some of the images."""
+        means = {name: values[index] for name, values in self.channel_means.items()}
+        return Outputs(self.logits[index], self.features[index], means)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Outputs"]) -> "Outputs":
+        """The outputs of several batches, in their order."""
+        logits, features = (torch.cat([getattr(part, key) for part in parts]) for key in ("logits", "features"))
+        means = {name: torch.cat([part.channel_means[name] for part in parts]) for name in parts[0].channel_means}
+        return cls(logits, features, means)
 
 
 class Network:
@@ -49,6 +71,10 @@ class Network:
 
     UserError for a model, transform or call of another kind, or a head that the model does not have.
     """
+
+    head: Head | None  # None if the logits are no linear function of the features; this and what follows: after a probe
+    num_classes: int  # K, of logits
+    feature_width: int  # D, of features
 
     def __init__(
         self,
@@ -73,32 +99,17 @@ class Network:
         self.seed = seed
         self._call = call
         self._head_name = None if head is None else _layer_name(self.model, head)
-        self._found: FoundHead | None = None
+        self._found: str | None = None  # the head's name
 
     @property
     def device(self) -> torch.device:
         """Where the model's parameters lie."""
         return _reference(self.model).device
 
-    @property
-    def head(self) -> Head | None:
-        """Weight and bias, if ``logits = features @ weight.T + bias``; this and what follows is known after a probe."""
-        return self._probed().values
-
-    @property
-    def num_classes(self) -> int:
-        """K, the number of logits."""
-        return self._probed().num_classes
-
-    @property
-    def feature_width(self) -> int:
-        """D, the number of features."""
-        return self._probed().feature_width
-
-    def _probed(self) -> FoundHead:
-        if self._found is None:
+    def __getattr__(self, name: str) -> Any:
+        if name in Network.__annotations__:
             raise UserError(f"{self.name}: call probe(batch) or outputs(batch) first, which find the head")
-        return self._found
+        raise AttributeError(name)
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         """Hand one batch to the model, on its device and in its type; serves ``estimate_statistics(call=)`` too."""
@@ -115,12 +126,11 @@ class Network:
         except (ValueError, RuntimeError) as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            shape = list(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(f"{self.name} cannot take a batch {shape} ({reason}): is it of another size?") from error
+            found = f"{list(batch.shape) if isinstance(batch, Tensor) else ''} ({type(error).__name__}: {error})"
+            raise UserError(f"{self.name} cannot take a batch {found}: is it of another size?") from error
 
-    def probe(self, batch: Any) -> FoundHead:
-        """Find the head on the first 8 images of a batch, once; UserError if there is none, or no logits."""
+    def probe(self, batch: Any) -> str:
+        """Find the head on the first 8 images of a batch, once: its name. UserError if there is none, or no logits."""
         if self._found is None:
             few = batch[:PROBE_IMAGES] if isinstance(batch, Tensor) else batch
             with lent(list(self.model.modules())), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -134,21 +144,17 @@ class Network:
         also the spatial means ``[N, C]`` of the last input of each BatchNorm layer that runs.
         """
         head = self.probe(batch)
-        layers = {head.name: head.layer, **(batchnorm_layers(self.model) if channel_means else {})}
+        layers = {head: self.model.get_submodule(head)} | (batchnorm_layers(self.model) if channel_means else {})
         # A compiled graph does not call hooks that were added after its compilation.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), _inputs_of(layers) as means:
             logits = self._logits(batch)
-        if head.name not in means:
-            raise UserError(f"{self.name}: the head {head.name!r} did not run on this batch")
-        for name, rows in means.items():
-            if len(rows) != len(logits):
-                raise UserError(f"{self.name}: layer {name!r} receives {len(rows)} rows for {len(logits)} images")
+        for name in [head, *means]:
+            if (rows := len(means.get(name, ()))) != len(logits):
+                raise UserError(f"{self.name}: layer {name!r} receives {rows} rows for {len(logits)} images")
         on_cpu = {name: mean.detach().to("cpu", torch.float32) for name, mean in means.items()}
-        features = on_cpu.pop(head.name)
-        return Outputs(logits.detach().to("cpu", torch.float32), features, on_cpu)
+        return Outputs(logits.detach().to("cpu", torch.float32), on_cpu.pop(head), on_cpu)
 
     def _logits(self, batch: Any) -> Tensor:
-        """The logits ``[N, K]`` of a batch."""
         output = self.call(self.model, batch)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
@@ -160,7 +166,7 @@ class Network:
             raise UserError(f"{self.name} gives a {found}, not logits [N, K] of K >= 2 classes")
         return logits
 
-    def _find_head(self, batch: Any) -> FoundHead:
+    def _find_head(self, batch: Any) -> str:
         """The layer with a given name, or else the last Linear whose ``features @ weight.T + bias`` are the logits.
 
         A layer's name or position is no proof: scaling, a softmax or a second classifier may follow it.
@@ -173,25 +179,25 @@ class Network:
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
-        # Energy and max logit of probabilities would be meaningless.
         sums_to_1 = (values.sum(1) - 1).abs().max() < 1e-3 and values.min() >= 0
         if sums_to_1 or values.logsumexp(1).abs().max() < 1e-3:
             raise UserError(f"{self.name} gives probabilities or their logarithms, not logits: leave out its softmax")
         for name in reversed(features):
             head = _linear(layers[name], features[name], logits)
             if named is not None or (head is not None and isinstance(layers[name], nn.Linear)):
-                return FoundHead(name, layers[name], head, logits.shape[1], features[name].shape[1])
+                self.head, self.num_classes, self.feature_width = head, logits.shape[1], features[name].shape[1]
+                return name
         if named is not None:
             raise UserError(f"{self.name}: the layer head={named!r} is not given a batch [N, ...] of tensors")
+        wanted = "name the layer whose input are the features (head=, on the command line --head)"
         ran = ", ".join(list(reversed(features))[:6]) or "none"
+        shape = list(logits.shape)
         raise UserError(
-            f"no Linear layer of {self.name} makes its output {list(logits.shape)}: name the layer whose input are the "
-            f"features (head=, on the command line --head); these run, last first: {ran}"
+            f"no Linear layer of {self.name} makes its output {shape}: {wanted}; these run, last first: {ran}"
         )
 
 
 def described(transform: Callable[[Any], Any] | None) -> str:
-    """A transform in one line."""
     if transform is None:
         return "none, images as they are stored"
     return " ".join(getattr(transform, "__qualname__", repr(transform)).split())
@@ -221,9 +227,8 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
     for name, module in known.items():
         if name == head or module is head:
             return name
-    close = difflib.get_close_matches(head, known, n=3) if isinstance(head, str) else []
-    hint = f"did you mean {' or '.join(close)}?" if close else "see model.named_modules()"
-    raise UserError(f"{type(model).__name__} has no layer {head if isinstance(head, str) else 'head'!r}: {hint}")
+    close = difflib.get_close_matches(str(head), known, n=3) or ["model.named_modules()"]
+    raise UserError(f"{type(model).__name__} has no layer {str(head)!r}: did you mean {' or '.join(close)}?")
 
 
 def _reference(model: nn.Module) -> Tensor:

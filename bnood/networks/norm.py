@@ -14,10 +14,7 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
 
     - ``bn``: a mean for each channel, over (N, H, W); in evaluation the moving averages from training replace it.
     - ``ln``: a mean for each image, over (C, H, W), as Wu & He define it; ConvNeXt's, over C at each pixel, is another.
-    - ``gn``: a mean for each of the image's ``groups`` of channels, over (C / groups, H, W).
-    - ``none``: the identity.
-
-    UserError for groups that do not divide the channels of ``gn``.
+    - ``gn``: a mean for each of the image's ``groups``, which divide the channels, over (C / groups, H, W).
     """
     if norm == "none":
         return nn.Identity()
@@ -26,7 +23,5 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8, units: bool = False) 
     if norm == "ln":
         return nn.LayerNorm(channels) if units else nn.GroupNorm(1, channels)
     if groups < 1 or channels % groups:
-        raise UserError(
-            f"gn needs a number of groups that divides {channels} channels, not {groups}: change model.groups"
-        )
+        raise UserError(f"gn needs groups of a number that divides {channels} channels: model.groups is {groups}")
     return nn.GroupNorm(groups, channels)

@@ -1,7 +1,7 @@
 """Plain networks for small images: an MLP and a deep ConvNet, whose gradients have no shortcut round a layer."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -17,17 +17,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 class HiddenLayer(nn.Module):
     """``activation(norm(linear(x)))`` (Ioffe & Szegedy 2015), or with the norm ``after``: ``norm(activation(..))``."""
 
-    linear: nn.Linear | nn.Conv2d
-
-    def __init__(
-        self, linear: nn.Linear | nn.Conv2d, norm: nn.Module, activation: Activation, norm_position: NormPosition
-    ) -> None:
+    def __init__(self, linear: Any, norm: nn.Module, activation: Activation, norm_position: NormPosition) -> None:
         super().__init__()
         self.linear, self.norm, self.norm_position = linear, norm, norm_position
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, ...]`` in, ``[N, units, ...]`` out."""
         first, second = (self.norm, self.activation) if self.norm_position == "before" else (self.activation, self.norm)
         return second(first(self.linear(x)))
 
@@ -39,7 +34,7 @@ class PlainNetwork(nn.Module):
     same, so that layers can be compared. Without them it is an MLP on the flattened image.
 
     ``sigmoid``, ``tanh`` and the head begin as Glorot & Bengio (2010, equation 16) say; ``relu`` and ``gelu`` as He et
-    al. (2015, equation 10). PyTorch's default would shrink the signal of deep ReLU nets layer by layer.
+    al. (2015, equation 10).
     """
 
     def __init__(
@@ -58,14 +53,12 @@ class PlainNetwork(nn.Module):
         if convolutions and depth < 3:
             raise UserError(f"a plain ConvNet has 3 layers or more, one third at each resolution, not {depth}")
         bias = norm == "none" or norm_position == "after"  # else the norm's shift is one
-        layers, linear = [], nn.Module()
+        layers, inputs = [], 3 if convolutions else 3 * image_size**2
         for position in range(depth):
-            if convolutions:
-                stride = 2 if position in (depth // 3, 2 * depth // 3) else 1
-                linear = nn.Conv2d(width if position else 3, width, 3, stride, padding=1, bias=bias)
-            else:
-                linear = nn.Linear(width if position else 3 * image_size**2, width, bias=bias)
-            own_norm = norm_layer(norm, width, groups, units=not convolutions)
+            stride = 2 if position in (depth // 3, 2 * depth // 3) else 1
+            convolution = partial(nn.Conv2d, kernel_size=3, stride=stride, padding=1)
+            linear = (convolution if convolutions else nn.Linear)(inputs, width, bias=bias)
+            own_norm, inputs = norm_layer(norm, width, groups, units=not convolutions), width
             layers.append(HiddenLayer(linear, own_norm, activation, norm_position))
         self.convolutions, self.layers = convolutions, nn.Sequential(*layers)
         self.head = nn.Linear(width, num_classes)
@@ -78,7 +71,6 @@ class PlainNetwork(nn.Module):
                 nn.init.kaiming_normal_(layer.linear.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, S, S]`` -> logits ``[N, K]``."""
         return self.head(self.layers(x).mean(dim=(2, 3)) if self.convolutions else self.layers(x.flatten(1)))
 
 

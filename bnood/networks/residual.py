@@ -1,8 +1,7 @@
-"""Residual networks for small images, behind a stem that keeps 32 x 32 pixels.
+"""Residual networks for small images ``[N, 3, H, W]``, behind a stem that keeps 32 x 32 pixels.
 
-ResNet-18 and -34 have the four ImageNet stages (He et al. 2016, table 1), as OpenOOD's "ResNet-18" (width 64); depths
-20 to 110 are the paper's three-stage CIFAR networks (section 4.2, width 16), with projection shortcuts. WideResNet is
-Zagoruyko & Komodakis's (2016).
+ResNet-18 and -34 have the four ImageNet stages (He et al. 2016, table 1), as OpenOOD's (width 64); depths 20 to 110 are
+the paper's CIFAR networks (section 4.2, width 16), with projections. WideResNet is Zagoruyko & Komodakis's (2016).
 """
 
 from collections.abc import Callable, Sequence
@@ -58,8 +57,7 @@ class ResNet(nn.Module):
     def __init__(self, depth: int, width: int, norm: Norm = "bn", groups: int = 8, num_classes: int = 10) -> None:
         super().__init__()
         if depth not in STAGES:
-            known = ", ".join(map(str, sorted(STAGES)))
-            raise UserError(f"no ResNet of depth {depth} with basic blocks: choose one of {known}")
+            raise UserError(f"no ResNet of depth {depth} with basic blocks: choose one of {str(sorted(STAGES))[1:-1]}")
         self.conv1 = _convolution(3, width, norm)
         self.norm1 = norm_layer(norm, width, groups)
         self.blocks, features = _stages(BasicBlock, STAGES[depth], width, width, norm, groups)
@@ -67,7 +65,6 @@ class ResNet(nn.Module):
         _initialise(self, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
         x = torch.relu_(self.norm1(self.conv1(x)))
         return self.head(self.blocks(x).mean(dim=(2, 3)))
 
@@ -86,7 +83,6 @@ class WideResNet(nn.Module):
         _initialise(self, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` -> logits ``[N, K]``."""
         x = torch.relu(self.norm(self.blocks(self.conv1(x))))
         return self.head(x.mean(dim=(2, 3)))
 
@@ -100,19 +96,15 @@ def _stages(
 ) -> tuple[nn.Sequential, int]:
     """Stages of ``counts`` blocks, and their last channels; from the second on, each halves the image, doubles them."""
     blocks = []
-    for stage, count in enumerate(counts):
-        for position in range(count):
-            stride = 2 if stage > 0 and position == 0 else 1
-            blocks.append(block(inputs, width * 2**stage, stride, norm, groups))
-            inputs = width * 2**stage
+    for stage, position in ((stage, position) for stage, count in enumerate(counts) for position in range(count)):
+        stride = 2 if stage > 0 and position == 0 else 1
+        blocks.append(block(inputs, width * 2**stage, stride, norm, groups))
+        inputs = width * 2**stage
     return nn.Sequential(*blocks), inputs
 
 
 def _initialise(network: nn.Module, norm: Norm) -> None:
-    """He et al.'s (2015) normal initialisation of all convolutions, by fan-out; biases zero.
-
-    Without norms each branch's last convolution starts at zero (Zhang et al. 2019, "Fixup", rule 2).
-    """
+    """He et al. (2015), by fan-out; without norms, branches end in zeros (Zhang et al. 2019, "Fixup", rule 2)."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -26,10 +26,8 @@ def weights_file(weights: str) -> Path:
     """The file that ``FILE`` or ``package:file`` names, anywhere in the package; UserError unless there is just one."""
     if Path(weights).is_file():
         return Path(weights)
-    if Path(weights).exists() and weights:
-        raise UserError(f"{weights}: it is a folder or no regular file; expected a weights file")
-    package, colon, name = weights.partition(":")
-    if not (colon and name and package.isidentifier()):
+    package, _, name = weights.partition(":")
+    if not name or not package.isidentifier() or Path(weights).exists():
         raise UserError(f"there is no weights file {weights!r}: give a file, or package:file for one in a package")
     found = importlib.util.find_spec(package)
     if found is None:
@@ -69,8 +67,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors or not are_weights(tensors):
-        wanted = "save one with torch.save(model.state_dict(), file)"
-        raise UserError(f"{file}: no state_dict of real tensors alone; {wanted}")
+        raise UserError(
+            f"{file}: no state_dict of real tensors alone; save one with torch.save(model.state_dict(), file)"
+        )
     return tensors
 
 
@@ -102,12 +101,9 @@ def load_weights(model: nn.Module, file: Path, state: Mapping[str, Tensor] | Non
         "left over": left_over,
         "of another shape": [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in unlike],
     }
-    wrong = []
-    for kind, keys in kinds.items():
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        wrong += [f"{kind} {', '.join(keys[:3])}{more}"] if keys else []
+    wrong = "; ".join(f"{kind} {', '.join(keys[:3])} ({len(keys)})" for kind, keys in kinds.items() if keys)
     if wrong:
-        raise UserError(f"{file}: the weights do not fit {type(model).__name__}: {'; '.join(wrong)}")
+        raise UserError(f"{file}: the weights do not fit {type(model).__name__}: {wrong}")
 
 
 def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

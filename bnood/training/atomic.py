@@ -1,7 +1,7 @@
 """Files and folders that are written as a whole or not at all, and the lock on a run's folder.
 
-What is being written lies beside its final place under a hidden name with the host and the number of the process.
-Where a process was killed, the next one that writes to the same place removes what is left.
+What is being written lies beside its final place under a hidden name with the host and the number of the process. What
+a killed process left, the next one that writes to the same place removes.
 """
 
 import fcntl
@@ -19,10 +19,7 @@ _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "host"
 
 
 def write_beside(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``target``, then rename it: a reader never sees half a file.
-
-    If writing fails, nothing is left behind, and an ``OSError`` becomes a ``UserError`` that names file and reason.
-    """
+    """Let ``write`` fill a file beside ``target``, then rename it; on an error it goes. UserError for OSError."""
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +44,8 @@ def check_replaceable(folder: Path) -> None:
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; on success it takes ``final``'s place, on any error it is removed.
 
-    What was in ``final`` before stays until everything new is written. Both steps are renames, which need no space.
-    UserError if ``final`` is a file or may not be written, the disk is full, and for every ``UserError`` inside, which
-    then names files where the user knows them, in ``final``.
+    What was in ``final`` before stays until everything new is written. UserError if ``final`` is a file or may not be
+    written, the disk is full, and for every ``UserError`` inside, which then names files in ``final``.
     """
     final = final.resolve() if final.name in ("", "..") else final  # such as a folder "."
     beside, old = _beside(final, "partial"), _beside(final, "old")
@@ -60,8 +56,8 @@ def staged_folder(final: Path) -> Iterator[Path]:
         if final.exists() and not os.access(final, os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left in _remains(final, "old")[:1]:
-            if not final.exists():  # its process was killed between the two renames
+        if not final.exists():
+            for left in _remains(final, "old")[:1]:  # its process was killed between the two renames
                 left.replace(final)
         _remove_remains(final, "partial", "old")
         beside.mkdir()
@@ -69,12 +65,11 @@ def staged_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             final.replace(old)
         beside.replace(final)
-        shutil.rmtree(old, ignore_errors=True)  # the new folder stands: that a part of the old one stays is no failure
+        shutil.rmtree(old, ignore_errors=True)
     except UserError as error:
         raise UserError(str(error).replace(str(beside), str(final))) from error
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"{final} cannot be written ({reason}); earlier files are kept") from error
+        raise UserError(f"{final} cannot be written ({error.strerror or error}); earlier files are kept") from error
     finally:
         with suppress(OSError):
             if old.exists() and not final.exists():  # stopped between the two renames
@@ -84,21 +79,19 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the one lock on a folder, which is made if needed; a kill of any kind frees it, and no file is left.
-
-    UserError if another process holds it, or the folder can't be made.
-    """
+    """Hold the one lock on a folder, which is made if needed; a kill frees it. UserError if another process has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
     try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: {what}; wait for it, stop it, or choose another --name") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: {what}; wait for it, stop it, or choose another --name") from None
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(descriptor)
@@ -125,11 +118,8 @@ def _remove_remains(target: Path, *kinds: str) -> None:
 
 
 def _is_another(process: int) -> bool:
-    """Whether a process of this number runs that is not this one."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return process != os.getpid()

@@ -20,17 +20,14 @@ from bnood.training.atomic import write_beside
 
 
 class MetricsLog(Logger):
-    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end.
-
-    ``tracked`` is the W&B run that gets the same numbers, if there is one.
-    """
+    """``metrics.csv``: rows are kept in memory, and the file is replaced before every checkpoint and at the end."""
 
     name, version = "metrics", ""
+    tracked: Any = None  # the W&B run that gets the same numbers
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.file, self.rows = file, list[dict[str, Any]]()
-        self.tracked: Any = None
 
     def resume(self, done: int) -> None:
         """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no training's log."""
@@ -54,7 +51,6 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def write(self) -> None:
-        """Replace the file; one column for each name, in alphabetical order."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, sorted(set().union(*self.rows)), lineterminator="\n")
         writer.writeheader()
@@ -72,15 +68,11 @@ class MetricsLog(Logger):
 
 
 class RunFiles(TorchCheckpointIO):
-    """Writes checkpoints as a whole, and the log before them: after a kill, the log is never behind a checkpoint.
-
-    Every checkpoint also holds the settings that decide what is trained, for a later resumption.
-    """
+    """Writes checkpoints as a whole, and the log before them: after a kill, the log is never behind a checkpoint."""
 
     def __init__(self, log: MetricsLog) -> None:
         super().__init__()
-        self.log = log
-        self.settings: dict[str, Any] = {}
+        self.log, self.settings = log, dict[str, Any]()  # settings that decide what is trained, for a resumption
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.log.write()

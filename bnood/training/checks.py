@@ -1,6 +1,5 @@
 """What no training can do, though the types of its config allow it: refused before anything is written."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 
 from bnood.data.datamodule import ImageDataModule, channel_constants
 from bnood.errors import UserError
-from bnood.training.classifier import VALIDATION_METRICS, Classifier
+from bnood.training.classifier import Classifier
 from bnood.training.command_line import dotted
 
 # Numbers of the section trainer that need not be above 0. Lightning takes others too, and trains nothing or fails late.
@@ -60,22 +59,13 @@ def check_config(config: Any, own_command_line: bool) -> None:
             raise UserError(f"trainer.{key} is {value}; expected a number above 0")
     devices = trainer.devices
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdigit() and int(devices) > 1
-    if not own_command_line:
-        if several or trainer.num_nodes > 1:
-            found = f"trainer.devices is {devices} on {trainer.num_nodes} node(s)"
-            raise UserError(f"{found}: several devices need scripts/train.py with its own command line")
-        if devices in ("auto", -1, "-1"):
-            trainer.devices = 1
-
-
-def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """Raise :class:`UserError` for a callback of the config that waits for a number which is never logged."""
-    if not all(hasattr(each, "monitor") for each in callbacks):
-        return  # another callback may log it; if none does, the first epoch's end will show
-    for each in callbacks:
-        if each.monitor not in (None, "epoch", "step", *VALIDATION_METRICS):
-            found = f"trainer.callbacks: {type(each).__name__} monitors {each.monitor!r}, which is not logged"
-            raise UserError(f"{found}; expected one of {', '.join(VALIDATION_METRICS)}")
+    if own_command_line:
+        return
+    if several or trainer.num_nodes > 1:
+        found = f"trainer.devices is {devices} on {trainer.num_nodes} node(s)"
+        raise UserError(f"{found}: several devices need scripts/train.py with its own command line")
+    if devices in ("auto", -1, "-1"):
+        trainer.devices = 1
 
 
 def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
@@ -90,20 +80,16 @@ def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
     if rest:
         raise UserError(f"data.batch_size is {data.batch_size}, which {devices} devices can't share: choose a multiple")
     if share == 1 and model.norm == "bn":
-        found = f"data.batch_size is {data.batch_size} on {devices} device(s): one image has no batch statistics"
-        raise UserError(f"{found}; expected at least {2 * devices}, or another --model.norm")
-    if len(data.validation_set) < devices:
-        found = f"data.validation is {len(data.validation_set)}"
-        raise UserError(f"{found}: expected an image for each of {devices} devices")
+        expected = f"expected at least {2 * devices}, or another --model.norm"
+        raise UserError(f"data.batch_size {data.batch_size}: one image has no batch statistics; {expected}")
+    if (count := len(data.validation_set)) < devices:
+        raise UserError(f"data.validation is {count}: expected an image for each of {devices} devices")
 
 
 def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
     """What decides the weights, by dotted key: other values would be another training."""
-    return {
-        key: value
-        for key, value in dotted(config)
-        if key in _DECIDING or (key.startswith(("model.", "data.")) and key not in _FREE)
-    }
+    deciding = _DECIDING | {key for key, _ in dotted(config) if key.startswith(("model.", "data."))} - _FREE
+    return {key: value for key, value in dotted(config) if key in deciding}
 
 
 def check_resumable(
@@ -129,7 +115,7 @@ def _is_whole(content: dict[str, Any], model: Classifier) -> bool:
     """Whether all is there that Lightning would train on without, in silence, or miss in the middle."""
     try:
         (optimizer,), (scheduler,) = content["optimizer_states"], content["lr_schedulers"]
-        momenta = [state["momentum_buffer"] for state in optimizer["state"].values()]
+        momenta = (state["momentum_buffer"] for state in optimizer["state"].values())
         shapes = sorted(tuple(momentum.shape) for momentum in momenta if momentum is not None)
         in_step = scheduler["last_epoch"] == content["global_step"] and isinstance(content["epoch"], int)
     except (TypeError, ValueError, KeyError, AttributeError):

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bnood.data.datamodule import Batch, channel_constants
 from bnood.errors import UserError
@@ -34,8 +35,8 @@ class Classifier(ImageClassifier, L.LightningModule):
 
     Args:
         architecture: ``resnet`` (with a CIFAR stem), ``wide_resnet``, ``mlp`` or ``plain`` (no shortcuts).
-        depth: 18 or 34 (ResNet, four stages), 20, 32, 44, 56 or 110 (ResNet, three stages), 6 n + 4 (WideResNet);
-            hidden layers (MLP, plain).
+        depth: 18 or 34 (ResNet, four stages), 20, 32, 44, 56 or 110 (ResNet, three), 6 n + 4 (WideResNet), hidden
+            layers (MLP, plain).
         width: channels of the first stage (ResNet-18: 64, ResNet-20: 16), the widening factor (WideResNet), the units
             (MLP) or channels (plain) of every layer.
         norm: ``bn``, ``ln``, ``gn`` or ``none``; see :mod:`bnood.networks.norm` for what each normalises over.
@@ -44,15 +45,15 @@ class Classifier(ImageClassifier, L.LightningModule):
         learning_rate: the schedule's peak.
         momentum: Nesterov momentum of SGD.
         weight_decay: L2 penalty of SGD.
-        decay_norm: whether norm parameters and biases decay too (as in most published recipes), or weights only.
+        decay_norm: whether norm parameters and biases decay too, as in most published recipes.
         label_smoothing: 0 by default: smoothing changes the very confidence that is measured here.
         schedule: ``cosine`` (linear warm-up, then a cosine to ``final_learning_rate``) or ``one_cycle``
-            (torch's OneCycleLR without the momentum cycle); both change at every step.
+            (torch's OneCycleLR without the momentum cycle).
         warmup: share of all steps in which the learning rate rises to its peak.
         final_learning_rate: where the cosine ends.
         clip_gradient_norm: upper bound of the gradient's norm, or 0 for none.
-        compile: whether training steps run a network compiled by ``torch.compile``; ``reduce-overhead`` replays CUDA
-            graphs, which takes one CUDA device. Validation runs the network as it is.
+        compile: whether training steps (not validation) run a network compiled by ``torch.compile``;
+            ``reduce-overhead`` replays CUDA graphs, which takes one CUDA device.
         memory_format: see :class:`ImageClassifier`.
         activation: ``sigmoid``, ``relu``, ``tanh`` or ``gelu``; residual networks have ``relu`` only.
         norm_position: whether the norm stands ``before`` or ``after`` the activation; residual networks: ``before``.
@@ -97,20 +98,18 @@ class Classifier(ImageClassifier, L.LightningModule):
             self.image_mean.copy_(mean)
             self.image_std.copy_(std)
         self.network.to(memory_format=self.torch_memory_format())
-        graphs = self.hparams["compile"] == "reduce-overhead"
-        device, count = self.trainer.strategy.root_device.type, self.trainer.world_size
-        if graphs and (device != "cuda" or count > 1):
+        mode, device, count = self.hparams["compile"], self.trainer.strategy.root_device.type, self.trainer.world_size
+        if mode == "reduce-overhead" and (device != "cuda" or count > 1):
             found = f"one CUDA device, not {count} of type {device}"
             raise UserError(f"model.compile is reduce-overhead, which takes {found}: set --model.compile true or false")
-        if self.hparams["compile"]:
-            self.network.compile(mode="reduce-overhead" if graphs else None)
+        if mode:
+            self.network.compile(mode=None if mode is True else mode)
 
     def on_train_epoch_start(self) -> None:
         self.loss_and_correct = torch.zeros(2, device=self.device)
         self.images_seen = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
         if self.hparams["compile"] == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         images, labels = batch
@@ -128,7 +127,6 @@ class Classifier(ImageClassifier, L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         sums = self.trainer.strategy.reduce(self.loss_and_correct, reduce_op="mean")
-        assert isinstance(sums, Tensor)
         loss, correct = sums.tolist()
         self._check_finite(loss)
         self._record({"train/accuracy": correct / max(self.images_seen, 1)}, self.trainer.global_step)
@@ -136,10 +134,8 @@ class Classifier(ImageClassifier, L.LightningModule):
     def _check_finite(self, loss: float) -> None:
         """Of the mean over all devices, so that all of them stop."""
         if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss became {loss} in epoch {self.current_epoch}, by step {self.global_step}; expected a finite "
-                "one: a lower --model.learning_rate or --model.clip_gradient_norm 1 may help"
-            )
+            found = f"the loss became {loss} in epoch {self.current_epoch}, by step {self.global_step}"
+            raise NonFiniteLoss(f"{found}: a lower --model.learning_rate or --model.clip_gradient_norm 1 may help")
 
     def _record(self, values: dict[str, float], step: int) -> None:
         """Log after so many steps, at once: Lightning logs an epoch's values after the epoch's checkpoint."""
@@ -152,7 +148,6 @@ class Classifier(ImageClassifier, L.LightningModule):
         self.validation_sums = torch.zeros(ECE_BINS, 4, dtype=exact, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Sums for accuracy, negative log-likelihood and calibration error of held-out in-distribution images."""
         images, labels = batch
         with torch.compiler.set_stance("force_eager"):
             logits = self(images).float()
@@ -160,7 +155,6 @@ class Classifier(ImageClassifier, L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         sums = self.trainer.strategy.reduce(self.validation_sums, reduce_op="sum")
-        assert isinstance(sums, Tensor)
         if self.trainer.sanity_checking:
             return
         count, confidence, right, nll = sums.cpu().double().unbind(dim=1)
@@ -178,18 +172,15 @@ class Classifier(ImageClassifier, L.LightningModule):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay * hparams["decay_norm"]},
         ]
+        # Not fused: on a CPU the last bits of parameters whose number is no multiple of the vector width would differ.
         optimizer = torch.optim.SGD(groups, lr=peak, momentum=momentum, nesterov=momentum > 0)
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler: torch.optim.lr_scheduler.LRScheduler
+        total, warmup = int(self.trainer.estimated_stepping_batches), hparams["warmup"]
+        scheduler: LRScheduler
         if hparams["schedule"] == "one_cycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, peak, total_steps=total, pct_start=hparams["warmup"], cycle_momentum=False
-            )
+            scheduler = OneCycleLR(optimizer, peak, total_steps=total, pct_start=warmup, cycle_momentum=False)
         else:
             final = hparams["final_learning_rate"] / peak
-            scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: cosine_with_warmup(step, total, hparams["warmup"], final)
-            )
+            scheduler = LambdaLR(optimizer, lambda step: cosine_with_warmup(step, total, warmup, final))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -209,10 +200,7 @@ def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def cosine_with_warmup(step: int, total: int, warmup: float, final: float) -> float:
-    """The learning rate at ``step`` of ``total`` as a share of its peak: a linear rise, then half a cosine.
-
-    ``warmup`` is the share of the steps in which it rises, ``final`` the share of the peak where it ends.
-    """
+    """The learning rate at a step as a share of its peak: a linear rise, then half a cosine to the share ``final``."""
     rise = warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)

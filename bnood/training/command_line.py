@@ -26,33 +26,26 @@ _IN_WORDS = {
 def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Iterator[None]:
     """Parse inside; a misspelt key or value raises :class:`UserError` with one line instead of a page of usage.
 
-    The parser has to have ``exit_on_error=False``; no ``arguments`` are the process's own. The config files among them
-    are opened first, because the parser's own messages do not say which file they are about.
+    The parser has to have ``exit_on_error=False``; no ``arguments`` are the process's own.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    configs = read_configs(given)
+    paths = [each.partition("=")[2] for each in given if each.startswith("--config=")]
+    paths += [after for flag, after in pairwise(given) if flag in ("-c", "--config")]
+    configs = {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
     for value in (each.partition("=")[2] or each for each in given):
         if value[:1] in ("{", "["):
             with suppress(yaml.YAMLError):  # text that is no YAML is left to the parser
                 check_yaml(value, f"{value[:40]!r} on the command line")
     keys = [action.dest.split(".") for action in parser._actions]
     sections = {key[0] for key in keys if len(key) > 1 and key[-1] != "help"}  # the parser's own --data.help
-    for path, content in configs.items():
-        for key in sections & content.keys():
-            if not isinstance(content[key], dict):
-                raise UserError(f"{path}: {key} is {content[key]!r}; expected a section with keys of its own")
+    for path, key in ((path, key) for path, content in configs.items() for key in sections & content.keys()):
+        if not isinstance(configs[path][key], dict):
+            raise UserError(f"{path}: {key} is {configs[path][key]!r}; expected a section with keys of its own")
     try:
         yield
     except argparse.ArgumentError as error:
         known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         raise UserError(_explained(" ".join(str(error).split()), known, configs)) from error
-
-
-def read_configs(arguments: Sequence[str]) -> Configs:
-    """The config files of a command line; UserError for bad ones."""
-    paths = [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
-    paths += [after for flag, after in pairwise(arguments) if flag in ("-c", "--config")]
-    return {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
 
 
 def _explained(text: str, known: Sequence[str], configs: Configs) -> str:
@@ -93,13 +86,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         check_yaml(text, str(path))
         content = yaml.safe_load(text)
-    except UserError:
-        raise
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path} holds {found}; expected a mapping, lines such as 'seed_everything: 0'")
+        raise UserError(f"{path} holds {content!r:.40}; expected a mapping, lines such as 'seed_everything: 0'")
     return content
 
 
@@ -111,31 +103,27 @@ def check_yaml(text: str, where: str) -> None:
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1
                 raise UserError(f"{where}: line {line}: references (*{event.anchor}) are not taken")
-        _check_node(content, where, "", {})
+        _check_node(content, where, "", set())
     except RecursionError as error:
         raise UserError(f"{where}: brackets are nested too deeply") from error
 
 
-def _check_node(node: yaml.Node | None, where: str, prefix: str, seen: dict[str, int]) -> None:
-    """``seen`` holds the line of each key by its dotted name: ``model.norm`` is the key ``norm`` of ``model`` too."""
+def _check_node(node: yaml.Node | None, where: str, prefix: str, seen: set[str]) -> None:
+    """``seen`` holds the dotted names of keys: ``model.norm`` is the key ``norm`` of ``model`` too."""
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _check_node(entry, where, prefix, {})
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
-        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-            shown = key.value if isinstance(key, yaml.ScalarNode) else "in brackets"
-            raise UserError(f"{where}: line {line}: the key {shown} is no text: put it in quotes")
-        if name in seen:
-            first = seen[name]
-            raise UserError(f"{where}: line {line}: the key {name} is given a second time, first in line {first}")
-        seen[name] = line
-        if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
-            raise UserError(
-                f"{where}: line {line}: the key {name} has no value: write one, write null, or leave it out"
-            )
+            _check_node(entry, where, prefix, set())
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        wrong, name = "", f"{prefix}{key.value}" if isinstance(key, yaml.ScalarNode) else "in brackets"
+        if key.tag != "tag:yaml.org,2002:str":
+            wrong = "is no text: put it in quotes"
+        elif name in seen:
+            wrong = "is given a second time"
+        elif isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+            wrong = "has no value: write one, write null, or leave it out"
+        if wrong:
+            raise UserError(f"{where}: line {key.start_mark.line + 1}: the key {name} {wrong}")
+        seen.add(name)
         _check_node(value, where, f"{name}.", seen)
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,14 +20,13 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that this code lies in, ``-dirty`` if it has changes; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode:
-            return None  # installed into some other project's checkout
+    git, found = ["git", "-C", str(Path(__file__).parent)], ""
+    with suppress(FileNotFoundError, subprocess.CalledProcessError):
+        # Fails where this file is installed into some other project's checkout.
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
-    except FileNotFoundError:
-        return None
+        found = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    return found or None
 
 
 def machine() -> str:

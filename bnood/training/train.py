@@ -25,7 +25,7 @@ from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process, is_out_of_memory
 from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
-from bnood.training.checks import check_callbacks, check_config, check_data, check_resumable, settings_that_decide
+from bnood.training.checks import check_config, check_data, check_resumable, settings_that_decide
 from bnood.training.classifier import VALIDATION_METRICS, Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import commit, machine, versions
@@ -45,9 +45,6 @@ class TrainingCLI(LightningCLI):
     """The command line of ``scripts/train.py``: trainer, data and model are made, nothing is written."""
 
     run_folder: Path
-    config_text: str
-    log: MetricsLog
-    watch: Stopwatch
 
     def __init__(self, *args: Any, more_callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> None:
         self.more_callbacks = more_callbacks
@@ -70,7 +67,6 @@ class TrainingCLI(LightningCLI):
         check_config(self.config, own_command_line=args is None)
 
     def before_instantiate_classes(self) -> None:
-        """Name the run, and refuse to write over another one."""
         config, name = self.config, self.config.name
         if name is None:  # cifar10-resnet18x16-bn-s0
             model, images = config.model, Path(config.data.in_distribution).stem
@@ -82,12 +78,12 @@ class TrainingCLI(LightningCLI):
         self.check_free()
 
     def check_free(self) -> None:
-        """Raise :class:`UserError` if the run's folder holds a network that this training does not resume."""
+        """Refuse to write over a network that this training does not resume."""
         own = self.run_folder / CHECKPOINT
         self.in_place = self.config.ckpt_path is not None and own.exists() and own.samefile(self.config.ckpt_path)
         if own.exists() and not self.in_place:
-            choice = f"choose another --name, or resume with --ckpt_path {own}"
-            raise UserError(f"{self.run_folder} already holds a trained network: {choice}")
+            held = f"{self.run_folder} already holds a trained network"
+            raise UserError(f"{held}: choose another --name, or resume with --ckpt_path {own}")
 
     def instantiate_classes(self) -> None:
         try:
@@ -101,21 +97,16 @@ class TrainingCLI(LightningCLI):
         """A trainer that will write its log and its checkpoints into the run's folder."""
         self.datamodule.setup("fit")  # what is wrong with the images shows before there is a folder
         self.log, self.watch, given = MetricsLog(self.run_folder / "metrics.csv"), Stopwatch(), self.config_init.trainer
-        check_callbacks(_listed(given.callbacks))
         files = RunFiles(self.log)
         callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch]
         if given.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
+        own = {"logger": self.log, "callbacks": callbacks, "plugins": [*_listed(given.plugins), files]}
         try:
-            trainer = super().instantiate_trainer(
-                logger=self.log, callbacks=callbacks, plugins=[*_listed(given.plugins), files],
-                default_root_dir=str(self.run_folder), **kwargs,
-            )  # fmt: skip
-        except UserError:
-            raise
+            trainer = super().instantiate_trainer(**own, default_root_dir=str(self.run_folder), **kwargs)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             # Lightning's, for devices, an accelerator, a strategy or callbacks that it does not take.
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UserError(f"trainer: {error}") from error
         check_data(self.datamodule, self.model, trainer.world_size)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         checkpoint = config.pop("ckpt_path", None)
@@ -132,11 +123,7 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
-        """``last.ckpt``, written over after every epoch, behind everything else that is kept of the epoch.
-
-        Not by save_last with save_top_k=0: since Lightning 2.6 that writes nothing before the training has ended, and
-        a killed run would be lost.
-        """
+        """``last.ckpt`` after every epoch, behind all else; by save_last, Lightning 2.6 writes it at the end alone."""
         to = partial(
             ModelCheckpoint, self.run_folder / CHECKPOINT.parent, save_on_train_epoch_end=True,
             enable_version_counter=False, auto_insert_metric_name=False,
@@ -151,16 +138,13 @@ class TrainingCLI(LightningCLI):
 class ParsingCLI(TrainingCLI):
     """The training's command line, parsed and checked; nothing is seeded or made."""
 
-    def _nothing(self) -> None:
-        pass
-
-    _set_seed = before_instantiate_classes = instantiate_classes = _nothing
+    _set_seed = before_instantiate_classes = instantiate_classes = lambda self: None
 
 
 def command_line(
     arguments: list[str] | None, kind: type[TrainingCLI] = TrainingCLI, more_callbacks: Sequence[L.Callback] = ()
 ) -> TrainingCLI:
-    """The parsed command line of a training, and what ``kind`` makes of it: by default trainer, data and model."""
+    """The parsed command line of a training, and what ``kind`` makes of it."""
     return kind(
         Classifier, ImageDataModule, more_callbacks=more_callbacks, run=False, args=arguments,
         seed_everything_default=0, save_config_callback=None, auto_configure_optimizers=False,
@@ -177,8 +161,7 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     Several devices are used only with the process's own command line, which their processes are started with again.
     BatchNorm then normalises each device's share of a batch by the statistics of that share, and the running averages
     are the first device's. With ``--trainer.sync_batchnorm true`` both are those of the whole batch, as on one device.
-
-    Raises ``UserError`` for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
+    UserError for bad input, and :class:`NonFiniteLoss`, which is one, when training diverges.
     """
     for advice in IRRELEVANT_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
@@ -193,16 +176,12 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
             raise
         raise SystemExit(2) from None  # the first process says it
     except MisconfigurationException as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {error}") from error
     return cli.run_folder
 
 
 def _train(cli: TrainingCLI) -> None:
-    """What the first process does: it fits and writes the run's files.
-
-    All of the summary comes from the log and the checkpoint, so that a run that was killed behind its last checkpoint
-    can be completed by resuming it.
-    """
+    """Fit, and write the run's files; all of the summary comes from the log and the checkpoint, also after a kill."""
     with _opened(cli) as tracked:
         _fit(cli)
         if cli.trainer.global_step == 0:
@@ -261,14 +240,13 @@ def _fit(cli: TrainingCLI) -> None:
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())
         if _is_of_lightnings_callbacks(error):  # they do not fit this training
-            raise UserError(f"trainer.callbacks: {reason}") from error
+            raise UserError(f"trainer.callbacks: {error}") from error
         if not cli.watch.begun and checkpoint is not None:
-            damage = f"{type(error).__name__}: {reason[:200]}"
+            damage = f"{type(error).__name__}: {str(error)[:200]}"
             raise UserError(f"{checkpoint} can't be resumed, its content is damaged: {damage}") from error
         if not cli.watch.begun and isinstance(error, ValueError):  # Lightning's, for intervals that do not fit
-            raise UserError(f"trainer: {reason}") from error
+            raise UserError(f"trainer: {error}") from error
         raise
     finally:
         if launcher is not None and cli.trainer.state.status == "interrupted":
@@ -285,7 +263,4 @@ def _is_of_lightnings_callbacks(error: Exception) -> bool:
 
 
 def _listed(given: Any) -> list[Any]:
-    """What a config gives as nothing, one or several."""
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

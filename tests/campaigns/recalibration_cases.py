@@ -21,7 +21,7 @@ import torch
 from bnood.data.corruptions import shifted
 from bnood.data.image_set import ImageSet
 from bnood.data.sources import images
-from bnood.errors import one_line_errors
+from bnood.errors import run_door
 from bnood.evaluation.recalibration import check_recalibration
 from bnood.training.run_folder import load_run
 
@@ -109,5 +109,5 @@ def main(run: Path, target: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    run_door(lambda: main(Path(sys.argv[1]), target))

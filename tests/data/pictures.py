@@ -26,8 +26,6 @@ def resized_by_torchvision(image: Image.Image, size: int = 32) -> np.ndarray:
 
 
 def refused(source: str | Path, split: str = "test", root: Path | None = None, **options) -> str:
-    """The message with which a source is refused."""
     with pytest.raises(UserError) as caught:
         images(source, split=split, root=root, **{"image_size": 32, **options})
-    assert "\n" not in str(caught.value)
     return str(caught.value)

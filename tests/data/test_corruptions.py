@@ -30,8 +30,7 @@ def test_noise_has_the_mean_and_the_deviation_that_it_should_have(strength: int)
     expected = np.sqrt((255 * CONSTANTS["noise"][strength - 1]) ** 2 + 1 / 12)
     assert abs(changed.mean()) < 5 * expected / np.sqrt(changed.size)
     assert changed.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * changed.size))
-    white = shifted(grey_set(255), f"noise-{strength}").images
-    assert white.min() > 50 and (white == 255).mean() > 0.5  # clipped, not wrapped around
+    assert shifted(grey_set(255), f"noise-{strength}").images.min() > 50  # clipped, not wrapped around
 
 
 def test_noise_follows_from_the_seed_and_the_position_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,13 +39,12 @@ def test_noise_follows_from_the_seed_and_the_position_alone(monkeypatch: pytest.
     whole = changed.images
     assert changed.name == "noise-4" and (images.images == before).all()
     np.testing.assert_array_equal(changed.labels, images.labels)
-    assert (shifted(images, "noise-4", seed=6).images != whole).any()
     monkeypatch.setattr(corruptions, "_CHUNK", 2)
     np.testing.assert_array_equal(shifted(images, "noise-4", seed=5).images, whole)
     np.testing.assert_array_equal(shifted(images.subset(np.arange(3)), "noise-4", seed=5).images, whole[:3])
 
 
-@pytest.mark.parametrize("strength", range(1, 6))
+@pytest.mark.parametrize("strength", [1, 5])
 @pytest.mark.parametrize("shape", [(12, 15), (3, 2)], ids=["large", "smaller than the kernel"])
 def test_blur_is_a_sum_over_shifted_copies(strength: int, shape: tuple[int, int]) -> None:
     images, (height, width) = random_set(3, *shape), shape
@@ -65,14 +63,11 @@ def test_blur_is_a_sum_over_shifted_copies(strength: int, shape: tuple[int, int]
 
 
 def test_contrast_by_hand() -> None:
-    # Channel 0: mean 100, distances -40, 0, 0, 40 times 0.15. Channel 1 does not change. Channel 2: mean 127.5,
-    # so 127.5 -+ 19.125. A second image has means of its own.
+    # Channel 0: mean 100, distances -40, 0, 0, 40 times 0.15. Channel 2: mean 127.5, so 127.5 -+ 19.125. A second
+    # image has means of its own.
     first = np.array([[[60, 7, 0], [100, 7, 0]], [[100, 7, 255], [140, 7, 255]]], np.uint8)
-    second = np.full((2, 2, 3), 200, np.uint8)
-    changed = shifted(ImageSet("two", np.stack([first, second])), "contrast-5").images
-    assert changed[0, ..., 0].tolist() == [[94, 100], [100, 106]]
-    assert changed[0, ..., 1].tolist() == [[7, 7], [7, 7]]
-    assert changed[0, ..., 2].tolist() == [[108, 108], [147, 147]]
+    changed = shifted(ImageSet("two", np.stack([first, np.full_like(first, 200)])), "contrast-5").images
+    assert changed[0].tolist() == [[[94, 7, 108], [100, 7, 108]], [[100, 7, 147], [106, 7, 147]]]
     assert (changed[1] == 200).all()
 
 
@@ -88,5 +83,5 @@ def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> No
     assert np.abs(whole.images - luma[..., None]).max() < 0.51
     with pytest.raises(UserError, match="shift 'grey': features holds float tensors"):
         shifted(StreamedSet("features", [torch.zeros(3, 4, 4)]), "grey").dataset[0]
-    with pytest.raises(UserError, match="shift 'noise-3': only ID images that are held in memory"):
+    with pytest.raises(UserError, match="shift 'noise-3': expected grey, or noise, blur, contrast with a strength"):
         shifted(streamed, "noise-3")

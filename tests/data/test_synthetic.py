@@ -26,10 +26,9 @@ def test_images_follow_from_set_split_and_position_alone(name: str) -> None:
     state = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
     wholes = [synthetic_images(name, split, count=300) for split in SYNTHETIC[name].splits]
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # the global stream is left alone
-    for count in (1, 250, 251):
-        few = synthetic_images(name, SYNTHETIC[name].splits[0], count=count)
-        np.testing.assert_array_equal(few.images, wholes[0].images[:count])
-        assert few.labels is None or np.array_equal(few.labels, np.arange(count) % SYNTHETIC[name].classes)
+    few = synthetic_images(name, SYNTHETIC[name].splits[0], count=251)
+    np.testing.assert_array_equal(few.images, wholes[0].images[:251])
+    assert few.labels is None or np.array_equal(few.labels, np.arange(251) % SYNTHETIC[name].classes)
     assert len({image.tobytes() for whole in wholes for image in whole.images}) == 300 * len(wholes)
 
 

@@ -7,7 +7,7 @@ import torch
 from bnood.errors import UserError
 from bnood.evaluation.activations import ClassMix, UnitReference, grouped_classes, layer_distances, share_above
 from bnood.evaluation.intervals import resample_counts, weighted_means
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 from bnood.statistics import BatchNormStatistics, LayerStatistics
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from bnood.errors import UserError
 from bnood.evaluation.intervals import interval, set_counts
 from bnood.evaluation.metrics import DETECTION_METRICS as DETECTION
 from bnood.evaluation.tables import COLUMNS, REPLICATE_COLUMNS, Scored, Tables, Where
-from bnood.networks.outputs import Outputs
+from bnood.networks.network import Outputs
 
 RESAMPLES, SEED = 40, 5
 OPTIONS: dict[str, Any] = {

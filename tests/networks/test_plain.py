@@ -1,37 +1,27 @@
 """Plain networks: what stands in them, in which order, and how they begin."""
 
 import math
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
 
 UNITS = 8
-NUMPY_ACTIVATIONS = {
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "relu": lambda x: np.maximum(x, 0),
-    "tanh": np.tanh,
-    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
-}
 
 
-@pytest.mark.parametrize("activation", list(NUMPY_ACTIVATIONS))
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "gelu"])
 @pytest.mark.parametrize("position", ["before", "after"])
-def test_the_norm_stands_where_it_is_said_to(activation: str, position: str) -> None:
-    linear = nn.Linear(5, UNITS).double()
-    built = HiddenLayer(linear, nn.LayerNorm(UNITS).double(), activation, position)  # type: ignore[arg-type]
-    x = torch.randn(3, 5).double()
-    own = NUMPY_ACTIVATIONS[activation]
-    values = x.numpy() @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
-
-    def norm(v: np.ndarray) -> np.ndarray:
-        return (v - v.mean(axis=1, keepdims=True)) / np.sqrt(v.var(axis=1, keepdims=True) + 1e-5)
-
-    expected = own(norm(values)) if position == "before" else norm(own(values))
-    np.testing.assert_allclose(built(x).detach().numpy(), expected, atol=1e-9)
+def test_the_norm_stands_where_it_is_said_to(activation: Any, position: Any) -> None:
+    linear, own = nn.Linear(5, UNITS), getattr(functional, activation)
+    x = torch.randn(3, 5)
+    values = functional.linear(x, linear.weight, linear.bias)
+    first, second = (lambda v: functional.layer_norm(v, (UNITS,)), own)[:: 1 if position == "before" else -1]
+    built = HiddenLayer(linear, nn.LayerNorm(UNITS), activation, position)
+    torch.testing.assert_close(built(x), second(first(values)))
 
 
 def test_the_norms_shift_replaces_the_bias_where_it_follows_at_once() -> None:
@@ -39,15 +29,6 @@ def test_the_norms_shift_replaces_the_bias_where_it_follows_at_once() -> None:
         for network in (MLP(3, 16, norm, norm_position=position), PlainConvNet(5, 8, norm, norm_position=position)):
             assert {layer.linear.bias is not None for layer in network.layers} == {bias}
             assert network.eval()(torch.randn(4, 3, 32, 32)).shape == (4, 10)
-
-
-def test_the_plain_convnet_halves_its_images_at_the_thirds() -> None:
-    network = PlainConvNet(10, 4, "none")
-    sizes, x = [], torch.randn(1, 3, 32, 32)
-    for each in network.layers:
-        x = each(x)
-        sizes.append(x.shape[-1])
-    assert sizes == [32] * 3 + [16] * 3 + [8] * 4
 
 
 def test_weights_begin_as_the_activation_asks() -> None:

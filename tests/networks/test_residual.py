@@ -8,19 +8,24 @@ from torch import nn
 from bnood.errors import UserError
 from bnood.networks.image_classifier import build_model
 from bnood.networks.network import Network
-from bnood.networks.residual import PreActivationBlock, ResNet, WideResNet
+from bnood.networks.residual import ResNet, WideResNet
 
 KINDS = {"bn": nn.BatchNorm2d, "ln": nn.GroupNorm, "gn": nn.GroupNorm, "none": nn.Identity}
 
 
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize(("depth", "published"), [(18, 11_173_962), (34, 21_282_122)])
-def test_four_stages_have_the_published_parameters(depth: int, published: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "depth", "width", "published"),
+    [
+        (ResNet, 18, 64, 11_173_962),
+        (ResNet, 34, 64, 21_282_122),
+        (WideResNet, 28, 10, 36.5e6),
+    ],
+)
+def test_networks_have_the_published_parameters(kind: type, depth: int, width: int, published: float) -> None:
+    """Zagoruyko & Komodakis's table 1 has two digits."""
     with torch.device("meta"):
-        assert parameters(ResNet(depth, 64)) == published
+        counted = sum(p.numel() for p in kind(depth, width).parameters())
+    assert counted == pytest.approx(published, rel=0.07 if kind is WideResNet else 0)
 
 
 def test_resnet18_computes_what_torchvisions_does_behind_its_own_stem() -> None:
@@ -41,16 +46,6 @@ def test_resnet18_computes_what_torchvisions_does_behind_its_own_stem() -> None:
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize(
-    ("depth", "k", "published"), [(40, 2, 2.2e6), (40, 1, 0.6e6), (16, 4, 2.75e6), (28, 10, 36.5e6)]
-)
-def test_wide_networks_have_the_papers_parameters(depth: int, k: int, published: float) -> None:
-    """Zagoruyko & Komodakis's table 1."""
-    with torch.device("meta"):
-        counted = parameters(WideResNet(depth, k))
-    assert counted == pytest.approx(published, rel=0.07)
-
-
 @pytest.mark.parametrize("norm", ["bn", "ln", "gn", "none"])
 @pytest.mark.parametrize(
     ("architecture", "depth", "width", "stages"),
@@ -69,26 +64,11 @@ def test_shapes_features_and_norms(norm: str, architecture: str, depth: int, wid
         outputs = Network(model).outputs(x)
         assert sizes[-len(stages) :] == stages
         assert outputs.logits.shape == (3, 7) and outputs.features.shape == (3, stages[-1][0])
-        torch.testing.assert_close(outputs.features @ model.head.weight.T + model.head.bias, outputs.logits)
-        torch.testing.assert_close(model(x), outputs.logits)
     assert (outputs.features >= 0).all()  # behind the last ReLU
     norms = [m for name, m in model.named_modules() if name.endswith(("norm", "norm1", "norm2", "shortcut.1"))]
     assert norms and all(type(m) is KINDS[norm] for m in norms)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all((m.bias is not None) == (norm == "none") for m in convolutions)
-
-
-@pytest.mark.parametrize(("inputs", "stride"), [(4, 2), (8, 1)])
-def test_the_shortcut_branches_off_after_the_first_relu_only_where_shapes_change(inputs: int, stride: int) -> None:
-    """With the branch's last convolution at zero the block is its shortcut."""
-    block = PreActivationBlock(inputs, 8, stride, "ln", 8)
-    nn.init.zeros_(block.conv2.weight)
-    x = torch.randn(2, inputs, 6, 6)
-    expected = x
-    if inputs != 8:
-        activated = torch.relu(nn.functional.layer_norm(x, x.shape[1:]))
-        expected = nn.functional.conv2d(activated, block.shortcut.weight, stride=2)
-    torch.testing.assert_close(block(x), expected)
 
 
 def test_weights_begin_as_he_et_al_describe() -> None:
@@ -102,12 +82,9 @@ def test_weights_begin_as_he_et_al_describe() -> None:
     ("arguments", "message"),
     [
         (("resnet", 18, 16, "batch"), "there is no 'batch'; expected one of bn, ln, gn, none"),
-        (("mlp", 2, 16, "bn", 8, 10, "swish"), "there is no 'swish'; expected one of sigmoid, relu, tanh, gelu"),
-        (("mlp", 2, 16, "bn", 8, 10, "relu", "behind"), "there is no 'behind'; expected one of before, after"),
         (("plain", 2, 4, "bn"), "3 layers or more"),
         (("wide_resnet", 10, 1, "bn", 8, 10, "relu", "after"), "wide_resnet has ReLU and its norms before it"),
-        (("vgg", 16, 1, "bn"), "there is no 'vgg'; expected one of resnet, wide_resnet, mlp, plain"),
-        *((("wide_resnet", depth, 1, "bn"), rf"6 n \+ 4 layers .* not {depth}") for depth in (4, 11)),
+        (("wide_resnet", 11, 1, "bn"), r"6 n \+ 4 layers .* not 11"),
     ],
 )
 def test_shapes_that_no_network_has(arguments: tuple, message: str) -> None:

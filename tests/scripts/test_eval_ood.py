@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from eval_ood import main
-from limits import files_up_to
-from refusal import refusal, tree
+from refusal import files_up_to, refusal, tree
 from tiny_runs import OOD, SIZE, TEST, VALIDATION, copy_of_run, evaluation_arguments, write_set
 
 ROOT = Path(__file__).parents[2]

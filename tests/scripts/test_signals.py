@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,25 +29,22 @@ def evaluation(folder: Path) -> Program:
     return evaluate, arguments, lambda: any(run.glob("wandb/offline-run-*/*.wandb"))
 
 
-def sequential(folder: Path, backend: str = "sequential") -> Program:
+def study_in(backend: str, workers: int, folder: Path) -> Program:
     recipe = TRAINING | {"trainer": TRAINING["trainer"] | {"max_epochs": LONG}}
-    executor = {"backend": backend, "workers": 1 if backend == "sequential" else 2}
-    config = study_config(folder, recipe, {"overrides": {}}, executor=executor)
+    config = study_config(folder, recipe, {"overrides": {}}, executor={"backend": backend, "workers": workers})
     return study, ["--config", str(config)], (folder / "runs/tiny/bn-s0/checkpoints/last.ckpt").exists
 
 
-def loky(folder: Path) -> Program:
-    return sequential(folder, "loky")
-
-
-def lab_of(folder: Path, workers: int = 1) -> Program:
-    config = lab_config(folder, grid={"epochs": LONG}, workers=workers)
-    began = folder / "stdout"
+def lab_in(workers: int, folder: Path) -> Program:
+    config, began = lab_config(folder, grid={"epochs": LONG}, workers=workers), folder / "stdout"
     return lab, ["--config", str(config)], lambda: began.exists() and "4 to train" in began.read_text()
 
 
-def lab_in_processes(folder: Path) -> Program:
-    return lab_of(folder, 2)
+PROGRAMS = {
+    "evaluation": evaluation,
+    "study": partial(study_in, "sequential", 1), "study in processes": partial(study_in, "loky", 2),
+    "lab": partial(lab_in, 1), "lab in processes": partial(lab_in, 2),
+}  # fmt: skip
 
 
 def in_session(session: int) -> list[str]:
@@ -72,7 +70,7 @@ def until(condition: Callable[[], bool]) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("number", "status", "line"), [(15, 143, "terminated"), (2, 130, "interrupted")])
-@pytest.mark.parametrize("program", [evaluation, sequential, loky, lab_of, lab_in_processes])
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_signal_is_one_line_and_leaves_nothing_behind(
     program: Callable[[Path], Program], number: int, status: int, line: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from limits import files_up_to
+from refusal import files_up_to
 from safetensors.torch import save_file
 from torch import nn
 

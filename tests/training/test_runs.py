@@ -1,18 +1,15 @@
 """Run folders: what is read back, which run is the newest, and what is refused."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from tiny_runs import checkpoint, copy_of_run, trained, weights
 
-from bnood.errors import UserError
-from bnood.training.run_folder import CHECKPOINT, load_classifier, load_run, newest_run
+from bnood.training.run_folder import load_classifier, load_run
 
 
 def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
@@ -46,23 +43,3 @@ def test_reading_a_run_imports_neither_lightning_nor_plots() -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ran.stderr.splitlines()}
     assert "torch" in imported and not imported & {"lightning", "torchmetrics", "wandb", "matplotlib", "pandas"}
-
-
-def test_groups_are_those_of_gn_alone() -> None:
-    config = load_run(trained()).config["model"] | {"groups": 2}
-    assert load_classifier(trained() / CHECKPOINT, config).norm == "bn"
-    with pytest.raises(UserError, match="groups 4, but the config says 2"):
-        load_classifier(trained("gn") / CHECKPOINT, config | {"norm": "gn"})
-
-
-def test_newest_run_is_the_one_whose_checkpoint_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run with a checkpoint in .*: train one with scripts/train.py"):
-        newest_run(tmp_path / "none")
-    for name, time in (("b", 3_000), ("a", 2_000), ("c", 1_000)):
-        file = tmp_path / name / CHECKPOINT
-        file.parent.mkdir(parents=True)
-        file.touch()
-        os.utime(file, (time, time))
-    (tmp_path / "untrained").mkdir()
-    (tmp_path / "notes.txt").write_text("a file among the runs")
-    assert newest_run(tmp_path) == tmp_path / "b"

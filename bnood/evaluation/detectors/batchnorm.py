@@ -97,7 +97,7 @@ class NeuralMeanDiscrepancy(Detector):
         return self
 
     def score(self, channel_means: Mapping[str, Tensor]) -> np.ndarray:  # type: ignore[override]
-        """Scores ``[N]`` float64 from ``{layer: [N, C]}``, :attr:`bnood.networks.outputs.Outputs.channel_means`."""
+        """Scores ``[N]`` float64 from ``{layer: [N, C]}``, :attr:`bnood.networks.network.Outputs.channel_means`."""
         if self.reference is None:
             raise UserError("detector 'nmd' has to be fitted before it scores: call fit(read_statistics(model))")
         squares, channels = torch.zeros(()), 0

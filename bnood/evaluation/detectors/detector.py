@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from bnood.errors import UserError
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 
 IMAGES_PER_CLASS = 20
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnood.evaluation.detectors.detector import Detector, NotApplicable, import_optional
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 
 # Elements of the largest intermediate tensor in scoring (128 MiB in float32), and in fitting fDBD (1 GiB).
 _ELEMENTS, _PAIRS_OF_CLASSES = 2**25, 2**28

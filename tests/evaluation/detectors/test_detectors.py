@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bnood.errors import UserError
 from bnood.evaluation.detectors import DETECTORS, Detector, NotApplicable, make_detector
 from bnood.evaluation.detectors.from_pytorch_ood import LIBRARY
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 
 CLASSES, WIDTH = 4, 12
 ON_FEATURES = [name for name in DETECTORS if make_detector(name).needs == "features"]

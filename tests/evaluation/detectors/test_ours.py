@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
 from bnood.evaluation.detectors.ours import BATSFeatures, Gaussian, ReAct, Temperature, fit_temperature
-from bnood.networks.outputs import Head
+from bnood.networks.network import Head
 
 RNG = np.random.default_rng(0)
 
