@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -68,6 +68,19 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     """Signal handler: raise :class:`Terminated`, once; later signals do not disturb the cleaning up."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated(143)
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started inside never react to Ctrl-C, however early it comes: it is left to this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -49,11 +49,10 @@ def shifted(images: Images, shift: str, seed: int = 0) -> Images:
         if isinstance(images, ImageSet):
             return replace(images, name=shift, images=np.stack([grey[index] for index in range(len(images))]))
         return replace(images, name=shift, dataset=grey, checked=[])
-    if not is_made_here(shift) or not isinstance(images, ImageSet):
-        expected = (
-            f"grey, or {', '.join(CONSTANTS)} with a strength (noise-3) of images held in memory: give image_size"
-        )
-        raise UserError(f"shift {shift!r}: expected {expected}")
+    if not is_made_here(shift):
+        raise UserError(f"shift {shift!r}: expected grey, or {', '.join(CONSTANTS)} with a strength (noise-3)")
+    if not isinstance(images, ImageSet):
+        raise UserError(f"shift {shift!r} is for images held in memory: give image_size, or choose grey")
     return replace(images, name=shift, images=_corrupted(images.images, shift, seed))
 
 

@@ -25,7 +25,7 @@ from bnood.data.image_set import ImageSet
 from bnood.data.sources import load_images
 from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
-from bnood.errors import UserError
+from bnood.errors import UserError, deaf_to_ctrl_c
 from bnood.lab.checks import Check, check_lab
 from bnood.lab.options import LabNetwork, LabOptions
 from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
@@ -50,7 +50,9 @@ def run_lab(options: LabOptions, command: str, say: Callable[[str], object]) -> 
     say(f"{len(networks)} networks, {len(todo)} to train")
     jobs = (joblib.delayed(train_network)(options, one, train, validation) for one in todo)
     parallel = joblib.Parallel(n_jobs=min(options.workers, max(1, len(todo))), return_as="generator_unordered")
-    for count, done in enumerate(parallel(jobs), start=1):
+    with deaf_to_ctrl_c():
+        trained = parallel(jobs)  # starts the workers
+    for count, done in enumerate(trained, start=1):
         say(f"{count}/{len(todo)} {done['name']}: {done['ended']}, {done['seconds']:.0f} s")
     tables, ends, seconds = zip(*filter(None, (read_records(options, one) for one in networks)), strict=True)
     table = pd.concat(tables, ignore_index=True)

@@ -6,7 +6,6 @@ the same results bit for bit. A job that fails ends with one line, and all other
 
 import contextlib
 import os
-import signal
 import threading
 import time
 import traceback
@@ -19,7 +18,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from bnood.errors import Terminated, UserError
+from bnood.errors import Terminated, UserError, deaf_to_ctrl_c
 from bnood.study.options import ExecutorOptions
 
 
@@ -46,7 +45,9 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
     with joblib.parallel_config(options.backend, **settings):
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
         try:
-            for name, error, seconds in parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs):
+            with contextlib.nullcontext() if options.backend == "sequential" else deaf_to_ctrl_c():
+                results = parallel(joblib.delayed(perform)(job, *surroundings) for job in jobs)  # starts the workers
+            for name, error, seconds in results:
                 left.remove(name)
                 if error:
                     failed[name] = error
@@ -92,8 +93,7 @@ def perform(job: Job, study: int, threads: int, folder: str) -> tuple[str, str, 
 
 
 def become_worker(parent: int) -> None:
-    """What a worker process does first: it leaves Ctrl-C to its parent, and ends when that is gone, even if killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What a worker process does first: see to it that it ends when its parent is gone, even if that was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:

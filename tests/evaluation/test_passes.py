@@ -264,5 +264,5 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     against = found.found.table.query("companion == 'noise-3' and metric == 'auroc'")
     assert set(against["dataset"]) == {"far", "near"} and set(against["n_id"]) == {35}
     assert set(against["comparison"]) == {"control"}
-    with pytest.raises(UserError, match="shift 'fog-3': expected noise, blur, contrast and a strength"):
+    with pytest.raises(UserError, match="shift 'fog-3': expected grey, or noise, blur, contrast with a strength"):
         run(shifts=("fog-3",))
