@@ -1,7 +1,6 @@
 """Weights & Biases: a training and an evaluation log one run each, online or offline, in one group.
 
-Every function takes None for a run that is not tracked. Nothing asks a question on the terminal, and what wandb raises
-after the start becomes one line on standard error.
+Every function takes None for a run that is not tracked; what wandb raises after the start becomes one line.
 """
 
 import hashlib

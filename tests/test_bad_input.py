@@ -21,9 +21,8 @@ from eval_ood import main as evaluate
 from lab import main as lab
 from refusal import refusal, tree
 from study import main as study
-from tiny_lab import lab_config
 from tiny_runs import evaluation_arguments, trained, training_arguments
-from tiny_study import TRAINING, study_config
+from tiny_study import TRAINING, lab_config, study_config
 
 import bnood
 from bnood.errors import UserError

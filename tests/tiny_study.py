@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from study import main, parse
 from tiny_runs import SIZE, TRAIN, VALIDATION, data_root
@@ -67,3 +68,19 @@ def copy_of_study(target: Path) -> Path:
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob(pattern) if path.is_file()}
+
+
+def lab_config(folder: Path, **changes: object) -> Path:
+    draw = np.random.RandomState(0)
+    labels = np.arange(80) % 2
+    images = draw.randint(0, 100, (80, 32, 32, 3)) + 100 * labels[:, None, None, None]
+    np.savez(folder / "bright.npz", images=images.astype(np.uint8), labels=labels.astype(np.int64))
+    grid = {"architecture": "mlp", "depth": 2, "width": 8, "learning_rate": 0.1, "epochs": 2, "norms": ["none", "bn"],
+            "activations": ["sigmoid"]}  # fmt: skip
+    grid |= changes.pop("grid", {})  # type: ignore[arg-type]
+    content = {"name": "tiny", "grids": [grid], "seeds": [0, 1], "images": str(folder / "bright.npz"),
+               "train_count": 60, "validation_count": 20, "batch_size": 20, "workers": 1,
+               "runs": str(folder / "runs")}  # fmt: skip
+    path = folder / "lab.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path

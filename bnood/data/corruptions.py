@@ -1,7 +1,6 @@
 """Shifted in-distribution images, made on the fly: noise, blur and lower contrast at five strengths, and grey.
 
-The corruptions are Hendrycks & Dietterich's (ICLR 2019) with the constants of CIFAR-10-C, meant for 32 x 32 pixels;
-results are rounded (CIFAR-10-C cuts the fraction off instead).
+They are Hendrycks & Dietterich's (ICLR 2019) with CIFAR-10-C's constants, for 32 x 32 pixels, but rounded.
 """
 
 import zlib
@@ -10,9 +9,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from bnood.data.image_set import Images, ImageSet
+from bnood.data.image_set import Images, ImageSet, check_seed
 from bnood.data.reading import as_image
-from bnood.data.splits import check_seed
 from bnood.errors import UserError
 
 CONSTANTS: dict[str, tuple[float, ...]] = {  # c of each corruption at each strength, from 1 to 5

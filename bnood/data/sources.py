@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bnood.data.files import check_file, decode, fit, image_files, read_npz
-from bnood.data.image_set import Images, ImageSet, StreamedSet
-from bnood.data.splits import stratified_split
+from bnood.data.image_set import Images, ImageSet, StreamedSet, stratified_split
 from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 

@@ -1,8 +1,7 @@
-"""The built-in sets: images without a download.
+"""The built-in sets: images without a download. Only the noise has the same bits everywhere.
 
-``shapes`` is the in-distribution set: ten classes of textured shapes among clutter, told by their outline alone. Out of
-distribution are ``digits`` (SVHN's part), ``textures`` (DTD's), ``unseen_shapes`` (near: other outlines),
-``gaussian_noise`` and ``uniform_noise``. Only the noise has the same bits everywhere.
+``shapes`` is the ID set: ten classes of textured shapes among clutter, told by their outline alone. OOD are ``digits``
+(as SVHN), ``textures`` (as DTD), ``unseen_shapes`` (near: other outlines), ``gaussian_noise`` and ``uniform_noise``.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""What the penultimate units do: the figures behind ReAct's picture (Sun, Guo & Li 2021).
-
-Raw magnitudes cannot be compared across norms or runs: the reference is the ID images under running statistics.
-"""
+"""What the penultimate units do (Sun, Guo & Li 2021), relative to the ID images under running statistics."""
 
 import numpy as np
 import pandas as pd

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bnood.data.corruptions import shifted
-from bnood.data.image_set import Images
-from bnood.data.splits import halves
+from bnood.data.image_set import Images, halves
 from bnood.errors import UserError
 from bnood.evaluation.conditions import REFERENCE, Condition, Splits
 from bnood.evaluation.options import EvaluationOptions

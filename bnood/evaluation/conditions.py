@@ -1,7 +1,6 @@
 """The grammar of statistics (listed in the README and in docs/method.md), and how the network then normalises.
 
-Fixed statistics give an :class:`Estimate` for each side of a comparison; those that depend on the batch have a batch
-size, perhaps an OOD fraction, and a context. To add a kind, write a class and name it in ``KINDS``.
+Fixed statistics give an :class:`Estimate` for each side, others a batch size and a context. Name new ones in ``KINDS``.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Intervals: over images by the bootstrap, and over seeds *and* images.
 
 A resample of n images is one row of *counts*, how often each was drawn. Drawn once per set, by the set's name, the same
-counts serve every condition, score and network, so that differences are *paired*. How often the intervals over seeds
-cover the truth, and that known alternatives cover less, is shown in ``tests/evaluation/test_intervals.py``.
+counts serve every condition, score and network, so that differences are *paired*.
 """
 
 import math

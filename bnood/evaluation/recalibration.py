@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bnood.data.image_set import Images, folder_labels
-from bnood.data.splits import halves
+from bnood.data.image_set import Images, folder_labels, halves
 from bnood.errors import UserError
 from bnood.evaluation.conditions import Estimate
 from bnood.evaluation.intervals import interval, set_counts, weighted_means

@@ -1,7 +1,6 @@
 """From logits ``[N, K]`` to one score per image ``[N]`` float64; **higher = more in-distribution**, for every score.
 
-In float64: a float32 softmax rounds to exactly 1.0 as soon as the largest logit leads by about 17, and the ties that
-this makes move FPR95. Each raises ``UserError`` where ``checked_logits`` does.
+In float64: a float32 softmax rounds to exactly 1.0 where the largest logit leads by 17, and these ties move FPR95.
 """
 
 import math

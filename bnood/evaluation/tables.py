@@ -1,7 +1,4 @@
-"""From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit.
-
-Every value has a 95 % bootstrap interval; a metric of several shuffles is the mean over them within each resample.
-"""
+"""From outputs (one set under one condition) to the tables of an evaluation: per image, per metric, per unit."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

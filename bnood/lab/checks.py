@@ -1,7 +1,7 @@
 """The statements that the lab looks into, as a table, and the one function that judges a row of it.
 
-Each is one number per seed: supported if its interval (Student's t over seeds) lies inside the range that was stated
-before, refuted if it lies outside. What was not trained, or not for long enough to tell, is "not tested here".
+Each is one number per seed: supported if its interval over seeds lies inside the range that was stated before, refuted
+if outside. What was not trained, or not for long enough to tell, is "not tested here".
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A lab from its options to its page: train and record a grid of small networks, check the statements.
 
-A network's records are `networks/<name>.parquet`, then `<name>.json`, which says done. They are one long table:
-architecture, activation, norm, seed, step, epoch, layer (from 1 at the input; 0 for the whole network), quantity
-(gradient_norm, train_accuracy, validation_accuracy), value. A gradient at a step is of the network before its update.
+A network's records are `networks/<name>.parquet`, one long table (layer 1 is at the input, 0 the whole network; a
+gradient at a step is of the network before its update), then `<name>.json`, which says done.
 """
 
 import json
@@ -21,15 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnood.data.image_set import ImageSet
+from bnood.data.image_set import ImageSet, stratified_split
 from bnood.data.sources import load_images
-from bnood.data.splits import stratified_split
 from bnood.data.synthetic import SYNTHETIC
 from bnood.errors import UserError, deaf_to_ctrl_c
 from bnood.lab.checks import Check, check_lab
 from bnood.lab.options import LabNetwork, LabOptions
 from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
-from bnood.report.lab import write_lab_report
+from bnood.report.page import write_lab_report
 from bnood.statistics import has_batchnorm, use_statistics
 from bnood.training.atomic import write_beside
 from bnood.training.provenance import commit, machine, versions

@@ -1,7 +1,6 @@
 """EfficientNet-Lite0 to Lite2 with their ImageNet weights, from the packages that ``PACKAGES`` names.
 
-Their images are (x - 127) / 128 of 0..255 pixels. The photographs have 256 pixels: Lite0 and Lite1 see the middle 224
-and 240, Lite2 sees them enlarged to 260.
+Of photographs of 256 pixels Lite0 and Lite1 see the middle 224 and 240; Lite2 sees them enlarged to 260.
 """
 
 from functools import partial

@@ -1,1 +1,0 @@
-"""Pages and pictures of a run, a study and a lab: matplotlib figures in one self-contained HTML page."""

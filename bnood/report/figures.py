@@ -1,7 +1,4 @@
-"""The pictures of an evaluation, from its tables (columns in :mod:`bnood.evaluation.tables`).
-
-Every function gives a picture, or None where the tables have nothing for it.
-"""
+"""The pictures of an evaluation, from its tables; None where the tables have nothing for a picture."""
 
 import re
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Jobs in this process or in processes of this machine, through joblib.
 
-Both run a job in the same surroundings (threads, precision of matrix products, output into a log), so that they give
-the same results bit for bit. A job that fails ends with one line, and all others go on.
+Both give the same results bit for bit. A job that fails ends with one line, and all others go on.
 """
 
 import contextlib

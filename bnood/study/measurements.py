@@ -1,7 +1,4 @@
-"""From the replicates of a study's networks to one quantity with every seed, ready for an interval.
-
-All rows of a set share the same resamples, so differences are paired.
-"""
+"""From the replicates of a study's networks, which are paired, to one quantity with every seed."""
 
 from collections.abc import Collection, Sequence
 from copy import copy

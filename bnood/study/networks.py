@@ -1,7 +1,6 @@
 """The networks of a study: which there are, and training, stopping and evaluating each of them.
 
-``runs/<study>/`` holds one folder per network: a whole run folder for trained networks, the evaluation alone for given
-ones, whose own folders are never written into. What is done is read from these folders, so a killed study goes on.
+``runs/<study>/`` holds one folder per network; of given ones the evaluation alone. What is done is read from there.
 """
 
 import hashlib

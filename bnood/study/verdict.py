@@ -1,7 +1,7 @@
 """The verdict of a study: every row of every hypothesis is estimated and judged by the same function.
 
-``verdict.json`` has ``rows``, one per hypothesis and family of networks, or network of too few seeds. A row has
-``estimates``: those of the hypothesis on the mean of the primary sets, then on each set; the first is the headline.
+A row is one per hypothesis and family of networks, or network of too few seeds. Its ``estimates`` are of the mean of
+the primary sets, then of each set; the first is the headline.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Files and folders that are written as a whole or not at all, and the lock on a run's folder.
 
-What is being written lies beside its final place under a hidden name with the host and the number of the process. What
-a killed process left, the next one that writes to the same place removes.
+What is being written lies beside its place under a hidden name. What a killed process left, the next one removes.
 """
 
 import fcntl

@@ -83,5 +83,5 @@ def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> No
     assert np.abs(whole.images - luma[..., None]).max() < 0.51
     with pytest.raises(UserError, match="shift 'grey': features holds float tensors"):
         shifted(StreamedSet("features", [torch.zeros(3, 4, 4)]), "grey").dataset[0]
-    with pytest.raises(UserError, match="shift 'noise-3': expected grey, or noise, blur, contrast with a strength"):
+    with pytest.raises(UserError, match="shift 'noise-3' is for images held in memory: give image_size"):
         shifted(streamed, "noise-3")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_evaluation import CLASSES, identities, left_as_it_was, outputs, small_network, small_set
 
-from bnood.data.splits import halves
+from bnood.data.image_set import halves
 from bnood.errors import UserError
 from bnood.evaluation.conditions import KINDS, parse_statistics
 from bnood.evaluation.detectors import DETECTORS

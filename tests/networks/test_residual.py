@@ -1,13 +1,20 @@
 """Residual networks against torchvision's, against counts worked out by hand, and against their own definition."""
 
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torchvision.models
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from bnood.errors import UserError
 from bnood.networks.image_classifier import build_model
 from bnood.networks.network import Network
+from bnood.networks.norm import norm_layer
+from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
 from bnood.networks.residual import ResNet, WideResNet
 
 KINDS = {"bn": nn.BatchNorm2d, "ln": nn.GroupNorm, "gn": nn.GroupNorm, "none": nn.Identity}
@@ -96,3 +103,63 @@ def test_shapes_that_no_network_has(arguments: tuple, message: str) -> None:
 def test_state_dict_keys_are_those_of_older_checkpoints(model: nn.Module) -> None:
     top = {"conv1", "norm1", "blocks", "head"} if isinstance(model, ResNet) else {"conv1", "norm", "blocks", "head"}
     assert {key.split(".")[0] for key in model.state_dict()} == top
+
+
+SAMPLES, CHANNELS, GROUPS = 3, 8, 4
+
+
+def values(units: bool = False) -> Tensor:
+    """``[3, 8, 5, 5]`` or ``[3, 8]`` in float64, with a scale and an offset of its own for every sample and channel."""
+    shape = (SAMPLES, CHANNELS, 1, 1)
+    pixels = torch.randn(SAMPLES, CHANNELS, 5, 5) * (torch.rand(shape) + 1) + torch.randn(shape) * 5
+    return (pixels[:, :, 0, 0] if units else pixels).double()
+
+
+def layer(norm: str, units: bool = False) -> nn.Module:
+    return norm_layer(norm, CHANNELS, GROUPS, units).double().train()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("norm", "axes"), [("bn", (0, 3, 4)), ("ln", (1, 2, 3, 4)), ("gn", (2, 3, 4))])
+@pytest.mark.parametrize("units", [False, True])
+def test_mean_and_variance_are_those_of_numpy_over_the_stated_axes(
+    norm: str, axes: tuple[int, ...], units: bool
+) -> None:
+    x = values(units)
+    grouped = x.numpy().reshape(SAMPLES, GROUPS, CHANNELS // GROUPS, *((1, 1) if units else (5, 5)))
+    mean, var = grouped.mean(axis=axes, keepdims=True), grouped.var(axis=axes, keepdims=True)
+    expected = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(layer(norm, units=units)(x).detach().numpy(), expected, atol=1e-9)
+
+
+UNITS = 8
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "gelu"])
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_the_norm_stands_where_it_is_said_to(activation: Any, position: Any) -> None:
+    linear, own = nn.Linear(5, UNITS), getattr(functional, activation)
+    x = torch.randn(3, 5)
+    values = functional.linear(x, linear.weight, linear.bias)
+    first, second = (lambda v: functional.layer_norm(v, (UNITS,)), own)[:: 1 if position == "before" else -1]
+    built = HiddenLayer(linear, nn.LayerNorm(UNITS), activation, position)
+    torch.testing.assert_close(built(x), second(first(values)))
+
+
+def test_the_norms_shift_replaces_the_bias_where_it_follows_at_once() -> None:
+    for norm, position, bias in (("bn", "before", False), ("bn", "after", True), ("none", "before", True)):
+        for network in (MLP(3, 16, norm, norm_position=position), PlainConvNet(5, 8, norm, norm_position=position)):
+            assert {layer.linear.bias is not None for layer in network.layers} == {bias}
+            assert network.eval()(torch.randn(4, 3, 32, 32)).shape == (4, 10)
+
+
+def test_weights_begin_as_the_activation_asks() -> None:
+    for activation, fan_out in (("sigmoid", True), ("tanh", True), ("relu", False), ("gelu", False)):
+        network = MLP(3, 200, "none", 8, 10, activation, image_size=8)  # type: ignore[arg-type]
+        for each, inputs in zip(network.layers, (192, 200, 200), strict=True):
+            expected = 2 / (inputs + 200) if fan_out else 2 / inputs
+            weight = each.linear.weight.detach()
+            assert float(weight.var()) == pytest.approx(expected, rel=0.05)
+            # Glorot's are uniform: none lies beyond the square root of three standard deviations.
+            assert (float(weight.abs().max()) <= math.sqrt(3 * expected)) == fan_out
+            assert not each.linear.bias.any()
+        assert float(network.head.weight.detach().var()) == pytest.approx(2 / 210, rel=0.1)

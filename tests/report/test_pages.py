@@ -1,5 +1,6 @@
 """The pages of a run and a study: self-contained, complete, in display names."""
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import report_pages as made
 from claim_tables import Truth, made_study
 
 from bnood.report.figures import rows
-from bnood.report.names import change, number
+from bnood.report.names import change, display, number, scale
 from bnood.report.page import write_run_report, write_study_report
 from bnood.study.hypotheses import STATEMENTS
 from bnood.study.verdict import judge
@@ -127,3 +128,14 @@ def test_page_without_batchnorm_says_that_nothing_was_replaced(tmp_path: Path) -
     page, *figures = write_run_report(tmp_path, made.evaluated("gn"), title="gn", commands=[])
     assert "nothing to replace" in page.read_text()
     assert [path.stem for path in figures] == ["units", "detectors", "detection", "confidence"]
+
+
+def test_display_names_and_numbers() -> None:
+    names = ("batch:128", "batch:128@0.1", "recalibrated:mixture@0.5", "my_own_set")
+    shown = ["batch of 128, pure", "batch of 128, 10 % OOD", "mixture, 50 % OOD", "my own set"]
+    assert [display(name).replace("\u00a0", " ") for name in names] == shown
+    assert number(0.9146, scale("auroc", "energy")) == "91.5\u00a0%"
+    assert change(-0.0234, -0.03, -0.01, scale("auroc", "msp")) == "\u22122.3 [\u22123.0, \u22121.0] points"
+    assert scale("mean", "energy") == scale("unit_mean_max_ratio", "units") == 1
+    assert number(8.4785, 1) == "8.48" and change(0.5, math.nan, math.nan, 1) == "+0.50"
+    assert number(math.nan, 100) == change(math.nan, 0, 0, 1) == "\u2013"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from lab import main, parse
 from refusal import refusal
-from tiny_lab import lab_config as config
+from tiny_study import lab_config as config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lab"
 

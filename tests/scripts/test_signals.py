@@ -14,9 +14,8 @@ import pytest
 from eval_ood import main as evaluate
 from lab import main as lab
 from study import main as study
-from tiny_lab import lab_config
 from tiny_runs import copy_of_run, evaluation_arguments
-from tiny_study import TRAINING, study_config
+from tiny_study import TRAINING, lab_config, study_config
 
 from bnood.errors import run_door
 
