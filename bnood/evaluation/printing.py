@@ -39,10 +39,7 @@ CAPTION = (
 
 
 def results_table(table: pd.DataFrame, title: str, width: int | None = None) -> Table:
-    """One row per OOD set, condition and detector: the most detailed one that fits ``width`` columns.
-
-    ``table`` holds the metrics of one or several runs, also as read from ``table.csv``.
-    """
+    """One row per OOD set, condition and detector of one or several runs; as much detail as fits ``width`` columns."""
     texts = ["companion", "comparison", "detector"]
     table = table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # a CSV reader makes them NaN
     for detail in (3, 2, 1, 0):

@@ -99,8 +99,7 @@ def check_lab(table: pd.DataFrame, classes: int) -> list[Check]:
 def judge(statement: Statement, table: pd.DataFrame, architecture: str, chance: float) -> Check:
     """Judge one statement by its interval over seeds.
 
-    A gain in accuracy is seen as soon as one of the networks learns. All else about accuracy waits until one of them
-    has learnt its training images: networks that are still learning differ in speed.
+    All about accuracy but a gain waits until a network has learnt its training images: before, they differ in speed.
     """
     activation, norm, text, quantity, (start, end), printed = statement
     threshold = min(abs(start), abs(end))

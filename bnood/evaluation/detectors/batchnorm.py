@@ -82,10 +82,7 @@ class _Clipping(TorchFunctionMode):
 
 
 class NeuralMeanDiscrepancy(Detector):
-    """Minus the root mean square, over all channels, of the standardised mean discrepancies (Dong et al., CVPR 2022).
-
-    The paper trains a classifier on them with a few OOD images.
-    """
+    """Minus the root mean square of the mean discrepancies, on which Dong et al. (CVPR 2022) train a classifier."""
 
     name = "nmd"
     needs = "channel_means"
