@@ -102,7 +102,8 @@ def _stop(message: str, status: int) -> None:
         child.terminate()
     for child in children:
         child.join(5)
-        child.kill()  # one that was still starting may have missed the signal; without effect on one that has ended
+        if child.is_alive() and child.pid:  # one that was starting may have missed the signal; loky's have no kill()
+            os.kill(child.pid, signal.SIGKILL)
     if is_first_process():
         print(message, file=sys.stderr)
     raise SystemExit(status) from None

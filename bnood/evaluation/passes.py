@@ -49,10 +49,7 @@ class Passes:
     def outputs(
         self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], means: bool = False
     ) -> list[Outputs]:
-        """Outputs of all batches under each context, on request with channel ``means``; every batch is read once.
-
-        A batch is int64 ``[n, 2]``: position in ``sets``, index in that set.
-        """
+        """Outputs of batches (int64 ``[n, 2]``: set, index in it) under each context; each batch is read once."""
         found: list[list[Outputs]] = [[] for _ in contexts]
         alone = len(contexts) == 1
         with torch.inference_mode(), contexts[0]() if alone else nullcontext():
