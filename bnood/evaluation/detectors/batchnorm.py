@@ -82,7 +82,7 @@ class _Clipping(TorchFunctionMode):
 
 
 class NeuralMeanDiscrepancy(Detector):
-    """Minus the root mean square of the mean discrepancies, on which Dong et al. (CVPR 2022) train a classifier."""
+    """Minus the root mean square of standardised mean discrepancies (Dong et al. 2022 train a classifier on them)."""
 
     name = "nmd"
     needs = "channel_means"
