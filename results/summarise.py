@@ -129,7 +129,8 @@ def _verdict_cell(row: dict[str, Any]) -> str:
         return verdict
     factor = 100 if "AUROC" in row["quantity"] or row["unit"] in ("probability", "share of images") else 1
     effect, low, high = (factor * row[key] for key in ("effect", "low", "high"))
-    return f"**{verdict}** {effect:.2f} [{low:.2f}, {high:.2f}]"
+    place = f" ({row['quantity'].partition(': ')[2]})" if row["hypothesis"] == "H5" else ""
+    return f"**{verdict}** {effect:.2f} [{low:.2f}, {high:.2f}]{place}"
 
 
 def _subject(row: dict[str, Any]) -> str:

@@ -371,7 +371,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
     from bnood.training.atomic import write_beside
     from bnood.training.command_line import one_line_parsing
-    from bnood.training.provenance import commit, machine, versions
+    from bnood.training.provenance import made_with
 
     parser = ArgumentParser(prog="scripts/benchmark.py", description="Measure speed.", exit_on_error=False)
     parser.add_class_arguments(BenchmarkOptions)
@@ -387,7 +387,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     console = Console(width=None if sys.stdout.isatty() else 120)
     measures = {"training": measure_training, "side_by_side": measure_side_by_side, "evaluation": measure_evaluation}
     results = [each for part in options.listed_parts() for each in measures[part](options, console)]
-    stated = {"machine": machine(), "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
+    stated = {"threads": torch.get_num_threads(), **made_with()}
     console.print(results_table(results, f"{stated['machine']}; torch {torch.__version__}; commit {stated['commit']}"))
     if output is not None:
         figures = {"options": asdict(options), "results": [asdict(each) | {"kept": each.kept} for each in results]}

@@ -64,7 +64,7 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     rows = verdict["rows"]
     subjects = list(dict.fromkeys((row["network"], row["seed"]) for row in rows))
     if len(subjects) == 1:
-        lines = [f"{'':4}{'verdict':29}{'effect':37}{'estimate [interval]':>22}{'needed':>8}"]
+        lines = [f"{'':4}{'verdict':28}{'effect':42}{'estimate [interval]':>19}{'needed':>7}"]
         return lines + [line for row in rows for line in _effect_lines(row)]
     lines = [f"{'network':34}" + "".join(f"{name:13}" for name in dict.fromkeys(row["hypothesis"] for row in rows))]
     for network, seed in subjects:
@@ -76,12 +76,12 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
 
 
 def _effect_lines(row: dict[str, Any]) -> list[str]:
-    text, why = f"{row['hypothesis']:4}{row['verdict']:29}", row["reason"] or row["note"]
+    text, why = f"{row['hypothesis']:4}{row['verdict']:28}", row["reason"] or row["note"]
     if row["estimates"]:
         factor = factor_of(row["unit"])
         estimate = change(row["effect"], row["low"], row["high"], factor).removesuffix(" points")
         needed = f"{'<' if row['direction'] == 'below' else '>'} {factor * (row['threshold'] or 0.0):.2g}"
-        text += f"{row['quantity'][:36]:37}{estimate if row['n_seeds'] else 'not estimated':>22}{needed:>8}"
+        text += f"{row['quantity'][:41]:42}{estimate if row['n_seeds'] else 'not estimated':>19}{needed:>7}"
     return [text.rstrip(), *([f"{'':4}{why}"[:WIDTH]] if why else [])]
 
 

@@ -1,12 +1,10 @@
 """What the penultimate units do (Sun, Guo & Li 2021), relative to the ID images under running statistics."""
 
 import numpy as np
-import pandas as pd
 
 from bnood.errors import UserError
 from bnood.evaluation.intervals import weighted_means
 from bnood.networks.network import Head
-from bnood.statistics import BatchNormStatistics
 
 LEAST_EFFECTIVE = 50
 CLASS_GROUPS = 20
@@ -113,15 +111,3 @@ def grouped_classes(weight: np.ndarray, groups: int) -> np.ndarray:
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), centres)
     return np.unique(group, return_inverse=True)[1]
-
-
-def layer_distances(running: BatchNormStatistics, target: BatchNormStatistics, eps: float = 1e-5) -> pd.DataFrame:
-    """How far target statistics are from running ones, per layer, as means over its channels (KL: Jeffreys', nats)."""
-    rows = []
-    for position, layer in enumerate(target):
-        expected, found = running[layer], target[layer]
-        var_r, var_o, shift = expected.var + eps, found.var + eps, found.mean - expected.mean
-        divergence = (var_o / var_r + var_r / var_o - 2 + shift.square() * (1 / var_o + 1 / var_r)) / 2
-        figures = shift.abs() / var_r.sqrt(), (var_o / var_r).log(), divergence
-        rows.append((layer, position, *(float(figure.mean()) for figure in figures)))
-    return pd.DataFrame(rows, columns=["layer", "position", "mean_shift", "log_var_ratio", "symmetric_kl"])

@@ -14,7 +14,6 @@ import pandas as pd
 from bnood.data.image_set import Images, folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
-from bnood.evaluation.activations import layer_distances
 from bnood.evaluation.comparisons import Sets, arranged
 from bnood.evaluation.conditions import Condition, parse_statistics
 from bnood.evaluation.engine import Engine, Fitting
@@ -22,9 +21,9 @@ from bnood.evaluation.options import EvaluationOptions, options_with
 from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
-from bnood.statistics import has_batchnorm, read_statistics
+from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics
 from bnood.training.atomic import check_replaceable, staged_folder
-from bnood.training.provenance import commit, machine, versions
+from bnood.training.provenance import made_with
 
 RECORD = "evaluation.json"
 
@@ -90,6 +89,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     augment: Augment | None = None,
     progress: Callable[[str], object] = lambda step: None,
+    store: Path | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Evaluate a network, which is left as it was, under all statistics, with all detectors.
@@ -105,6 +105,7 @@ def evaluate(
         classes: names of the network's classes, in the order of its logits, for labels that come from folders.
         augment: ``augment(uint8 [n, H, W, 3], generator)``: the training augmentation, for ``recalibrated:augmented``.
         progress: is called with the name of each step that begins.
+        store: a folder for what each pass gives; if it is stopped, the same evaluation with the same folder goes on.
         settings: ``statistics=``, ``detectors=`` and the other options by name, in place of those of ``options``.
     """
     options = options_with(settings, options)
@@ -115,7 +116,7 @@ def evaluate(
         check_statistics(network, options)
         conditions = conditions[:1]
         if skipped := [name for name in options.statistics if name != "running"]:
-            notes[f"norm {network.norm} keeps no statistics: only running is evaluated, {_are_skipped(skipped)}"] = None
+            notes[f"norm {network.norm} keeps no statistics, not evaluated: {', '.join(skipped)}"] = None
     if not ood_sets:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     if few := min(8, len(first := next(iter(ood_sets.values())))):
@@ -134,8 +135,8 @@ def evaluate(
     splits, with_id = sets.splits(options), bool(sets.id_name)
     if lacking := [each.name for each in conditions if not each.possible(splits, with_id)]:
         conditions = [each for each in conditions if each.name not in lacking]
-        notes[f"{_are_skipped(lacking)}: there are no ID images for {'it' if len(lacking) == 1 else 'them'}"] = None
-    passes = Passes(network, sets.adaptation, options, augment, notes)
+        notes[f"not evaluated, for lack of ID images: {', '.join(lacking)}"] = None
+    passes = Passes(network, sets.adaptation, options, augment, notes, store)
     fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
     started = time.perf_counter()
@@ -155,10 +156,6 @@ def check_statistics(network: Network, options: EvaluationOptions) -> None:
         raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
 
 
-def _are_skipped(names: list[str]) -> str:
-    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} skipped"
-
-
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
     parts = {}
     for condition in conditions:
@@ -166,8 +163,11 @@ def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataF
             estimates = condition.estimates(sets.splits(passes.options), pair.id_split, pair.ood_split)
             for name, role, estimate in zip((pair.id_name, pair.ood_name), ("id", "ood"), estimates, strict=True):
                 if sets.roles.get(name):
-                    found = layer_distances(read_statistics(passes.network.model), passes.estimates[estimate])
-                    parts[name, estimate] = found.assign(dataset=name, role=role, n_calibration=estimate.images)
+                    target, running = passes.estimates[estimate], read_statistics(passes.network.model)
+                    found = BatchNormStatistics({layer: running[layer] for layer in target}).distance(target)
+                    rows = [(layer, place, *found[layer]) for place, layer in enumerate(found)]
+                    layers = pd.DataFrame(rows, columns=["layer", "position", "mean_shift", "log_std_ratio"])
+                    parts[name, estimate] = layers.assign(dataset=name, role=role, n_calibration=estimate.images)
     return pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -187,7 +187,5 @@ def _record(sets: Sets, passes: Passes, fitting: Fitting) -> dict[str, Any]:
         "images_estimated_on": passes.estimated_on,
         "estimator_images": {str(estimate): estimate.images for estimate in passes.estimates},
         "estimator_passes": {str(estimate): found.passes for estimate, found in passes.estimates.items()},
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
+        **made_with(),
     }

@@ -1,13 +1,18 @@
 """Forward passes: estimating statistics once each, and the outputs of images under one or several statistics."""
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from bnood import statistics as bn
 from bnood.data.image_set import Images
@@ -17,6 +22,7 @@ from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
 from bnood.networks.network import Network, Outputs
 from bnood.statistics.contexts import lent
+from bnood.training.atomic import write_beside
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Context = Callable[[], AbstractContextManager[object]]
@@ -34,6 +40,8 @@ class Passes:
     options: EvaluationOptions
     augment: Augment | None = None
     notes: Notes = field(default_factory=dict)
+    store: Path | None = None  # a folder for what every pass gives, from which this evaluation goes on after a kill
+    runs: int = 0  # calls of ``outputs``, which come in the same order in every run of an evaluation
     scored: int = 0  # images that went through the network to be scored or fitted on, in all passes
     estimated_on: int = 0  # images that went through it to estimate statistics, in all passes
     estimates: dict[Estimate, bn.BatchNormStatistics] = field(default_factory=dict)
@@ -50,15 +58,31 @@ class Passes:
         self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], means: bool = False
     ) -> list[Outputs]:
         """Outputs of batches (int64 ``[n, 2]``: set, index in it) under each context; each batch is read once."""
-        found: list[list[Outputs]] = [[] for _ in contexts]
-        alone = len(contexts) == 1
-        with torch.inference_mode(), contexts[0]() if alone else nullcontext():
-            for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
-                for context, outputs in zip(contexts, found, strict=True):
-                    with nullcontext() if alone else context():
-                        outputs.append(self.network.outputs(batch, channel_means=means))
         self.scored += len(contexts) * sum(map(len, batches))
-        return [Outputs.joined(outputs) for outputs in found]
+        self.runs += 1
+
+        def run() -> list[Outputs]:
+            found: list[list[Outputs]] = [[] for _ in contexts]
+            alone = len(contexts) == 1
+            with torch.inference_mode(), contexts[0]() if alone else nullcontext():
+                for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
+                    for context, outputs in zip(contexts, found, strict=True):
+                        with nullcontext() if alone else context():
+                            outputs.append(self.network.outputs(batch, channel_means=means))
+            return [Outputs.joined(outputs) for outputs in found]
+
+        return self._kept(f"outputs {self.runs}", run)
+
+    def _kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives, or gave before this evaluation was stopped."""
+        if self.store is None:
+            return compute()
+        file = self.store / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
+        with suppress(Exception), safe_globals([Outputs, bn.BatchNormStatistics, bn.LayerStatistics]):
+            return torch.load(file)  # fails if it is not there, or damaged
+        found = compute()
+        write_beside(file, partial(torch.save, found))
+        return found
 
     def whole(self, images: Images) -> list[np.ndarray]:
         """All images in order, as batches for statistics that do not depend on them."""
@@ -75,8 +99,12 @@ class Passes:
     def statistics(self, estimate: Estimate) -> bn.BatchNormStatistics:
         """The statistics behind an estimate with parts; estimated once."""
         if estimate not in self.estimates:
-            made = self._on_path if estimate.share != 1 else self._in_form if estimate.form else self._estimated
-            self.estimates[estimate] = made(estimate)
+            made = partial(self._in_form if estimate.form else self._estimated, estimate)
+            found = self._kept(str(estimate), made) if estimate.share == 1 else self._on_path(estimate)
+            self.estimates[estimate] = found
+            if not found.converged:
+                self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
+            self.estimated_on += estimate.images * found.passes
         return self.estimates[estimate]
 
     def _on_path(self, estimate: Estimate) -> bn.BatchNormStatistics:
@@ -106,11 +134,7 @@ class Passes:
                 yield self.augment(images, generator) if estimate.augmented and self.augment else images
 
         model, call = self.network.model, self.network.call
-        found = bn.estimate_statistics(model, read, method=self.options.estimator, call=call)
-        if not found.converged:
-            self.notes[f"statistics {estimate}: they still moved after {found.passes} passes; used anyway"] = None
-        self.estimated_on += len(pairs) * found.passes
-        return found
+        return bn.estimate_statistics(model, read, method=self.options.estimator, call=call)
 
     def _in_form(self, estimate: Estimate) -> bn.BatchNormStatistics:
         """Target statistics in some layers, measured on one batch as it arrives there under this very condition."""
@@ -129,7 +153,6 @@ class Passes:
 
         with torch.no_grad(), bn.decide_statistics(model, decide, layers):
             network.call(model, batch)
-        self.estimated_on += len(pairs)
         return bn.BatchNormStatistics(found, passes=1)
 
     def _permutation(self, count: int) -> np.ndarray:

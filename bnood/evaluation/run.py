@@ -37,10 +37,12 @@ def evaluate_run(
     progress: Callable[[str], object],
     say: Callable[[str], object],
     folder: Path | None = None,
+    store: Path | None = None,
 ) -> Path:
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
-    ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read.
+    ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read,
+    ``store`` is as for ``evaluate``.
     """
     question, data = asked(run.folder, sets, options), run.config["data"]
     images = load_run_images(run, sets, options)
@@ -55,7 +57,7 @@ def evaluate_run(
     try:
         tracking.use_checkpoint(tracked, run.checkpoint, run.name)
         augment = training_augmentation(data.get("augmentation", "crop_flip"))
-        found = evaluate(run.network, **images, options=options, augment=augment, progress=progress)
+        found = evaluate(run.network, **images, options=options, augment=augment, progress=progress, store=store)
         found.record |= {ASKED: question, "summary": run.summary}
         progress("figures and report")
         title = f"{run.name}: {id_name} ({sets.id_split}) against OOD"

@@ -30,7 +30,7 @@ from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
 from bnood.report.page import write_lab_report
 from bnood.statistics import has_batchnorm, use_statistics
 from bnood.training.atomic import write_beside
-from bnood.training.provenance import commit, machine, versions
+from bnood.training.provenance import made_with
 
 COLUMNS = ["step", "epoch", "layer", "quantity", "value"]
 RECORD_EVERY, PROBE_IMAGES = 50, 256  # steps between two records of gradients, and training images of a record
@@ -56,8 +56,7 @@ def run_lab(options: LabOptions, command: str, say: Callable[[str], object]) -> 
     table = pd.concat(tables, ignore_index=True)
     checks = check_lab(table, len(np.unique(np.asarray(train.labels))))
     diverged = [f"{one.name}: {end}" for one, end in zip(networks, ends, strict=True) if end != "trained"]
-    record = {"command": command, "networks": len(networks), "seconds": round(sum(seconds)), "versions": versions(),
-              "commit": commit(), "machine": machine()}  # fmt: skip
+    record = {"command": command, "networks": len(networks), "seconds": round(sum(seconds)), **made_with()}
     found = {**record, "checks": [check._asdict() for check in checks]}
     write_beside(folder / "checks.json", lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
     write_beside(folder / "lab.parquet", lambda path: table.to_parquet(path, index=False))

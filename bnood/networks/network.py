@@ -190,11 +190,8 @@ class Network:
         if named is not None:
             raise UserError(f"{self.name}: the layer head={named!r} is not given a batch [N, ...] of tensors")
         wanted = "name the layer whose input are the features (head=, on the command line --head)"
-        ran = ", ".join(list(reversed(features))[:6]) or "none"
-        shape = list(logits.shape)
-        raise UserError(
-            f"no Linear layer of {self.name} makes its output {shape}: {wanted}; these run, last first: {ran}"
-        )
+        ran = f"these run, last first: {', '.join(list(reversed(features))[:6]) or 'none'}"
+        raise UserError(f"no Linear layer of {self.name} makes its output {list(logits.shape)}: {wanted}; {ran}")
 
 
 def described(transform: Callable[[Any], Any] | None) -> str:

@@ -67,9 +67,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors or not are_weights(tensors):
-        raise UserError(
-            f"{file}: no state_dict of real tensors alone; save one with torch.save(model.state_dict(), file)"
-        )
+        raise UserError(f"{file}: no state_dict of real tensors; save one with torch.save(model.state_dict(), file)")
     return tensors
 
 

@@ -33,6 +33,7 @@ from bnood.statistics import batchnorm_layers
 from bnood.study.options import NetworkOptions, StudyOptions
 from bnood.training.atomic import write_beside
 from bnood.training.command_line import read_yaml
+from bnood.training.provenance import made_with
 from bnood.training.run_folder import CHECKPOINT, load_run, read_config, read_summary
 
 EVALUATION = "ood"
@@ -194,10 +195,16 @@ def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> Non
         return
     print("evaluation")
     evaluation = evaluation_of(options, spec)
+    # Passes are kept until the evaluation is written; those of another question, version or code are not used.
+    code = [file.read_bytes() for file in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    given = repr((_question(options, spec, evaluation), made_with()["versions"], code))
+    store = folder / ".passes" / hashlib.sha256(given.encode()).hexdigest()[:16]
     if spec.entry.model is not None:
-        return _evaluate_model(options, spec, evaluation, command)
-    run, sets, place = load_run(run_folder(options, spec)), options.sets.of_runs(), folder / EVALUATION
-    evaluate_run(run, sets, evaluation, options.wandb, command, progress=print, say=print, folder=place)
+        _evaluate_model(options, spec, command, store)
+    else:
+        run, sets, place = load_run(run_folder(options, spec)), options.sets.of_runs(), folder / EVALUATION
+        evaluate_run(run, sets, evaluation, options.wandb, command, print, print, folder=place, store=store)
+    shutil.rmtree(store.parent, ignore_errors=True)
 
 
 def given_images(options: StudyOptions) -> dict[str, Any]:
@@ -211,16 +218,17 @@ def given_images(options: StudyOptions) -> dict[str, Any]:
     return {"id_set": id_set, "train_set": train_set, "ood_sets": ood, "classes": classes}
 
 
-def _evaluate_model(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions, command: str) -> None:
+def _evaluate_model(options: StudyOptions, spec: RunSpec, command: str, store: Path) -> None:
     network, given, folder = load(options, spec), given_images(options), options.folder / spec.name
     network.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    question, id_name = _question(options, spec, evaluation), given["id_set"].name
+    evaluation, id_name = evaluation_of(options, spec), given["id_set"].name
+    question = _question(options, spec, evaluation)
     tracked = tracking.start_run(
         options.wandb, name=f"{spec.name}-ood", job_type="evaluation", tags=[f"seed:{spec.seed}", f"set:{id_name}"],
         config=question, folder=folder,
     )  # fmt: skip
     try:
-        found = evaluate(network, **given, options=evaluation, progress=print)
+        found = evaluate(network, **given, options=evaluation, progress=print, store=store)
         found.record["asked"] = question
         found.write(folder / EVALUATION, title=f"{spec.name}: {id_name} against OOD", commands=[command])
         tracking.log_evaluation(tracked, folder / EVALUATION, found.table, options.claim.primary_sets)

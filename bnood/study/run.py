@@ -22,7 +22,7 @@ from bnood.study.options import StudyOptions, check_same_study
 from bnood.study.verdict import Record, judge, write_verdict
 from bnood.training.atomic import locked, write_beside
 from bnood.training.command_line import read_yaml
-from bnood.training.provenance import commit, machine, versions
+from bnood.training.provenance import made_with
 from bnood.training.run_folder import read_summary
 
 TRAINED = ("accuracy", "nll", "ece", "train_accuracy", "epochs", "seconds", "parameters")
@@ -164,14 +164,7 @@ def conclude(options: StudyOptions, specs: list[networks.RunSpec], command: str,
         raise UserError(f"{options.folder}: no network is evaluated, so there is nothing to judge")
     table, draws, units = (pooled(options, specs, name) for name in ("table.csv", "draws.parquet", "units.parquet"))
     rows, claim, folder, found = network_table(options, specs), options.claim, options.folder, Measurements(draws)
-    made: dict[str, Any] = {
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "command": command,
-        "missing": missing,
-    }
-    verdict = judge(draws, rows, claim, options.name, made)
+    verdict = judge(draws, rows, claim, options.name, {**made_with(), "command": command, "missing": missing})
     # Only now: where judging fails, no new table stands beside an earlier verdict.
     for name, content in (("table.csv", table), ("networks.csv", rows)):
         write_beside(folder / name, partial(content.to_csv, index=False, float_format="%.6g"))

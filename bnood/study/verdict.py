@@ -131,6 +131,8 @@ class Family:
         if verdict == INCONCLUSIVE and not reason:
             undecided = [one["reason"] for one in mean if (one["group"], one["verdict"]) == (h.DECIDES, INCONCLUSIVE)]
             reason = undecided[0] if undecided and undecided[0] else "its parts go both ways"
+        if verdict == SUPPORTED and rows[0].even:  # the headline of H5 is the first place that moves a quantity
+            mean.sort(key=lambda one: (one["group"], one["verdict"]) != (h.DECIDES, SUPPORTED))
         estimates = [*mean, *(one for found in by_set.values() for one in found)]
         return self._record(hypothesis.name, verdict, reason, note, estimates)
 

@@ -7,15 +7,17 @@ import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "wandb", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+def made_with() -> dict[str, Any]:
+    """The versions of Python and of the packages that results depend on, the commit, and the machine."""
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {"versions": versions, "commit": commit(), "machine": machine()}
 
 
 def commit() -> str | None:

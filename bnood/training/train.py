@@ -28,7 +28,7 @@ from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatc
 from bnood.training.checks import check_config, check_data, check_resumable, settings_that_decide
 from bnood.training.classifier import VALIDATION_METRICS, Classifier, NonFiniteLoss
 from bnood.training.command_line import one_line_parsing
-from bnood.training.provenance import commit, machine, versions
+from bnood.training.provenance import made_with
 from bnood.training.run_folder import CHECKPOINT, read_checkpoint
 
 IRRELEVANT_ADVICE = (  # Lightning's
@@ -193,9 +193,7 @@ def _train(cli: TrainingCLI) -> None:
             "seconds": cli.watch.seconds,
             "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
             "parameters": sum(p.numel() for p in cli.model.network.parameters()),
-            "versions": versions(),
-            "commit": commit(),
-            "machine": machine(),
+            **made_with(),
         }
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
         accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from bnood.errors import UserError
-from bnood.evaluation.activations import ClassMix, UnitReference, grouped_classes, layer_distances, share_above
+from bnood.evaluation.activations import ClassMix, UnitReference, grouped_classes, share_above
 from bnood.evaluation.intervals import resample_counts, weighted_means
 from bnood.networks.network import Head
-from bnood.statistics import BatchNormStatistics, LayerStatistics
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.gamma(2.0, RNG.uniform(0.2, 2.0, 6), (200, 6)).astype(np.float32)
@@ -90,22 +89,3 @@ def test_classes_are_grouped_where_too_few_images_carry_the_mix() -> None:
     assert found["class_mix_effective_n"][0] == pytest.approx(160)
     own = REFERENCE[(predicted == 0) | (predicted > 5)].astype(np.float64).mean(axis=0)
     assert found["class_mix_max_ratio"][0] == pytest.approx(own.max() / REFERENCE.mean(axis=0).max(), rel=1e-5)
-
-
-def test_layer_distances_equal_the_formulas_of_two_gaussians() -> None:
-    running, target = (
-        BatchNormStatistics(
-            {name: LayerStatistics(torch.rand(3).double() + k, torch.rand(3).double() + 0.5, 10) for name in ("a", "b")}
-        )
-        for k in (0, 1)
-    )
-    table = layer_distances(running, target)
-    assert table["layer"].tolist() == ["a", "b"] and table["position"].tolist() == [0, 1]
-    for _, row in table.iterrows():
-        r, o = running[row["layer"]], target[row["layer"]]
-        gaussians = [torch.distributions.Normal(each.mean, (each.var + 1e-5).sqrt()) for each in (r, o)]
-        kl = torch.distributions.kl_divergence
-        both = kl(*gaussians) + kl(*reversed(gaussians))
-        assert row["symmetric_kl"] == pytest.approx(float(both.mean()))
-        assert row["mean_shift"] == pytest.approx(float(((o.mean - r.mean).abs() / (r.var + 1e-5).sqrt()).mean()))
-        assert row["log_var_ratio"] == pytest.approx(float(((o.var + 1e-5) / (r.var + 1e-5)).log().mean()))

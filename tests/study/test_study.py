@@ -14,6 +14,7 @@ from tiny_runs import data_root, equal_weights, weights, write_set
 from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of, studied, study_config, times
 
 from bnood.errors import UserError
+from bnood.networks.network import Network
 from bnood.study.networks import is_done, layer_forms, stopped_at
 from bnood.training.atomic import locked
 
@@ -99,6 +100,30 @@ def test_a_second_call_makes_a_lost_part_again_and_refuses_another_config_or_tra
         file.write_text(yaml.safe_dump(content))
         with pytest.raises(UserError, match=rf"ln-s0 was trained with {section}.{key} {value}, but the study wants"):
             main(["--config", str(study_config(tmp_path))])
+
+
+def test_a_stopped_evaluation_goes_on_with_the_passes_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = copy_of_study(tmp_path), tmp_path / "runs" / "tiny"
+    shutil.rmtree(folder / "bn-s0" / "ood")
+    seen, outputs, last = [], Network.outputs, 20
+
+    def counted(self: Network, batch: torch.Tensor, *args: object, **more: object) -> object:
+        if len(seen) == last:
+            raise UserError("stopped")
+        seen.append(len(batch))
+        return outputs(self, batch, *args, **more)
+
+    monkeypatch.setattr(Network, "outputs", counted)
+    with pytest.raises(UserError, match="1 failed: bn-s0: stopped"):
+        main(["--config", str(config)])
+    damaged = next(iter(folder.glob("bn-s0/.passes/*/*.pt")))
+    damaged.write_bytes(damaged.read_bytes()[:99])
+    before, last = sum(seen), 0
+    main(["--config", str(config)])
+    scored = json.loads((folder / "bn-s0" / "ood" / "evaluation.json").read_text())["images_scored"]
+    assert scored <= sum(seen) <= scored + 2 * 60 and before > 4 * 60
+    first, again = (root / "bn-s0" / "ood" / "table.csv" for root in (studied(), folder))
+    assert first.read_bytes() == again.read_bytes() and not (folder / "bn-s0" / ".passes").exists()
 
 
 def test_weights_and_tables_are_the_same_however_the_jobs_run(tmp_path: Path) -> None:

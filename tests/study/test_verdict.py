@@ -326,7 +326,7 @@ def test_a_change_of_auroc_has_to_exceed_the_placebo(placebo: float | None, gain
 )
 def test_a_place_moves_more_than_an_even_share(shares: dict[str, float], verdict: str, places: list[str]) -> None:
     found = judged("H5", made_study(Truth(shares=EVEN | shares), seed_noise=0.001))
-    assert found.verdict == verdict
+    assert found.verdict == verdict and found.quantity.endswith(places[0] if places else "first 2 of 4 layers")
     local = [one.quantity for one in found.estimates if one.dataset == MEAN and one.group == "decides"
              and one.verdict == "supported" and one.quantity.startswith("energy")]  # fmt: skip
     assert local == [f"energy: {place}" for place in places]

@@ -44,14 +44,12 @@ LIBRARY: dict[str, dict[str, Any]] = {
     "knn": {"library_class": "KNN"},  # Sun et al., ICML 2022
     "mahalanobis": {"library_class": "Mahalanobis", **_BY_CLASS},  # Lee et al., NeurIPS 2018, in float32
     "rmd": {"library_class": "RMD", **_BY_CLASS},  # Ren et al. 2021
-    "gmm": {"library_class": "GMM", "makes_cube": True, **_BY_CLASS},
     "vim": {"library_class": "ViM", **_TENSORS},  # Wang et al., CVPR 2022
     "she": {"library_class": "SHE", **_LAYER, **_BY_CLASS},  # Zhang et al., ICLR 2023
     "nci": {"library_class": "NCI", **_LAYER, **_BY_CLASS},  # Liu & Qin, CVPR 2025
     "dice": {"library_class": "DICE", "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
     "nnguide": {"library_class": "NNGuide", **_LAYER},  # Park et al., ICCV 2023
     "fdbd": {"library_class": "fDBD", **_LAYER},  # Liu & Qin, ICML 2024
-    "lts": {"library_class": "LTS", "fitted_on": "nothing", **_LAYER},  # Djurisic et al. 2024
 }
 
 

@@ -128,12 +128,10 @@ DIRECT: dict[str, Callable[[], Tensor]] = {
     "knn": lambda: on_features(library.KNN(None)),
     "mahalanobis": lambda: on_features(library.Mahalanobis(None)),
     "rmd": lambda: on_features(library.RMD(None)),
-    "gmm": lambda: on_features(library.GMM(None)),
     "she": lambda: on_features(library.SHE(None, LAYER)),
     "nci": lambda: on_features(library.NCI(None, LAYER)),
     "nnguide": lambda: on_features(library.NNGuide(None, LAYER)),
     "fdbd": lambda: on_features(library.fDBD(None, LAYER)),
-    "lts": lambda: library.LTS(None, LAYER).predict_features(NEW),
     "vim": lambda: on_features(library.ViM(None, d=6, w=W, b=B)),
     "dice": lambda: on_features(library.DICE(None, w=W, b=B, p=0.9)),
 }
