@@ -160,5 +160,6 @@ def crop_and_flip(images: Tensor, index: Tensor, draws: Tensor, padding: int = P
     first_row, first_column, mirrored = draws[:, :, None]
     across = torch.arange(width, device=images.device)
     columns = torch.where(mirrored > 0, width - 1 - across, across) + first_column
-    rows = torch.arange(height, device=images.device) + first_row
-    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows = index[:, None] * images.shape[1] + torch.arange(height, device=images.device) + first_row
+    places = rows[:, :, None] * images.shape[2] + columns[:, None, :]  # gathered faster than by three indices
+    return images.flatten(0, 2).index_select(0, places.flatten()).view(*places.shape, images.shape[3])

@@ -83,7 +83,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``[N, H, W, 3]`` -> logits ``[N, K]``."""
-        scaled = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+        scaled = (images - self.image_mean).div_(self.image_std)
         return self.network(scaled.permute(0, 3, 1, 2).contiguous(memory_format=self.torch_memory_format()))
 
     def torch_memory_format(self) -> torch.memory_format:

@@ -14,9 +14,8 @@ NAMES = {
     "bn-at-ln": "BatchNorm at LayerNorm's accuracy", "bn-at-gn": "BatchNorm at GroupNorm's accuracy",
     "mlp": "MLP", "plain": "plain ConvNet", "relu": "ReLU", "gelu": "GELU",
     # image sets
-    "svhn": "SVHN", "dtd": "Textures (DTD)", "dtd-256": "Textures (DTD)", "flowers-256": "Flowers",
+    "svhn": "SVHN", "dtd": "Textures (DTD)", "dtd-256": "Textures (DTD)", "flowers-256": "Flowers", "mnist": "MNIST",
     "scenes15-256": "Scenes", "imagenet-flickr": "ImageNet (Flickr)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
-    "mnist": "MNIST",
     # statistics without a number
     "running": "running", "recalibrated:id": "re-estimated on ID", "recalibrated:target": "target",
     "recalibrated:augmented": "re-estimated on augmented ID",

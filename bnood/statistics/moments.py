@@ -36,9 +36,8 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     float32 values are shifted by a rough mean of their channel, which keeps E[x^2] - E[x]^2 from cancelling, then added
     up in float32 over blocks of 1,024 and in float64 over blocks: several times faster than float64 throughout.
     """
-    x = x.detach()
     # A view of channels_last memory, a copy of contiguous memory.
-    values = x.movedim(1, -1).reshape(-1, x.shape[1])
+    values = x.detach().movedim(1, -1).reshape(-1, x.shape[1])
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
     count, channels = values.shape
@@ -51,7 +50,8 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     for rows in values.split(portion):
         centred = rows - shift
         whole = len(rows) - len(rows) % ROWS_PER_BLOCK
-        for part in (centred[:whole].view(-1, ROWS_PER_BLOCK, channels), centred[whole:].unsqueeze(0)):
+        blocks = centred[:whole].view(-1, ROWS_PER_BLOCK, channels), centred[whole:].unsqueeze(0)
+        for part in (each for each in blocks if each.numel()):
             sums += part.sum(dim=1).double().sum(dim=0)
             squares += part.square_().sum(dim=1).double().sum(dim=0)
     offset = sums / count
