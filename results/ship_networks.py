@@ -25,8 +25,9 @@ def ship(run: Path, out: Path) -> Path:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["root"] = None
     (target / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    for name in ("summary.json", "metrics.csv"):
-        copyfile(run / name, target / name)
+    for file in (run / name for name in ("summary.json", "metrics.csv")):  # a stopped network has no log
+        if file.exists():
+            copyfile(file, target / file.name)
     return target
 
 
