@@ -4,6 +4,15 @@ from pathlib import Path
 
 from bnood.errors import run_door
 
+LEGEND = """\
+figures: under running statistics, under the traffic's, and the difference with its 95 % interval; AUROC tells ID
+    images from traffic
+layers: how far the traffic's means are from the running ones, in running standard deviations, and the log ratio of
+    standard deviations (root mean squares over channels); id_: the same of half of the ID images, for comparison
+stability: how far two estimates from n images each are apart, relative to the traffic's own shift; below 0.5, n images
+    are enough to see it
+"""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Check one network on ID images and traffic, print the figures, end with the advice."""
@@ -48,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         seed=config.seed,
         workers=config.workers,
     )
-    print(found)
+    print(LEGEND, found, sep="\n")
 
 
 if __name__ == "__main__":

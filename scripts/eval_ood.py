@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
     add_network(parser)
     scored = "ID images that are scored: a name, .npz file or folder; none: scores alone."
     parser.add_argument("--id", type=TEXT, help=scored)
-    train = "Training images, for recalibrated:id and for detectors; default: half of the ID images."
+    train = "Training images, for recalibrated:id (default: half of the ID images) and for detectors that are fitted."
     parser.add_argument("--train", type=TEXT, help=train)
     out = "Folder to write; default: ood/ in a run below --runs, else runs/<network>-eval."
     parser.add_argument("--out", type=Path | None, help=out)
@@ -53,7 +53,7 @@ def add_network(parser: ArgumentParser) -> None:
         ("run", Names | None, "Run folder, or several by comma; default: the newest run."),
         ("model", TEXT, "A network: torchvision:NAME, timm:NAME or package.module:callable."),
         ("weights", TEXT, "Its weights, a state_dict or safetensors file; or package:file."),
-        ("head", TEXT, "The layer whose input the features are; default: the last Linear."),
+        ("head", TEXT, "The layer whose input the features are; default: the last Linear that makes the logits."),
         ("mean", numbers, "Channel means that its images are normalised with, by comma."),
         ("std", numbers, "Channel standard deviations, by comma."),
         ("classes", Path | None, "File of the network's class names, one per line, for folders of images."),
@@ -117,7 +117,7 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
             written.append(evaluate_run(run, sets, options, tracking, command, tell, say=say, folder=folder))
     id_set = runs[0].config["data"]["in_distribution"]
     title = f"{', '.join(run.name for run in runs)}: {id_set} ({sets.id_split}) against OOD"
-    _print(console, title, written, [], lines)
+    _print(console, title, written, lines)
     return written
 
 
@@ -151,7 +151,7 @@ def _given_network(
         found = evaluate(network, id_set, **given, options=options, progress=tell)
         title = f"{network.name}: {'no ID images' if id_set is None else id_set.name} against OOD"
         written = [found.write(config.out or config.runs / f"{network.name}-eval", title=title, commands=[command])]
-    _print(console, title, written, [f"transform: {network.transform_text}"], [])
+    _print(console, title, written, [])
     return written
 
 
@@ -197,7 +197,7 @@ def _numbers(given: str | list[float] | None) -> tuple[float, ...] | None:
         raise UserError(f"{given}: give numbers, separated by commas") from error
 
 
-def _print(console: "Console", title: str, written: list[Path], notes: list[str], lines: list[str]) -> None:
+def _print(console: "Console", title: str, written: list[Path], lines: list[str]) -> None:
     """One table of all evaluations that were written, their notes, other lines, and where the reports lie."""
     import pandas as pd
 
@@ -205,7 +205,7 @@ def _print(console: "Console", title: str, written: list[Path], notes: list[str]
     from bnood.evaluation.printing import print_results
 
     records = [json.loads((folder / RECORD).read_text()) for folder in written]
-    notes = [*notes, *(f"{record['run']}: {note}" for record in records for note in record["notes"])]
+    notes = [f"{record['run']}: {note}" for record in records for note in record["notes"]]
     table = pd.concat([pd.read_csv(folder / "table.csv") for folder in written], ignore_index=True)
     print_results(console, table, title, notes)
     for line in (*lines, *(f"report: {folder / 'report.html'}" for folder in written)):

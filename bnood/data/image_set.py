@@ -22,7 +22,7 @@ class _Set:
 
     def subset(self, index: np.ndarray) -> Self:
         """The images at ``index`` (integers), in that order."""
-        rows = {key: getattr(self, key) for key in (self._rows, "labels")}
+        rows = {key: getattr(self, key) for key in (self._rows, "labels", "index")}
         chosen: dict[str, Any] = {key: None if each is None else each[index] for key, each in rows.items()}
         return replace(self, **chosen)
 
@@ -59,8 +59,11 @@ class ImageSet(_Set):
     images: np.ndarray  # uint8 [N, H, W, 3], RGB; for reading only
     labels: np.ndarray | None = None  # int64 [N], class indices from 0
     folders: tuple[str, ...] | None = None  # sorted names, if labels only number these: folder_labels
+    index: np.ndarray = None  # type: ignore[assignment]  # [N], places in the set that these were chosen from
 
     def __post_init__(self) -> None:
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self.images)))
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not min(shape[1:]):
             found = f"{self.images.dtype} {list(shape)}"
@@ -115,7 +118,7 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
             raise UserError(f"{images.name}: folders that the list of classes lacks: {', '.join(missing[:3])}")
         return replace(images, labels=np.array([order.index(name) for name in folders])[labels], folders=None), None
     if labels is not None and len(labels) and (largest := labels.max()) >= num_classes:
-        raise UserError(f"{images.name}: a label is {largest}; expected at most {num_classes - 1}, the last class")
+        raise UserError(f"{images.name}: a label is {largest}, but the network has {num_classes} classes, from 0 on")
     return images, None
 
 

@@ -43,7 +43,7 @@ class Fitting:
             except UserError as error:
                 if not isinstance(error, NotApplicable) and tuple(options.detectors) != DEFAULT_DETECTORS:
                     raise
-                self._note(name, error)
+                self.notes[f"detector {name}: {error}"] = None
         self.own_pass = [detector for detector in self.usable.values() if detector.needs == "own_pass"]
         self.channel_means = any(detector.needs == "channel_means" for detector in self.usable.values())
         # What the detectors of one condition keep at most: each the features of all fitting images.
@@ -72,7 +72,7 @@ class Fitting:
                     found = outputs[id(images)]
                     detector.fit(found.features, found.logits, images.labels, self.network.head)
             except NotApplicable as error:
-                self._note(name, error)
+                self.notes[f"detector {name}: {error}"] = None
                 continue
             except UserError as error:
                 raise UserError(f"{'the network' if images is None else images.name}: {error}") from error
@@ -91,7 +91,7 @@ class Fitting:
                 else:
                     found[name] = detector.score(given.features, given.logits)
             except NotApplicable as error:
-                self._note(name, error)
+                self.notes[f"detector {name}: {error}"] = None
         return found
 
     def _check(self, detector: Detector) -> None:
@@ -106,9 +106,6 @@ class Fitting:
         detector.check_given(images is not None, labels is not None, self.network.head is not None)
         if images is not None:
             self.images[detector.name] = images
-
-    def _note(self, name: str, error: UserError) -> None:
-        self.notes[f"detector {name}: {error}"] = None
 
 
 class _Job(NamedTuple):

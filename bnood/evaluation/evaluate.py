@@ -111,7 +111,13 @@ def evaluate(
     options = options_with(settings, options)
     if not isinstance(network, Network):
         raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
+    given = {"id_set": id_set, "train_set": train_set, "held_out": held_out, **ood_sets, **(shifted_sets or {})}
+    if wrong := {name: type(each) for name, each in given.items() if not isinstance(each, Images | None)}:
+        name, kind = next(iter(wrong.items()))
+        raise UserError(f"{name} is a {kind.__name__}; expected a set of images, as bnood.images(source) gives")
     conditions, notes = parse_statistics(options.statistics), Notes()
+    if not getattr(network.model, "takes_uint8", False):
+        notes[f"transform: {network.transform_text}"] = None
     if not has_batchnorm(network.model):
         check_statistics(network, options)
         conditions = conditions[:1]
@@ -165,8 +171,8 @@ def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataF
                 if sets.roles.get(name):
                     target, running = passes.estimates[estimate], read_statistics(passes.network.model)
                     found = BatchNormStatistics({layer: running[layer] for layer in target}).distance(target)
-                    rows = [(layer, place, *found[layer]) for place, layer in enumerate(found)]
-                    layers = pd.DataFrame(rows, columns=["layer", "position", "mean_shift", "log_std_ratio"])
+                    rows = [(layer, *pair) for layer, pair in found.items()]
+                    layers = pd.DataFrame(rows, columns=["layer", "mean_shift", "log_std_ratio"])
                     parts[name, estimate] = layers.assign(dataset=name, role=role, n_calibration=estimate.images)
     return pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
 

@@ -64,6 +64,7 @@ class Tables:
         self, sets: Mapping[str, Images], roles: Mapping[str, str], resamples: int, seed: int, head: Head | None = None
     ) -> None:
         self._labels = {name: images.labels for name, images in sets.items() if roles[name] == "id"}
+        self._index = {name: images.index for name, images in sets.items()}
         self._counts = {name: set_counts(name, len(images), resamples, seed) for name, images in sets.items()}
         self._roles, self._head = dict(roles), head
         self._reference: UnitReference | None = None
@@ -91,7 +92,7 @@ class Tables:
         parts = []
         for where, shuffles in self._alone.items():
             for shuffle, each in enumerate(shuffles):
-                columns = {"shuffle": shuffle, "index": each.index, "label": self._label(each)}
+                columns = {"shuffle": shuffle, "index": self._index[each.name][each.index], "label": self._label(each)}
                 parts.append(pd.DataFrame({**where.keys, **columns, "prediction": each.prediction, **each.scores}))
         return pd.concat(parts, ignore_index=True)
 

@@ -62,7 +62,7 @@ class Picture:
             figure = Figure(figsize=(width * columns, height * rows + 0.3), layout="constrained")
             grid = list(figure.subplots(rows, columns, squeeze=False).flat)
             for axes, panel in zip(grid, self.panels, strict=False):
-                axes.set_title(panel.title)
+                axes.set_title("\n".join(wrapped([panel.title], 24)))
                 panel.draw(axes)
             for axes in grid[len(self.panels) :]:
                 axes.set_axis_off()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bnood.report.charts import COLOURS, ID_COLOUR, INK, Panel, Picture, dots, heat
+from bnood.report.charts import COLOURS, ID_COLOUR, Panel, Picture, dots, heat
 from bnood.report.names import MINUS, display, scale
 
 TARGET = "recalibrated:target"
@@ -74,14 +74,12 @@ def units_picture(units: pd.DataFrame) -> Picture | None:
         if "companion" in own and (own["companion"] == dataset).any():
             own = own[own["companion"] == dataset]
         other, colour = here[here["dataset"] == dataset], legend[names.index(dataset) + 1][1]
-        for part, band, line in ((other, colour, colour), (own, ID_COLOUR, INK)):
+        for part, line in ((other, colour), (own, ID_COLOUR)):
             found = part.groupby("unit")[["mean", "std"]].mean().reindex(order)
             low, high = (found["mean"] - found["std"]).clip(lower=floor), found["mean"] + found["std"]
-            axes.fill_between(range(len(order)), low, high, color=band, alpha=0.25, linewidth=0)
+            axes.fill_between(range(len(order)), low, high, color=line, alpha=0.25, linewidth=0)
             axes.plot(range(len(order)), found["mean"], color=line, linewidth=1.2)
-        axes.set_ylim(floor, top)
-        axes.set_xlabel("unit, sorted by its mean on ID images")
-        axes.set_ylabel("activation")
+        axes.set(ylim=(floor, top), xlabel="unit, sorted by its mean on ID images", ylabel="activation")
 
     pairs = [(name, kind) for name in names for kind in kinds]
     panels = [Panel(f"{display(n)}, {display(k)} statistics", partial(draw, kind=k, dataset=n)) for n, k in pairs]

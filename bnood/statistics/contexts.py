@@ -141,10 +141,8 @@ def _refuse_overlap(layers: set[nn.Module]) -> None:
             continue
         elsewhere = context.thread != threading.get_ident()
         if elsewhere or (context.generator is not None and not _is_running(context.generator)):
-            raise UserError(
-                f"{'another thread' if elsewhere else 'a paused generator or coroutine'} has statistics in use on this "
-                "model: wait until it is done, or give it a copy of the model"
-            )
+            who = "another thread" if elsewhere else "a paused generator or coroutine"
+            raise UserError(f"{who} has statistics in use on this model: wait for it, or give it a copy of the model")
 
 
 def _is_running(generator: int) -> bool:

@@ -180,10 +180,8 @@ def _converted(name: str, values: Tensor, own: Tensor | None, kind: torch.dtype,
         values = values.repeat(own.numel() // values.numel()).view(own.shape)
     converted = values.to(device, kind, copy=True)
     if kind == torch.float16 and not torch.isfinite(converted).all():
-        raise UserError(
-            f"layer {name!r} is in float16, which cannot hold its statistics (up to {float(values.abs().max()):.4g}; "
-            "the limit is 65504): convert the layer to float32 or bfloat16"
-        )
+        reach = f"up to {float(values.abs().max()):.4g}, the limit is 65504"
+        raise UserError(f"layer {name!r} is in float16, which cannot hold its statistics ({reach}): use float32")
     return converted
 
 
@@ -197,10 +195,8 @@ def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 def _refuse_single_values(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     x = _input(layer, args, kwargs)
     if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
-        raise UserError(
-            f"layer {name!r} received a single value per channel, in a batch of shape {list(x.shape)}, which has no "
-            "variance: 'batch' needs two images or more"
-        )
+        found = f"layer {name!r} received a single value per channel, in a batch of shape {list(x.shape)}"
+        raise UserError(f"{found}, which has no variance: 'batch' needs two images or more")
 
 
 def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatistics | Mode) -> None:

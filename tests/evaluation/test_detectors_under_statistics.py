@@ -156,7 +156,7 @@ def test_mixed_batches_are_filled_up_with_the_adaptation_split_while_detectors_a
 
 def test_detectors_that_lack_what_they_need_are_refused_or_by_default_left_out_with_a_note() -> None:
     lacking: dict[str, Any] = {"train_set": None, "held_out": None, "statistics": ("running",)}
-    for detector, words in (("knn", "training images, and none"), ("temperature", "labelled ID images held out")):
+    for detector, words in (("knn", "training images"), ("temperature", "labelled ID images held out")):
         with pytest.raises(UserError, match=f"detector '{detector}' is fitted on {words}"):
             evaluated(network(), detectors=(detector,), **lacking)
     found = evaluated(network(), detectors=DEFAULT_DETECTORS, **lacking)

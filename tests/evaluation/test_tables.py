@@ -47,6 +47,11 @@ def pairs(made: Recorded, row: pd.Series) -> list[tuple[pd.DataFrame, pd.DataFra
     return [(known[known["shuffle"] == s], ood[ood["shuffle"] == s]) for s in sorted(ood["shuffle"].unique())]
 
 
+def place(made: Recorded, side: pd.DataFrame) -> np.ndarray:
+    """Where images stand in the set that was scored; the table says where in the set that this was chosen from."""
+    return np.searchsorted(made.scored[side["dataset"].iloc[0]].index, side["index"])
+
+
 def test_detection_values_are_scikit_learns_on_the_rows_of_the_per_image_table(made: Recorded) -> None:
     rows = made.found.table[made.found.table["metric"].isin(DETECTION)]
     # running, pure, mixed, recalibrated:id, :target and :mixture, on two sets, three detectors and five metrics each
@@ -133,12 +138,12 @@ def test_intervals_are_those_of_a_bootstrap_that_repeats_images(made: Recorded, 
         for draw in range(RESAMPLES):
             counts = of_id[draw], of_far[draw]
             sides = [[*zip(pair, counts, strict=True)] for pair in joined]
-            drawn = [[np.repeat(side["energy"], of[side["index"]]) for side, of in pair] for pair in sides]
+            drawn = [[np.repeat(side["energy"], of[place(made, side)]) for side, of in pair] for pair in sides]
             resampled.append(np.mean([oracle_metrics(*both)[metric] for both in drawn]))
         low, high = np.percentile(resampled, [2.5, 97.5])
         assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-12)
     row, far = rows.loc["msp", "mean"], [ood["msp"].to_numpy() for _, ood in joined]
-    counts = [of_far[:, ood["index"]].astype(float) for _, ood in joined]
+    counts = [of_far[:, place(made, ood)].astype(float) for _, ood in joined]
     means = np.mean([weights @ msp / weights.sum(axis=1) for weights, msp in zip(counts, far, strict=True)], axis=0)
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
@@ -163,7 +168,10 @@ def test_the_per_image_table_has_each_image_of_each_cell(made: Recorded) -> None
     assert not scores.duplicated(["statistics", "shuffle", "companion", "dataset", "index"]).any()
     assert (scores.loc[scores["role"] == "ood", "label"] == -1).all()
     known = scores[scores["role"] == "id"]
-    assert (known["label"].to_numpy() == made.scored["known"].labels[known["index"]]).all()
+    given = small_sets()
+    assert (known["label"].to_numpy() == given["id_set"].labels[known["index"]]).all()
+    far = scores[(scores["dataset"] == "far") & (scores["statistics"] == "running")]["index"]
+    assert np.array_equal(given["ood_sets"]["far"].images[far], made.scored["far"].images)
     for key, rows in scores.groupby(["statistics", "companion", "dataset", "role"], sort=False):
         predictions = torch.cat([cell.logits for cell in cells_of(made, *key)]).argmax(dim=1)
         assert rows["prediction"].tolist() == predictions.tolist()
@@ -175,14 +183,6 @@ def test_an_id_set_without_labels_has_no_accuracy() -> None:
     table = make({**sets, "id_set": replace(sets["id_set"], labels=None)}, statistics=("running",)).found.table
     assert not table["metric"].isin(["accuracy", "nll", "ece"]).any()
     assert (table["metric"] == "auroc").sum() == 2 * 3
-
-
-def test_without_an_id_set_there_are_scores_and_no_detection() -> None:
-    made = make({**small_sets(), "id_set": None}, statistics=("running", "batch:16", "recalibrated"))
-    assert set(made.found.scores["dataset"]) == {"far", "near"}
-    assert not made.found.table["metric"].isin([*DETECTION, "accuracy", "unit_mean_max_ratio"]).any()
-    recalibrated = {f"recalibrated:{source}" for source in ("id", "target", "mixture@0.5")}
-    assert set(made.found.table["statistics"]) == {"running", "batch:16"} | recalibrated
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -44,7 +44,7 @@ class Detector:
         if self.needs_head and not head:
             raise UserError(f"{what} needs weight and bias of the network's last linear layer: give head=")
         if self.fitted_on != "nothing" and not (images and (labels or not self.needs_labels)):
-            kind = "training images" if self.fitted_on == "train" else "ID images held out of training"
+            kind = "training images (--train)" if self.fitted_on == "train" else "ID images held out of training"
             raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and none were given")
 
     def fit(

@@ -81,6 +81,8 @@ class FromPytorchOOD(Detector):
         self._library = library(**{"model" if self.reads == "logits" else "encoder": None}, **arguments)
         if self.fitted_on == "nothing":
             return
+        if len(features) <= (most := arguments.get("d", 0)):
+            raise NotApplicable(f"{self.name} needs more than {most} fitting images, and has {len(features)}")
         if labels is None:  # the library's way to say that all images are in-distribution
             labels = torch.zeros(len(logits), dtype=torch.int64)
         try:

@@ -101,6 +101,9 @@ def test_features_that_are_none_or_not_finite_are_refused() -> None:
 def test_what_the_library_cannot_fit_is_not_applicable() -> None:
     with pytest.raises(NotApplicable, match=r"not applicable: knn: k=50 exceeds"):
         fitted("knn", features=TRAIN.features[:30], logits=TRAIN.logits[:30], labels=None)
+    most = TRAIN.features.shape[1] // 2
+    with pytest.raises(NotApplicable, match=f"vim needs more than {most} fitting images, and has {most}"):
+        fitted("vim", features=TRAIN.features[:most], logits=TRAIN.logits[:most], labels=None)
 
 
 @pytest.mark.parametrize("name", [*LIBRARY, "gaussian"])
@@ -157,7 +160,7 @@ def test_scores_are_the_librarys_with_the_sign_turned(name: str) -> None:
     ],
 )
 def test_settings_are_the_papers(name: str, classes: int, width: int, setting: str, value: float) -> None:
-    head, features = Head(torch.randn(classes, width), torch.zeros(classes)), torch.rand(8, width)
+    head, features = Head(torch.randn(classes, width), torch.zeros(classes)), torch.rand(8 + int(value), width)
     detector = make_detector(name).fit(features, features @ head.weight.T, None, head)
     assert getattr(detector._library, setting) == value  # type: ignore[attr-defined]
 
