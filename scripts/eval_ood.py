@@ -149,7 +149,7 @@ def _given_network(
     given: dict[str, Any] = {"train_set": train_set, "ood_sets": ood, "shifted_sets": shifted, "classes": classes}
     with _progress(console, network.name) as tell:
         found = evaluate(network, id_set, **given, options=options, progress=tell)
-        title = f"{network.name}: {'no ID images' if id_set is None else id_set.name} against OOD"
+        title = f"{network.name}: {'OOD images alone' if id_set is None else f'{id_set.name} against OOD'}"
         written = [found.write(config.out or config.runs / f"{network.name}-eval", title=title, commands=[command])]
     _print(console, title, written, [])
     return written

@@ -73,13 +73,14 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
         padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     several = ["run"] if table["run"].nunique() > 1 else []
-    columns = {name: column for name, column in COLUMNS.items() if column.shown_from <= detail}
+    compared = table["n_id"].gt(0) & table["n_ood"].gt(0)
+    paired = bool(compared.any())  # without ID images there is the MSP of the OOD sets
+    columns = {k: c for k, c in COLUMNS.items() if c.shown_from <= detail and (c.detector == "msp" or paired)}
     for name in [*several, "OOD set", "statistics", "detector"]:
         shown.add_column(name, no_wrap=detail > 0, overflow="fold")
     for name in [*columns, "n OOD/\nID"]:
         shown.add_column(name, justify="right", no_wrap=True)
     marked = not_beyond_placebo(table)
-    compared = table["n_id"].gt(0) & table["n_ood"].gt(0)
     ood = table[(table["role"] == "ood") & (table["comparison"] != "placebo")]
     for (run, dataset, companion), group in ood.groupby(["run", "dataset", "companion"], sort=False):
         label = f"{dataset} ({companion})" if companion else str(dataset)
@@ -96,11 +97,11 @@ def _build(table: pd.DataFrame, title: str, detail: int) -> Table:
                     else _of_set(alone, column, str(dataset), str(companion)) * (position == 0)
                     for column in columns.values()
                 ]
-                n = f"{own['n_ood'].iloc[0]}/{own['n_id'].iloc[0]}" if len(own) else "-"
+                n = f"{rows['n_ood'].iloc[0]}/{own['n_id'].iloc[0] if len(own) else 0}"
                 # Text, not str: a set's name may hold brackets, which Rich would take for markup.
                 shown.add_row(*map(Text, (*(each * (position == 0) for each in first), str(detector), *cells, n)))
         shown.add_section()
-    caption = [*CAPTION[: detail + 1], *["*: the change is not beyond the placebo's"] * bool(marked.any())]
+    caption = [*CAPTION[: (detail + 1) * paired], *["*: the change is not beyond the placebo's"] * bool(marked.any())]
     shown.caption = Text("; ".join([*caption, *["a wider terminal shows more, table.csv everything"] * (detail < 3)]))
     return shown
 
