@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from ship_networks import ship
 from tiny_runs import checkpoint, copy_of_run, trained, weights
 
-from bnood.training.run_folder import load_classifier, load_run
+from bnood.training.run_folder import load_run
 
 
 def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
@@ -27,14 +28,13 @@ def test_a_run_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
     assert load_run(interrupted).summary == {}
 
 
-def test_weights_stored_as_float16_are_read_as_float32(tmp_path: Path) -> None:
-    content = checkpoint(trained())
-    content["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
-    content["hyper_parameters"]["compile"] = True
-    torch.save(content, tmp_path / "last.ckpt")
-    state = load_classifier(tmp_path / "last.ckpt").state_dict()
-    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in content["state_dict"].items())
+def test_a_shipped_run_has_the_weights_in_float16_and_the_statistics_as_they_were(tmp_path: Path) -> None:
+    run = load_run(ship(trained(), tmp_path))
+    state, whole, stored = run.classifier.state_dict(), weights(trained()), checkpoint(run.folder)["state_dict"]
+    assert all(stored[key].dtype == (torch.float16 if value.ndim > 1 else value.dtype) for key, value in whole.items())
+    assert all(torch.equal(state[key], value.to(stored[key].dtype).to(value.dtype)) for key, value in whole.items())
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert run.config["data"]["root"] is None and run.summary == load_run(trained()).summary
 
 
 def test_reading_a_run_imports_neither_lightning_nor_plots() -> None:
