@@ -22,6 +22,8 @@ def parse(given: list[str]) -> LabOptions:
     parser = ArgumentParser(prog="scripts/lab.py", description=purpose, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_class_arguments(LabOptions)
+    # The parser would add the keys of a grid here to those of the config's grid in the same place.
+    given = [part for each in given for part in (["--grids=[]"] * (each.split("=")[0] == "--grids") + [each])]
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         made = parser.instantiate_classes(parser.parse_args(given))

@@ -32,6 +32,8 @@ def parse(given: list[str]) -> tuple[StudyOptions, bool]:
     parser.add_argument("--no-wandb", action="store_true", help="Turn Weights & Biases off.")
     if not given:
         raise UserError("a study needs a config: give --config, for example --config configs/studies/demo.yaml")
+    # The parser would add the keys of a network here to those of the config's network in the same place.
+    given = [part for each in given for part in (["--networks=[]"] * (each.split("=")[0] == "--networks") + [each])]
     with one_line_parsing(parser, given), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's, about names of its own functions
         config = parser.parse_args(given)

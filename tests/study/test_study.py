@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from study import main
+from study import main, parse
 from tiny_runs import data_root, equal_weights, weights, write_set
 from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of, studied, study_config, times
 
 from bnood.errors import UserError
 from bnood.networks.network import Network
-from bnood.study.networks import is_done, layer_forms, stopped_at
+from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at
 from bnood.training.atomic import locked
 
 SETS = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
@@ -216,8 +216,10 @@ def test_the_networks_and_layer_forms_of_a_study(tmp_path: Path) -> None:
     assert [(spec.name, spec.names["network"]) for spec in specs.values()] == [
         ("small-bn-s0", "small bn"), ("small-ln-s0", "small ln"), ("small-bn-s0-at-ln", "small bn-at-ln")
     ]  # fmt: skip
-    places = ["only:4", "first:2", "last:3", "mean", "variance"]
-    assert layer_forms(5, "places") == [f"recalibrated:target/{place}" for place in places]
+    replaced = parse(["--config", str(tmp_path / "study.yaml"), "--networks", f"[{{run: {studied() / 'ln-s0'}}}]"])[0]
+    assert [spec.name for spec in run_specs(replaced)] == ["ln-s0"]
+    forms = [f"recalibrated:target/{place}" for place in ("only:4", "first:2", "last:3", "mean", "variance")]
+    assert layer_forms(5, "places") == forms
     assert len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
 
 
