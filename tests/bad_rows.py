@@ -24,7 +24,6 @@ TRAIN = {
     "--trainer.callbacks '[{class_path: tiny_runs.KillProcess}]'": "arguments are required: epoch",
     "--trainer.callbacks ModelCheckpoint": "more than one stateful callback of type `ModelCheckpoint`",
     f"{STOPPING} loss": "trainer.callbacks: Early stopping conditioned on metric `loss` which is not available",
-    f"{STOPPING} validation/ece --trainer.limit_val_batches 0": "trainer.callbacks: Early stopping conditioned on",
     "--trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor loss": "`ModelCheckpoint(monitor='loss')`",
     "--model '{norm: gn, norm: bn}'": "the key norm is given a second time",
     "--name a/b": "name is 'a/b': it names a folder",
@@ -48,7 +47,6 @@ TRAIN = {
 
 RUN = {  # a trained run that is evaluated
     "--statistics batch,runing": "statistics runing: choose from running, batch",
-    "--statistics recalibrated:mixture": "statistics recalibrated:mixture: choose from running, batch",
     "--statistics prior:1e400": "prior:1e400: the prior counts as so many images; expected a finite number",
     "--detectors msp,knm": "unknown detector 'knm'; did you mean",
     "--resamples 0": "resamples is 0; it has to be at least 2",

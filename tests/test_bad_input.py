@@ -26,7 +26,6 @@ from tiny_study import TRAINING, lab_config, study_config
 
 import bnood
 from bnood.errors import UserError
-from bnood.evaluation.detectors import make_detector
 from bnood.training.train import train
 
 NAN = float("nan")
@@ -138,7 +137,6 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.Network(good()).head, "call probe(batch) or outputs(batch) first, which find the head"),
     (lambda: bnood.Network(scales()).outputs(BATCH), "name the layer whose input are the features (head="),
     (lambda: bnood.Network(good()).outputs(torch.zeros(4, 3, 9, 9)), "Sequential cannot take a batch [4, 3, 9, 9] ("),
-    (lambda: make_detector("knm"), "unknown detector 'knm'; did you mean"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}), "no OOD set was named: give --ood"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": IDS}, statistic="x"), "statistic"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}, calibration="v1"), "choose matched or v0.1"),

@@ -59,3 +59,5 @@ def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(("name", "networks"), [("demo.yaml", 24), ("cifar10.yaml", 48)])
 def test_committed_configs_are_valid(name: str, networks: int) -> None:
     assert len(parse(["--config", str(CONFIGS / name)]).networks()) == networks
+    grids = "[{architecture: mlp, depth: 1, width: 8, learning_rate: 1.0, epochs: 1}]"
+    assert [grid.depth for grid in parse(["--config", str(CONFIGS / name), "--grids", grids]).grids] == [1]

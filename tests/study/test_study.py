@@ -219,8 +219,7 @@ def test_the_networks_and_layer_forms_of_a_study(tmp_path: Path) -> None:
     replaced = parse(["--config", str(tmp_path / "study.yaml"), "--networks", f"[{{run: {studied() / 'ln-s0'}}}]"])[0]
     assert [spec.name for spec in run_specs(replaced)] == ["ln-s0"]
     forms = [f"recalibrated:target/{place}" for place in ("only:4", "first:2", "last:3", "mean", "variance")]
-    assert layer_forms(5, "places") == forms
-    assert len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
+    assert layer_forms(5, "places") == forms and len(layer_forms(20, "all")) == 62 and layer_forms(0, "all") == []
 
 
 def test_networks_are_not_scored_on_what_they_are_trained_on(tmp_path: Path) -> None:
