@@ -11,7 +11,6 @@ from bnood.evaluation.intervals import Unusable
 from bnood.study.measurements import Quantity, Term
 
 UNIT_MAXIMUM = Quantity("units", "unit_mean_max_ratio", "largest unit mean", "times ID")
-UNIT_SPREAD = Quantity("units", "unit_mean_spread_ratio", "spread over units", "times ID")
 ABOVE_P99 = Quantity("units", "share_above_id_p99", "share above ID's 99th percentile", "share of activations")
 # The largest unit mean of *ID* images weighted to the classes that are predicted on the set.
 CLASS_MIX = Quantity("units", "class_mix_max_ratio", "class mix", "times ID")
@@ -115,8 +114,6 @@ def h1(class_mix: bool, augmented: bool) -> Hypothesis:
         # 1 % of the activations of ID images lie above their 99th percentile by definition.
         _row(ABOVE_P99, (RUNNING,), "above", 0.01, null=0.01),
         _row(ABOVE_P99, (TARGET,)),
-        _row(UNIT_SPREAD, (RUNNING,)),
-        _row(UNIT_SPREAD, (TARGET,)),
         _row(q, (MIXTURE,)),
         _beyond_id(q),
     ]

@@ -36,7 +36,7 @@ from bnood.training.command_line import read_yaml
 from bnood.training.provenance import made_with
 from bnood.training.run_folder import CHECKPOINT, load_run, read_config, read_summary
 
-EVALUATION = "ood"
+EVALUATION, PASSES = "ood", ".passes"
 # Of a stopped network: what H4 compares, and its own control.
 STATISTICS_OF_STOPPED = ("running", "recalibrated:id", "recalibrated:target")
 
@@ -198,7 +198,7 @@ def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> Non
     # Passes are kept until the evaluation is written; those of another question, version or code are not used.
     code = [file.read_bytes() for file in sorted(Path(__file__).parents[1].rglob("*.py"))]
     given = repr((_question(options, spec, evaluation), made_with()["versions"], code))
-    store = folder / ".passes" / hashlib.sha256(given.encode()).hexdigest()[:16]
+    store = folder / PASSES / hashlib.sha256(given.encode()).hexdigest()[:16]
     if spec.entry.model is not None:
         _evaluate_model(options, spec, command, store)
     else:

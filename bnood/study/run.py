@@ -1,5 +1,6 @@
 """A study from its options to its verdict: check, train and evaluate, pool the tables, judge, report."""
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,8 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
             for stage in ([spec for spec in specs if not spec.partner], [spec for spec in specs if spec.partner]):
                 work(options, [spec for spec in stage if not networks.is_done(options, spec)], command)
         done = [spec for spec in specs if networks.is_done(options, spec)]
+        for spec in done:  # one may have been killed when its evaluation was just written
+            shutil.rmtree(options.folder / spec.name / networks.PASSES, ignore_errors=True)
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
         for line in missing:
             print(f"note: {line}")
