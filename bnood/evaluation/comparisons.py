@@ -52,8 +52,9 @@ class Sets:
         return Splits(sizes, options.calibration_images, options.calibration == "matched")
 
     def pairs_of(self, condition: Condition) -> list[Pair]:
-        """What is compared under a condition: shifts under three of them, the placebo where the sides can differ."""
-        placebo, shifts = condition.name not in ONE_FOR_ALL, condition.name in SHIFTED_UNDER
+        """What is compared: shifts under three conditions, the placebo where sides can differ, not layer by layer."""
+        placebo = condition.name not in ONE_FOR_ALL and ":" not in getattr(condition, "form", "")
+        shifts = condition.name in SHIFTED_UNDER
         return [p for p in self.pairs if (placebo or p.comparison != "placebo") and (shifts or not p.companion)]
 
     def halve(self, images: Images, role: str, seed: int, split: str) -> None:

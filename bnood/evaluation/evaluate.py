@@ -25,7 +25,7 @@ from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics
 from bnood.training.atomic import check_replaceable, staged_folder
 from bnood.training.provenance import made_with
 
-RECORD = "evaluation.json"
+RECORD, LAYERS = "evaluation.json", ["layer", "mean_shift", "log_std_ratio"]
 
 
 @dataclass
@@ -171,8 +171,7 @@ def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataF
                 if sets.roles.get(name):
                     target, running = passes.estimates[estimate], read_statistics(passes.network.model)
                     found = BatchNormStatistics({layer: running[layer] for layer in target}).distance(target)
-                    rows = [(layer, *pair) for layer, pair in found.items()]
-                    layers = pd.DataFrame(rows, columns=["layer", "mean_shift", "log_std_ratio"])
+                    layers = pd.DataFrame([(layer, *pair) for layer, pair in found.items()], columns=LAYERS)
                     parts[name, estimate] = layers.assign(dataset=name, role=role, n_calibration=estimate.images)
     return pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
 
