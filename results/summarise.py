@@ -9,6 +9,7 @@ intervals over images, and over seeds where there are several.
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ EFFECTS = (
     ("H3", "MSP AUROC, target - running", "H3: AUROC of MSP\ntarget - running, points", 100),
 )
 TARGET = "recalibrated:target"
+APART = "/|path|prior|0.1"  # layer forms, paths, priors: in detectors.csv alone
 UNITS_OF, UNITS_SET = "mobilenet_v2", "flowers-256"
 COLUMNS = ["study", "network", "seeds", "sets", "detector", "statistics", "within_placebo"]
 COLUMNS += [f"{name}{side}" for name in ("auroc", "change", "placebo") for side in ("", "_low", "_high")]
@@ -145,8 +147,7 @@ def detectors_markdown(found: pd.DataFrame) -> list[str]:
     """One table per network family: AUROC under running statistics, and the changes; * within the placebo's reach."""
     lines = []
     for (_, network), own in found.groupby(["study", "network"], sort=False):
-        # Layer forms have logit scores alone; they are in detectors.csv.
-        statistics = [name for name in own["statistics"].unique() if name != "running" and "/" not in name]
+        statistics = [name for name in own["statistics"].unique() if name != "running" and not re.search(APART, name)]
         if own["placebo"].isna().all():  # LN and GN networks, and studies of the hypotheses alone
             continue
         lines += ["", f"**{network.removesuffix(' bn')}**, n seeds = {own['seeds'].max()}", ""]
@@ -233,7 +234,7 @@ def detectors_figure(found: pd.DataFrame) -> None:
         axis.set_visible(False)
     for axis, network in zip(axes.flat, networks, strict=False):
         own = found[(found["network"] == network) & (found["statistics"] != "running")]
-        own = own[~own["statistics"].str.contains("/")]
+        own = own[~own["statistics"].str.contains(APART)]
         order = [list(dict.fromkeys(own[key])) for key in ("detector", "statistics")]
         change = 100 * own.pivot(index="detector", columns="statistics", values="change").loc[order[0], order[1]]
         within = own.pivot(index="detector", columns="statistics", values="within_placebo").loc[order[0], order[1]]
