@@ -136,4 +136,4 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         for name in self:
             ours, theirs = len(self[name].mean), len(other[name].mean)
             if ours != theirs:
-                raise UserError(f"these statistics are of another model: {name!r} has {ours} or {theirs} channels")
+                raise UserError(f"statistics of another model: layer {name!r} has {ours} or {theirs} channels")
