@@ -141,7 +141,8 @@ def _given_network(
 
     id_set = None if config.id == "none" else load(config.id, sets.id_count)
     train_set = None if config.train in (None, "none") else load(config.train)
-    if id_set is not None and config.id == config.train:
+    both = [Path(each) for each in (config.id, config.train) if each and Path(each).exists()]
+    if id_set is not None and (config.id == config.train or (len(both) == 2 and both[0].samefile(both[1]))):
         raise UserError(f"--train {config.train} are the images that are scored: give other ones, or leave --train out")
     ood = by_name(load(source, sets.ood_count) for source in sets.ood or ())
     shifted = {shift: load(shift) for shift in options.shifts if not is_made_here(shift)}

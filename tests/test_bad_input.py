@@ -52,11 +52,9 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     ("--sets.root /nowhere", "'tiny' is no known set, and neither a folder here nor below the data root /nowhere"),
     ("--sets.ood []", "sets.ood is empty: a study needs at least one OOD set"),
     ("--executor.workers 0", "executor.workers is 0; it has to be at least 1"),
-    ("--evaluation.statistics [foo]", "statistics foo: choose from running, batch"),
     ("--claim.level 2", "claim.level is 2.0; expected a number from 0.5 to below 1"),
     ("--claim.primary_sets []", "claim.primary_sets is (): expected a list of one or more names"),
     ({"claim": None}, "study.yaml: claim is None; expected a section"),
-    ({"executor": 3}, "study.yaml: executor is 3; expected a section"),
     ({"networks": []}, "networks is empty: expected one or more entries with training, run or model"),
     ({"networks": [{"run": "runs/no*"}]}, "networks: run runs/no* has no checkpoints/last.ckpt; expected a run folder"),
     ({"networks": [{"model": f"timm:{n}", "name": "a"} for n in "xy"], "sets": SETS}, "is there twice, by its name or"),
@@ -90,7 +88,6 @@ LAB: list[tuple[str | dict[str, Any], str]] = [
     ("--images @dark.npz", "dark: labels are 0 to 0; expected two classes or more, numbered below 80"),
     ("--images @gap.npz", "gap: labels are 0 to 1099511627776; expected two classes or more, numbered below 80"),
     ({"seeds": [0, 0]}, "seeds is [0, 0]; expected one or more from 0 to 4294967295, each once"),
-    ({"seeds": [2**70]}, "seeds is [1180591620717411303424]; expected one or more from 0 to 4294967295"),
     ({"grids": []}, "grids is empty; give a config"),
     ({"grids": 3}, "lab.yaml: grids is '3'; expected a list"),
     ({"name": "a/b"}, "name is 'a/b'; expected a folder name without a path"),
@@ -110,7 +107,6 @@ LAB: list[tuple[str | dict[str, Any], str]] = [
 
 CHECK = {
     "": "the following arguments are required: id, traffic",
-    "--id @id.npz": "the following arguments are required: traffic",
     "--id @id.npz --traffic @one.npz": "one: 1 images are too few to advise; give at least 40",
     "--id @id.npz --traffic @large.npz": "good cannot take a batch [",
     "--id @id.npz --traffic @ood.npz --ood_fraction 0": "the OOD fraction is 0.0; it has to lie between 0 and 1",

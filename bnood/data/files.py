@@ -97,8 +97,6 @@ def open_image(file: Path) -> Image.Image:
     check_file(file, "expected an image file")
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if (bits := _bits(image)) > 8:
-                raise UserError(f"{file}: the image has {bits} bits per channel; expected 8")
             if max(image.size) > 1000 * min(image.size):  # resizing its shorter side would take all memory
                 raise UserError(f"{file}: the image is {image.width} x {image.height}; expected sides up to 1000:1")
             return as_rgb(image, str(file))
@@ -122,6 +120,8 @@ def _bits(image: Image.Image) -> int:
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
     """The image in mode RGB, laid over black where it is transparent; UserError unless it has 8 bits per channel."""
+    if getattr(image, "tile", None) and (bits := _bits(image)) > 8:  # of a file that is not yet decoded
+        raise UserError(f"{where}: the image has {bits} bits per channel; expected 8")
     if image.mode not in MODES:
         raise UserError(f"{where}: the image has mode {image.mode}; expected 8 bits per channel: {', '.join(MODES)}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

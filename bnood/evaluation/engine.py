@@ -31,17 +31,16 @@ class Fitting:
 
     def __init__(self, passes: Passes, sets: Sets) -> None:
         self.network, self.options, self.notes, self.sets = passes.network, passes.options, passes.notes, sets
-        options = passes.options
         self.images: dict[str, Images] = {}  # what each detector is fitted on, if on anything
         self.usable: Fitted = {}  # the detectors that can be used, unfitted
         self.record: dict[str, dict[str, float]] = {}  # what was fitted
-        for name in options.detectors:
+        for name in self.options.detectors:
             detector = make_detector(name)
             try:
                 self._check(detector)
                 self.usable[name] = detector
             except UserError as error:
-                if not isinstance(error, NotApplicable) and tuple(options.detectors) != DEFAULT_DETECTORS:
+                if not isinstance(error, NotApplicable) and tuple(self.options.detectors) != DEFAULT_DETECTORS:
                     raise
                 self.notes[f"detector {name}: {error}"] = None
         self.own_pass = [detector for detector in self.usable.values() if detector.needs == "own_pass"]

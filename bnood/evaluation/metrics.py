@@ -27,9 +27,6 @@ def fpr_at_tpr(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> floa
     """Share of OOD accepted (>=) at the highest threshold that accepts at least ``tpr`` of ID (ID positive).
 
     The convention of the MSP, energy and ReAct papers. Raises ``UserError`` for a ``tpr`` outside (0, 1].
-
-    >>> fpr_at_tpr([0.9, 0.8, 0.7, 0.2], [0.75, 0.7, 0.1, 0.0], tpr=0.75)
-    0.5
     """
     if not 0 < tpr <= 1:
         raise UserError(f"tpr has to lie above 0 and be at most 1 (0.95, say), not {tpr}")
@@ -45,9 +42,6 @@ def aupr_in(id_scores: Values, ood_scores: Values) -> float:
     """Average precision with ID positive: the sum of precision times the steps in recall, as scikit-learn's.
 
     Not the trapezoid under the same curve (OpenOOD, pytorch-ood). Depends on the share of ID images.
-
-    >>> aupr_in([3.0, 1.0], [2.0])  # precision 1 at recall 1/2, then 2/3 at recall 1
-    0.8333333333333333
     """
     return float(detection_metrics(id_scores, ood_scores)["aupr_in"][0])
 

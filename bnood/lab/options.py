@@ -111,9 +111,8 @@ class LabNetwork(NamedTuple):
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that name it in the lab's table."""
-        return {
-            "architecture": self.grid.architecture, "activation": self.activation, "norm": self.norm, "seed": self.seed
-        }  # fmt: skip
+        own = {"activation": self.activation, "norm": self.norm, "seed": self.seed}
+        return {"architecture": self.grid.architecture, **own}
 
     @property
     def name(self) -> str:

@@ -291,10 +291,14 @@ def stopped_at(options: StudyOptions, spec: RunSpec) -> dict[str, Any]:
     if wanted is None:
         raise UserError(f"{partner}/summary.json has no accuracy: {spec.name} can't be stopped where it is")
     try:
-        log = pd.read_csv(folder / "metrics.csv").groupby("epoch")["validation/accuracy"].last().dropna()
+        table = pd.read_csv(folder / "metrics.csv")
+        log = table.groupby("epoch")["validation/accuracy"].last().dropna()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}/metrics.csv: expected the log of a training ({reason})") from error
+    files = {int(file.stem.partition("-")[2]) for file in _epoch_file(folder, 0).parent.glob("epoch-*.ckpt")}
+    if absent := sorted(files - {*table["epoch"]}):
+        raise UserError(f"{folder}/metrics.csv has no row of epoch {absent[0]}, of which the weights were kept")
     kept = {int(epoch): value for epoch, value in log.items() if _epoch_file(folder, int(epoch)).exists()}
     if not kept:
         none = f"{folder} kept no epochs with a validation accuracy, which {spec.name} is taken from"

@@ -30,15 +30,17 @@ class MetricsLog(Logger):
         self.file, self.rows = file, list[dict[str, Any]]()
 
     def resume(self, done: int) -> None:
-        """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no training's log."""
+        """Take up the file's rows up to step ``done``; later ones come again. UserError if it is no whole log."""
+        if not self.file.is_file():
+            raise UserError(f"{self.file} is missing or no file: a resumed training needs the log of the epochs before")
         try:
             with self.file.open(newline="") as opened:
                 rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(opened)]
             self.rows = [row for row in rows if int(row["step"]) <= done]
-        except FileNotFoundError:
-            raise UserError(f"{self.file} is missing: a resumed training needs the log of the epochs before") from None
         except (KeyError, ValueError, csv.Error) as error:
             raise UserError(f"{self.file} is not the log of a training: expected a table with a column step") from error
+        if not any(int(row["step"]) == done for row in self.rows):
+            raise UserError(f"{self.file} has no row of step {done}, after which the checkpoint was written")
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -99,7 +99,9 @@ def check_resumable(
     before = content.get("settings")
     if "optimizer_states" not in content or not isinstance(before, dict):
         raise UserError(f"{file} holds a network, but no optimizer state: expected a last.ckpt of this version")
-    for key, value in settings.items():
+    for key, value in settings.items():  # labels come last
+        if key in before and before[key] != value and key == "labels":
+            raise UserError(f"data.in_distribution: {data.in_distribution} has other labels than {file} was trained on")
         if key in before and before[key] != value:
             again = f"resume with --{key} {before[key]}, or train anew under another --name"
             raise UserError(f"{key} is {value}, but {file} was trained with {before[key]}: {again}")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import traceback
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -111,7 +112,8 @@ class TrainingCLI(LightningCLI):
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         checkpoint = config.pop("ckpt_path", None)
         self.config_text = yaml.safe_dump(config, sort_keys=False)
-        files.settings = settings_that_decide(config) | {"trainer.devices": trainer.world_size}
+        labels = zlib.crc32(self.datamodule.train_set.labels.tobytes())
+        files.settings = settings_that_decide(config) | {"trainer.devices": trainer.world_size, "labels": labels}
         if self.resumed is not None:
             check_resumable(Path(checkpoint), self.resumed, files.settings, self.model, self.datamodule)
             done, limit = self.resumed["epoch"] + 1, config["trainer"]["max_epochs"] or -1

@@ -11,8 +11,9 @@ import pytest
 from pictures import pixels, refused, save
 from PIL import Image
 
-from bnood.data.files import image_files, open_image
+from bnood.data.files import as_rgb, image_files, open_image
 from bnood.data.sources import images, load_images
+from bnood.errors import UserError
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -120,6 +121,8 @@ def test_files_of_more_than_8_bits_are_refused_whatever_their_mode(tmp_path: Pat
     save(tmp_path / "good.png", GOOD[0])
     write(tmp_path / name)
     assert f"{tmp_path / name}: the image has {bits} bits per channel; expected 8" in refused(tmp_path)
+    with pytest.raises(UserError, match=r"an item: the image .* expected 8"):
+        as_rgb(Image.open(tmp_path / name), "an item")
 
 
 def test_images_of_extreme_sizes_are_refused_with_the_limit(tmp_path: Path, monkeypatch) -> None:

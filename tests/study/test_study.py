@@ -60,6 +60,7 @@ def test_a_stopped_network_has_the_weights_of_its_epoch() -> None:
         ([0.3, 0.5, 0.8, 0.6], 0.6, [0, 1], 1),  # only kept ones
         ([0.3, None, 0.8], 0.6, [0, 1, 2], 2),
         ([0.3, 0.5], 0.6, [], r"bn-s0 kept no epochs .* --keep_epochs true"),
+        ([0.3, 0.5], 0.6, [0, 1, 2], r"metrics.csv has no row of epoch 2, of which the weights were kept"),
         ([0.3, 0.5], None, [0, 1], r"ln-s0/summary.json has no accuracy"),
     ],
 )

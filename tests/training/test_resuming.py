@@ -77,6 +77,7 @@ OTHER_TRAININGS = [
     ("--data.batch_size 32", "data.batch_size is 32, but .* was trained with 64"),
     ("--data.train_count 200", "data.train_count is 200, but .* was trained with 256"),
     ("--data.in_distribution OTHER", "data.in_distribution: .*other.npz has other images than .*last.ckpt"),
+    ("--data.in_distribution LABELS", "data.in_distribution: .*labels.npz has other labels than .*last.ckpt"),
     ("--trainer.max_epochs 3", "trainer.max_epochs is 3, but .* was trained with 2"),
     ("--trainer.precision bf16-mixed", "trainer.precision is bf16-mixed, but .* with 32-true"),
 ]
@@ -86,7 +87,8 @@ OTHER_TRAININGS = [
 def test_another_training_cannot_be_resumed(change: str, words: str, tmp_path: Path) -> None:
     tiny = np.load(data_root() / "tiny" / "train.npz")
     other = write_set(tmp_path / "other.npz", tiny["images"] // 2, tiny["labels"])
-    changes = change.replace("OTHER", str(other)).split()
+    labels = write_set(tmp_path / "labels.npz", tiny["images"], tiny["labels"][::-1])
+    changes = change.replace("OTHER", str(other)).replace("LABELS", str(labels)).split()
     with pytest.raises(UserError, match=words):
         train(training_arguments(tmp_path, "new", *changes, "--ckpt_path", str(trained() / "checkpoints/last.ckpt")))
     assert not (tmp_path / "new").exists()
@@ -127,8 +129,9 @@ def test_a_run_without_its_log_cannot_be_resumed(tmp_path: Path) -> None:
     (run / "metrics.csv").unlink()
     (run / "summary.json").unlink()
     arguments = training_arguments(tmp_path, "run", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
-    with pytest.raises(UserError, match=r"metrics.csv is missing: a resumed training needs"):
+    with pytest.raises(UserError, match=r"metrics.csv is missing or no file: a resumed training"):
         train(arguments)
-    (run / "metrics.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"metrics.csv is not the log of a training"):
-        train(arguments)
+    for content, words in (("a,b\n1,2\n", "is not the log of a training"), ("step\n1\n", "has no row of step 8")):
+        (run / "metrics.csv").write_text(content)
+        with pytest.raises(UserError, match=rf"metrics.csv {words}"):
+            train(arguments)
