@@ -31,7 +31,7 @@ def one_line_parsing(parser: argparse.ArgumentParser, arguments: Sequence[str] |
     given = sys.argv[1:] if arguments is None else arguments
     paths = [each.partition("=")[2] for each in given if each.startswith("--config=")]
     paths += [after for flag, after in pairwise(given) if flag in ("-c", "--config")]
-    paths += [path for each in given if (path := each.rpartition("=")[2]).endswith((".yaml", ".yml"))]  # of a section
+    paths += [name for each in given if (name := each.rpartition("=")[2]).endswith((".yaml", ".yml"))]  # of a section
     configs = {Path(path): dict(dotted(read_yaml(Path(path)))) for path in paths}
     for value in (each.partition("=")[2] or each for each in given):
         if value[:1] in ("{", "["):
