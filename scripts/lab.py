@@ -4,6 +4,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.box import SIMPLE_HEAD
@@ -12,12 +13,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bnood.errors import run_door
-from bnood.lab.options import LabOptions
 from bnood.training.command_line import one_line_parsing
 
+if TYPE_CHECKING:
+    from bnood.lab.options import LabOptions
 
-def parse(given: list[str]) -> LabOptions:
+
+def parse(given: list[str]) -> "LabOptions":
     """The lab that a command line describes."""
+    from bnood.lab.options import LabOptions  # brings torch: a signal while it is imported is one line too
+
     purpose = "Train and record a grid of small networks, check the statements; see configs/lab/."
     parser = ArgumentParser(prog="scripts/lab.py", description=purpose, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")

@@ -15,6 +15,8 @@ TRAIN = {
     "--modle.norm gn": "there is no option --modle.norm (did you mean --model.norm?)",
     "gn": "'gn' is not expected here: every setting has the form --key value",
     "--trainer.max_epochs -1": "trainer.max_epochs is -1: the schedule needs a number of epochs",
+    "--trainer.limit_train_batches 0": "trainer.limit_train_batches is 0; expected a number above 0",
+    "--trainer.max_time 00:00:00:00": "trainer: its limits (max_steps, max_time, limit_train_batches) leave no step",
     "--trainer.devices 2 --trainer.accelerator cpu": "several devices need scripts/train.py",
     "--trainer.accelerator tpu": "trainer: Requirement 'torch_xla",
     "--trainer.strategy ddp_notebook": "trainer.strategy is ddp_notebook: the trained network stays in its processes",
