@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from pytorch_ood.metrics import OODMetrics
 
 from bnood.errors import UserError
-from bnood.evaluation import scores
+from bnood.evaluation import scores as of_logits
 from bnood.evaluation.intervals import resample_counts, weighted_means
 from bnood.evaluation.metrics import (
     DETECTION_METRICS,
@@ -238,5 +238,5 @@ def test_what_has_no_metric_is_refused(call, message: str) -> None:  # type: ign
 
 
 def test_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(scores)
+    result = doctest.testmod(of_logits)
     assert result.attempted >= 2 and result.failed == 0
