@@ -37,19 +37,19 @@ _BY_CLASS = {"class_conditional": True, "needs_labels": True}
 _LAYER, _TENSORS = ({"needs_head": True, "head_as": each} for each in ("layer", "tensors"))
 # The attributes of FromPytorchOOD by which each detector differs from one of features, fitted on training images.
 LIBRARY: dict[str, dict[str, Any]] = {
-    "entropy": {"library_class": "Entropy", **_LOGITS},
-    "gen": {"library_class": "GEN", **_LOGITS},  # Liu et al., CVPR 2023
-    "klmatching": {"library_class": "KLMatching", "reads": "logits", **_BY_CLASS},  # Hendrycks et al., ICML 2022
-    "openmax": {"library_class": "OpenMax", "reads": "logits", **_BY_CLASS},  # Bendale & Boult, CVPR 2016
-    "knn": {"library_class": "KNN"},  # Sun et al., ICML 2022
-    "mahalanobis": {"library_class": "Mahalanobis", **_BY_CLASS},  # Lee et al., NeurIPS 2018, in float32
-    "rmd": {"library_class": "RMD", **_BY_CLASS},  # Ren et al. 2021
-    "vim": {"library_class": "ViM", **_TENSORS},  # Wang et al., CVPR 2022
-    "she": {"library_class": "SHE", **_LAYER, **_BY_CLASS},  # Zhang et al., ICLR 2023
-    "nci": {"library_class": "NCI", **_LAYER, **_BY_CLASS},  # Liu & Qin, CVPR 2025
-    "dice": {"library_class": "DICE", "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
-    "nnguide": {"library_class": "NNGuide", **_LAYER},  # Park et al., ICCV 2023
-    "fdbd": {"library_class": "fDBD", **_LAYER},  # Liu & Qin, ICML 2024
+    "entropy": {"class_name": "Entropy", **_LOGITS},
+    "gen": {"class_name": "GEN", **_LOGITS},  # Liu et al., CVPR 2023
+    "klmatching": {"class_name": "KLMatching", "reads": "logits", **_BY_CLASS},  # Hendrycks et al., ICML 2022
+    "openmax": {"class_name": "OpenMax", "reads": "logits", **_BY_CLASS},  # Bendale & Boult, CVPR 2016
+    "knn": {"class_name": "KNN"},  # Sun et al., ICML 2022
+    "mahalanobis": {"class_name": "Mahalanobis", **_BY_CLASS},  # Lee et al., NeurIPS 2018, in float32
+    "rmd": {"class_name": "RMD", **_BY_CLASS},  # Ren et al. 2021
+    "vim": {"class_name": "ViM", **_TENSORS},  # Wang et al., CVPR 2022
+    "she": {"class_name": "SHE", **_LAYER, **_BY_CLASS},  # Zhang et al., ICLR 2023
+    "nci": {"class_name": "NCI", **_LAYER, **_BY_CLASS},  # Liu & Qin, CVPR 2025
+    "dice": {"class_name": "DICE", "makes_cube": True, **_TENSORS},  # Sun & Li, ECCV 2022
+    "nnguide": {"class_name": "NNGuide", **_LAYER},  # Park et al., ICCV 2023
+    "fdbd": {"class_name": "fDBD", **_LAYER},  # Liu & Qin, ICML 2024
 }
 
 
@@ -57,7 +57,7 @@ class FromPytorchOOD(Detector):
     """The detector that :data:`LIBRARY` describes under this name. Raises ``UserError`` if the library is missing."""
 
     fitted_on = "train"
-    library_class: str  # in pytorch_ood.detector
+    class_name: str  # in pytorch_ood.detector
     head_as: Literal["layer", "tensors"]  # whether it takes the last layer as a module or as its tensors w and b
     makes_cube = False  # whether scoring makes a tensor [N, K, D]: then fewer images at a time
 
@@ -77,7 +77,7 @@ class FromPytorchOOD(Detector):
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         arguments = self._arguments(head) if self.needs_head else {}
-        library = getattr(import_optional("pytorch_ood.detector", self.name), self.library_class)
+        library = getattr(import_optional("pytorch_ood.detector", self.name), self.class_name)
         self._library = library(**{"model" if self.reads == "logits" else "encoder": None}, **arguments)
         if self.fitted_on == "nothing":
             return
