@@ -129,6 +129,7 @@ FILES: dict[str, Make] = {
     "text.pth": text("a\nb\nc\n"),
     "pipe": os.mkfifo,
     "three.txt": text("a\nb\nc\n"),
+    "same.npz": lambda path: path.symlink_to("id.npz"),
     "twice.yaml": text("norm: bn\nnorm: gn\n"),
     "blank.txt": text("a\n\nc\nd\n"),
     "binary.txt": text(b"\xff\xfe"),

@@ -36,6 +36,7 @@ def test_a_snippet_of_the_readme_runs(snippet: str, photographs: None) -> None:
     exec(compile(offline, str(README), "exec"), space)
     if "found" in space:
         assert Path("out", "table.csv").is_file() and Path("out", "report.html").is_file()
+        assert "transform: ImageClassification" in str(space["found"])
 
 
 STATISTICS = ["read_statistics", "estimate_statistics", "use_statistics", "BatchNormStatistics"]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from bnood.errors import UserError
+from bnood.evaluation.comparisons import Pair, Sets
 from bnood.evaluation.conditions import Estimate, Splits, in_form, parse_statistics
 
 LAYERS = ["a", "b", "c", "d"]
@@ -89,6 +90,9 @@ def test_a_mixture_has_its_fraction_as_far_as_the_images_go(fraction: str, expec
 
 
 def test_layer_forms_choose_layers_in_order_of_execution() -> None:
+    sets = Sets("id", pairs=[Pair("b", "c", "a", "d", "x", comparison="placebo")])  # there is none layer by layer
+    forms = [parse_statistics([f"recalibrated:target/{form}"])[1] for form in ("mean", "only:1", "first:2")]
+    assert [len(sets.pairs_of(form)) for form in forms] == [1, 0, 0]
     assert in_form("first:2", LAYERS) == ["a", "b"]
     assert in_form("last:3", LAYERS) == ["b", "c", "d"]
     assert [in_form(f"only:{k}", LAYERS) for k in range(4)] == [["a"], ["b"], ["c"], ["d"]]

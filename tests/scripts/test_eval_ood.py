@@ -141,6 +141,7 @@ def test_a_run_is_scored_on_images_of_the_users_own_and_its_folder_is_left_alone
         (folder,) = main([*common, "--id", "none", "--out", "alone", *some])
         printed = " ".join(capsys.readouterr().out.split())
         assert folder == Path("alone") and printed.count(f"not evaluated, for lack of ID images: {skipped}") == 1
+        assert "AUROC" not in printed
     table = pd.read_csv(folder / "table.csv")
     assert set(table["statistics"]) == {"running", "batch:8", "recalibrated:target", "recalibrated:mixture@1"}
     assert not (table["metric"] == "auroc").any()
