@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import bnood
 from bnood.errors import UserError
 
 SMALL = ["--width=8", "--batch_size=16", "--steps=2", "--warmup=1", "--rounds=1", "--threads=1"]
@@ -54,12 +55,13 @@ def test_forward_passes_are_counted_and_repeated() -> None:
         network[1].train()
         network(torch.zeros(4, 3, 32, 32))
         network[1].eval()
+        bnood.estimate_statistics(network, [torch.zeros(6, 3, 32, 32)])
 
     passes = benchmark.forward_passes(network, run)
-    assert passes == [(5, False), (4, True)]
+    assert passes == [(5, False), (4, True), (6, True)]
     before = network[1].running_mean.clone()
     repeated = benchmark.forward_passes(network, lambda: benchmark.bare_passes(network, passes))
-    assert [count for count, _ in repeated] == [5, 4] and torch.equal(network[1].running_mean, before)
+    assert [count for count, _ in repeated] == [5, 4, 6] and torch.equal(network[1].running_mean, before)
 
 
 def test_rounds_alternate_and_give_the_median() -> None:
