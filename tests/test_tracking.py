@@ -85,9 +85,7 @@ def runs(folder: Path) -> tuple[OfflineRun, OfflineRun]:
     return training, evaluation
 
 
-def test_two_runs_of_one_process_are_two_files_with_their_own_data(
-    folder: Path, runs: tuple[OfflineRun, OfflineRun]
-) -> None:
+def test_two_runs_of_one_process_have_their_own_files(folder: Path, runs: tuple[OfflineRun, OfflineRun]) -> None:
     training, evaluation = runs
     assert [training.record.job_type, evaluation.record.job_type] == ["training", "evaluation"]
     assert {key: training.config[key] for key in CONFIG} == CONFIG and "model" not in evaluation.config

@@ -75,10 +75,11 @@ def images(
     if isinstance(source, str | Path):
         path = str(source) if isinstance(source, str) or is_path(str(source)) else f"./{source}"
         try:
+            path.encode()
             found = _named(path, split, data_root(root), download, image_size, count)
-        except OSError as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}: it cannot be read ({reason}); expected a name or a path") from error
+        except (OSError, UnicodeEncodeError) as error:
+            path, reason = path.encode(errors="replace").decode(), f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: it cannot be read ({reason}); expected a name or a path in UTF-8") from error
     elif (image_size, count) != (None, None):
         raise UserError(f"{type(source).__name__}: image_size and count are for names and paths; expected neither")
     else:
@@ -154,8 +155,8 @@ def dataset_labels(dataset: Any) -> np.ndarray | None:
 
 
 def numbered(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels that number the folders by their sorted names, and these; the names themselves, if they are integers."""
-    if all(name.isdecimal() for name in folders):
+    """Labels that number the folders by their sorted names, and these; the names themselves, if all are integers."""
+    if all(name.isdecimal() and len(name) < 19 for name in folders):  # longer ones are no int64
         return np.array([int(name) for name in folders]), None
     names, labels = np.unique(folders, return_inverse=True)
     return labels, tuple(names.tolist())
@@ -197,6 +198,8 @@ def _photographs(name: str, folder: Path, image_size: int | None, files: list[Pa
     files = image_files(folder) if files is None else files
     parts = [file.relative_to(folder).parts for file in files]
     in_folders = all(len(each) > 1 for each in parts)
+    if in_folders and len(top := {each[0] for each in parts}) > 1 and top <= {*SPLITS, "valid", "validation"}:
+        raise UserError(f"{folder}: its folders are splits ({', '.join(sorted(top))}), not classes: name one of them")
     labels, names = numbered([each[0] for each in parts]) if in_folders else (None, None)
     if image_size is None:
         return StreamedSet(name, files, labels, folders=names)

@@ -72,8 +72,7 @@ class Evaluation:
             if len(self.layers):
                 self.layers.to_csv(beside / "layers.csv", index=False, float_format="%.6g")
             (beside / RECORD).write_text(json.dumps(self.record, indent=2, default=str) + "\n")
-            title = title or self.record["run"]
-            write_run_report(beside, self, title=title, commands=list(commands), config=config)
+            write_run_report(beside, self, title=title or self.record["run"], commands=list(commands), config=config)
         return Path(folder)
 
 

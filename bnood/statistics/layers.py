@@ -71,12 +71,12 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def fixed_layers(model: nn.Module) -> str:
-    """Names and classes of layers that no statistics in use reach, such as FrozenBatchNorm2d; empty if none."""
+    """Names and classes of layers that no statistics in use reach (FrozenBatchNorm2d, EvoNorm, ...); empty if none."""
     fixed = {
         name: type(module).__name__
         for name, module in named_modules(model)
         if not isinstance(module, (_BatchNorm, ScriptModule))
-        and not any(module._buffers.get(key) is None for key in ("running_mean", "running_var"))
+        and any(module._buffers.get(key) is not None for key in ("running_mean", "running_var"))
     }
     return f"{listed(list(fixed))} ({', '.join(sorted(set(fixed.values())))})" if fixed else ""
 

@@ -145,7 +145,11 @@ def before_layers(
         def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Not in a context inside this one, and not for a copy made inside, which took the hook along.
             if layer is layers[name] and innermost(layer) is context:
-                act(name, layers[name], *channel_moments(_input(layer, args, kwargs)))
+                x, channels = _input(layer, args, kwargs), layers[name].num_features
+                if x.ndim < (4 if isinstance(layer, nn.BatchNorm2d) else 2) or x.shape[1] != channels:
+                    found = f"layer {name!r} has {channels} channels, but its input the shape {list(x.shape)}"
+                    raise UserError(f"{found}: give batches of images, not single ones")
+                act(name, layers[name], *channel_moments(x))
 
         return measure
 

@@ -10,6 +10,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from bnood.errors import UserError
+from bnood.training.atomic import write_beside
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class LayerStatistics:
             wrong = "the mean or the variance is NaN or infinite in some channel"
         elif (self.var < 0).any():
             wrong = f"the variance is negative in some channel ({float(self.var.min()):.4g})"
-        elif self.count < 0:
-            wrong = f"the count is {self.count}; it cannot be negative"
+        elif not 0 <= self.count < 2**63:
+            wrong = f"the count is {self.count}; expected a whole number from 0 to 2^63 - 1"
         else:
             return
         raise UserError(f"layer {name!r}: {wrong}")
@@ -106,13 +107,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
             tensors[f"{name}.count"] = torch.tensor(layer.count, dtype=torch.int64)
         # The order of the layers is the order of the network; a safetensors file does not keep it by itself.
         metadata = {"format": "bnood.statistics", "layers": "\n".join(self._layers)}
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_bytes(to_safetensors(tensors, metadata))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_beside(Path(path), lambda partial: partial.write_bytes(to_safetensors(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> "BatchNormStatistics":
@@ -123,7 +118,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         try:
             with safe_open(path, framework="pt") as file:
                 layers = {}
-                for name in (file.metadata() or {})["layers"].split("\n"):
+                for name in (file.metadata() or {})["layers"].split("\n") if file.keys() else ():
                     mean, var, count = (file.get_tensor(f"{name}.{figure}") for figure in ("mean", "var", "count"))
                     layers[name] = LayerStatistics(mean, var, int(count))
             return cls(layers)

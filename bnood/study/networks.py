@@ -95,8 +95,8 @@ def run_specs(options: StudyOptions) -> list[RunSpec]:
 
 
 def _run_folders(pattern: Path) -> list[Path]:
-    """The folder, or the sorted run folders that match a pattern; UserError if there is none."""
-    folders = [pattern] if pattern.exists() else [Path(name) for name in sorted(glob(str(pattern)))]
+    """The folder, or the sorted run folders that match a pattern with ``*`` or ``?``; UserError if there is none."""
+    folders = [pattern] if pattern.exists() else [Path(name) for name in sorted(glob(str(pattern).replace("[", "[[]")))]
     if not (found := [folder for folder in folders if (folder / CHECKPOINT).is_file()]):
         raise UserError(f"networks: run {pattern} has no {CHECKPOINT}; expected a run folder of scripts/train.py")
     return found

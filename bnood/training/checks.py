@@ -1,5 +1,6 @@
 """What no training can do, though the types of its config allow it: refused before anything is written."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,10 @@ _INSTEAD = {
 }
 # What decides the weights: all of the sections model and data but for these, and of the section trainer only those.
 # The images themselves are compared, not their name: a folder may have moved.
-_FREE = {
-    "model.compile", "model.memory_format", "data.root", "data.ood", "data.download", "data.evaluation_batch_size",
-    "data.in_distribution", "data.seed",
-}  # fmt: skip
-_DECIDING = {"seed_everything"} | {
-    f"trainer.{key}" for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches",
-                                 "limit_train_batches", "sync_batchnorm", "num_nodes")
-}  # fmt: skip
+_FREE = {"model.compile", "model.memory_format", "data.root", "data.ood", "data.download", "data.evaluation_batch_size",
+         "data.in_distribution", "data.seed"}  # fmt: skip
+_DECIDING = {"seed_everything", "trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.num_nodes",
+             "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.sync_batchnorm"}  # fmt: skip
 
 
 def check_config(config: Any, own_command_line: bool) -> None:
@@ -89,7 +86,10 @@ def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
 def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
     """What decides the weights, by dotted key: other values would be another training."""
     deciding = _DECIDING | {key for key, _ in dotted(config) if key.startswith(("model.", "data."))} - _FREE
-    return {key: value for key, value in dotted(config) if key in deciding}
+    settings = {key: value for key, value in dotted(config) if key in deciding}
+    callbacks = str(config["trainer"].get("callbacks"))  # those of Lightning that change weights
+    changing = re.search("Averaging|AccumulationScheduler|Finetuning|Pruning", callbacks)
+    return settings | {"trainer.callbacks": callbacks if changing else None}
 
 
 def check_resumable(

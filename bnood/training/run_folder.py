@@ -87,9 +87,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> ImageClassifier:
     """The network in a checkpoint, float32, in evaluation mode; UserError unless it is that of ``model_config``."""
     content = read_checkpoint(checkpoint)
-    # Checkpoints of before these two existed are of networks with what are their defaults now.
-    settings = {"activation": "relu", "norm_position": "before"} | content["hyper_parameters"]
-    wanted = model_config or {}
+    settings, wanted = content["hyper_parameters"], model_config or {}
     free = {"image_size"} if wanted.get("norm") == "gn" else {"image_size", "groups"}
     for key in NETWORK_SETTINGS:
         if key in wanted and key not in free and settings.get(key) != wanted[key]:

@@ -44,6 +44,10 @@ def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: P
     assert streamed is not None and streamed.tolist() == loaded.labels.tolist() == [0, 0, 1, 1, 2]
     save(folder / "0.png", GOOD[0])  # one image outside the classes
     assert images(folder).labels is None
+    splits = tree(tmp_path / "x", "train/a/0.png", "val/0.png")
+    assert "its folders are splits (train, val), not classes" in refused(splits)
+    with pytest.raises(UserError, match=r"caf\?: it cannot be read .* expected a name or a path in UTF-8"):
+        images(os.fsdecode(b"./caf\xe9"))
 
 
 LINKS = {
@@ -107,11 +111,17 @@ def deep_png(path: Path, colour_type: int, channels: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
+def in_16_bits(tiff: Path) -> None:
+    """Change the tag BitsPerSample of a TIFF file."""
+    tiff.write_bytes(tiff.read_bytes().replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 16, 16, 16)))
+
+
 DEEP: dict[str, tuple[str, int, Callable[[Path], object]]] = {
     "PNG grey": ("x.png", 16, lambda file: deep_png(file, 0, 1)),
     "PNG RGBA": ("x.png", 16, lambda file: deep_png(file, 6, 4)),
     "TIFF grey": ("x.tif", 16, lambda file: save(file, np.zeros((8, 8), np.uint16))),
     "TIFF float": ("x.tif", 32, lambda file: save(file, np.zeros((8, 8), np.float32))),
+    "TIFF RGB": ("x.tif", 16, lambda file: (save(file, GOOD[0]), in_16_bits(file))),
     "PPM": ("x.ppm", 16, lambda file: file.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))),
 }
 

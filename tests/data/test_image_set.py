@@ -58,6 +58,7 @@ def folder(*names: str) -> ImageSet:
         (folder("003", "998", "3"), None, 1000, [3, 998, 3]),  # integers are class indices, however few there are
         (folder("dog", "tabby cat", "dog"), CLASSES, 3, [1, 2, 1]),
         (folder("dog", "cat", "1"), None, 3, [2, 1, 0]),
+        (folder("20" * 10, "10" * 10), None, 2, [1, 0]),  # too long for a number
         (ImageSet("photos", np.zeros((1, 1, 1, 3), np.uint8)), None, 3, None),
     ],
 )

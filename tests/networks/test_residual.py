@@ -22,11 +22,7 @@ KINDS = {"bn": nn.BatchNorm2d, "ln": nn.GroupNorm, "gn": nn.GroupNorm, "none": n
 
 @pytest.mark.parametrize(
     ("kind", "depth", "width", "published"),
-    [
-        (ResNet, 18, 64, 11_173_962),
-        (ResNet, 34, 64, 21_282_122),
-        (WideResNet, 28, 10, 36.5e6),
-    ],
+    [(ResNet, 18, 64, 11_173_962), (ResNet, 34, 64, 21_282_122), (WideResNet, 28, 10, 36.5e6)],
 )
 def test_networks_have_the_published_parameters(kind: type, depth: int, width: int, published: float) -> None:
     """Zagoruyko & Komodakis's table 1 has two digits."""
@@ -121,9 +117,7 @@ def layer(norm: str, units: bool = False) -> nn.Module:
 
 @pytest.mark.parametrize(("norm", "axes"), [("bn", (0, 3, 4)), ("ln", (1, 2, 3, 4)), ("gn", (2, 3, 4))])
 @pytest.mark.parametrize("units", [False, True])
-def test_mean_and_variance_are_those_of_numpy_over_the_stated_axes(
-    norm: str, axes: tuple[int, ...], units: bool
-) -> None:
+def test_mean_and_variance_are_numpys_over_the_stated_axes(norm: str, axes: tuple[int, ...], units: bool) -> None:
     x = values(units)
     grouped = x.numpy().reshape(SAMPLES, GROUPS, CHANNELS // GROUPS, *((1, 1) if units else (5, 5)))
     mean, var = grouped.mean(axis=axes, keepdims=True), grouped.var(axis=axes, keepdims=True)

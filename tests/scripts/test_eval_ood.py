@@ -93,9 +93,7 @@ def test_the_held_out_images_can_be_scored(tmp_path: Path) -> None:
     assert rows["value"].item() == pytest.approx(summary["accuracy"], abs=1e-5)
 
 
-def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_cannot_be_evaluated_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = copies(tmp_path, "bn", "ln")
     runs, before = f"{good},{bad}", tree(tmp_path)
     line = refusal(main, arguments_of("--run", runs, *QUICK, "--statistics", "batch"), capsys)

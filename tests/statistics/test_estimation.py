@@ -69,9 +69,7 @@ def test_constant_channels_have_no_deviation_and_the_input_is_left_alone() -> No
     drift=st.floats(-100, 100),
     seed=st.integers(0, 2**20),
 )
-def test_any_split_into_batches_gives_the_same_moments(
-    sizes: list[int], offset: float, drift: float, seed: int
-) -> None:
+def test_any_cut_into_batches_gives_the_same_moments(sizes: list[int], offset: float, drift: float, seed: int) -> None:
     """``drift`` moves the mean from batch to batch, as in data sorted by class."""
     generator = torch.Generator().manual_seed(seed)
     batches = [

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.ao.nn.quantized as quantized
 import torchvision
+from timm.layers import EvoNorm2dB0
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -135,6 +136,7 @@ def test_call_hands_any_kind_of_batch_to_the_model(method: str) -> None:
         ([()], "batch 1 is a tuple"),
         ((X, torch.zeros(8)), r"batch 2 has the shape \[8\]"),
         ([X, torch.arange(8)], r"batch 2 has the shape \[8\]"),
+        (list(X), r"layer '1' has 4 channels, but its input the shape \[4, 4, 4\]: give batches of images, not single"),
         (TensorDataset(X), "a Dataset, which gives single images: put a DataLoader around it"),
     ],
 )
@@ -172,8 +174,8 @@ def test_what_only_looks_like_batchnorm_is_refused_with_its_reason(kind: str) ->
 def test_traced_modules_keep_their_layers_and_frozen_layers_are_named() -> None:
     traced = torch.fx.symbolic_trace(nn.Sequential(OrderedDict(batch_norm=nn.BatchNorm2d(3))))
     assert list(estimate_statistics(traced, [X])) == ["batch_norm"]
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4))
-    with pytest.warns(UserWarning, match=r"'1' \(FrozenBatchNorm2d\) keep fixed statistics"):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4), EvoNorm2dB0(4))
+    with pytest.warns(UserWarning, match=r"'1', '3' \(EvoNorm2dB0, FrozenBatchNorm2d\) keep fixed statistics"):
         assert list(estimate_statistics(model, [X])) == ["2"]
     assert has_batchnorm(model) and not has_batchnorm(model[1])
 
@@ -311,7 +313,7 @@ def test_copies_made_inside_keep_the_statistics_and_nothing_of_the_context() -> 
         ([0.0, 0.0], [1.0, -0.5], 1, r"layer 'a': the variance is negative in some channel \(-0.5\)"),
         ([0.0, 0.0], [1.0], 1, r"layer 'a': mean and variance .* shapes \[2\] and \[1\]"),
         ([[0.0]], [[1.0]], 1, "one value per channel"),
-        ([0.0], [1.0], -1, "layer 'a': the count is -1"),
+        ([0.0], [1.0], -1, "layer 'a': the count is -1; expected a whole number from 0"),
     ],
 )
 def test_values_that_are_no_statistics(mean: Any, var: Any, count: int, message: str, tmp_path: Path) -> None:

@@ -266,9 +266,7 @@ def test_a_class_mix_of_few_images_is_not_used_and_that_is_said() -> None:
     ("taken", "failed", "verdict"),
     [(0.1, True, "supported"), (1.3, True, "inconclusive"), (1.3, False, "inconclusive"), (0.0, False, "supported")],
 )
-def test_the_contrast_beyond_the_control_takes_support_away(
-    name: str, taken: float, failed: bool, verdict: str
-) -> None:
+def test_what_is_beyond_the_control_takes_support_away(name: str, taken: float, failed: bool, verdict: str) -> None:
     found = judged(name, made_study(Truth(reestimated=taken, **(FAILING[name] if failed else {}))))
     assert found.verdict == verdict
     assert found.reason == ("supported, but refuted beyond the control" if verdict == "inconclusive" else "")

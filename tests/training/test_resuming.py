@@ -79,6 +79,7 @@ OTHER_TRAININGS = [
     ("--data.in_distribution OTHER", "data.in_distribution: .*other.npz has other images than .*last.ckpt"),
     ("--data.in_distribution LABELS", "data.in_distribution: .*labels.npz has other labels than .*last.ckpt"),
     ("--trainer.max_epochs 3", "trainer.max_epochs is 3, but .* was trained with 2"),
+    ("--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.1", "trainer.callbacks is .*swa_lrs"),
     ("--trainer.precision bf16-mixed", "trainer.precision is bf16-mixed, but .* with 32-true"),
 ]
 
@@ -100,9 +101,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "version 0.1": lambda content: content.pop("settings"),
     "no optimizer": lambda content: content.update(optimizer_states=[]),
     "no momentum": lambda content: content["optimizer_states"][0].update(state={}),
-    "another momentum": lambda content: content["optimizer_states"][0]["state"][0].update(
-        momentum_buffer=torch.ones(3)
-    ),
+    "another momentum": lambda all_: all_["optimizer_states"][0].update(state={0: {"momentum_buffer": torch.ones(3)}}),
     "no schedule": lambda content: content.update(lr_schedulers=[]),
     "late schedule": lambda content: content["lr_schedulers"][0].update(last_epoch=1),
     "epoch a text": lambda content: content.update(epoch="one"),
