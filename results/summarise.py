@@ -127,8 +127,8 @@ def hypotheses_markdown(verdicts: Sequence[dict[str, Any]]) -> list[str]:
 
 def _verdict_cell(row: dict[str, Any]) -> str:
     verdict = row["verdict"].partition(" (")[0]
-    if row["effect"] is None:
-        return verdict
+    if None in (row["effect"], row["low"], row["high"]):
+        return verdict if row["effect"] is None else f"**{verdict}** ({row['reason']})"
     factor = 100 if "AUROC" in row["quantity"] or row["unit"] in ("probability", "share of images") else 1
     effect, low, high = (factor * row[key] for key in ("effect", "low", "high"))
     place = f" ({row['quantity'].partition(': ')[2]})" if row["hypothesis"] == "H5" else ""
@@ -148,12 +148,12 @@ def detectors_markdown(found: pd.DataFrame) -> list[str]:
     lines = []
     for (_, network), own in found.groupby(["study", "network"], sort=False):
         statistics = [name for name in own["statistics"].unique() if name != "running" and not re.search(APART, name)]
-        if own["placebo"].isna().all():  # LN and GN networks, and studies of the hypotheses alone
+        if not _has_matrix(own):
             continue
-        lines += ["", f"**{network.removesuffix(' bn')}**, n seeds = {own['seeds'].max()}", ""]
-        lines.append(
-            "| detector | `running` | " + " | ".join(f"`{name}`" for name in statistics) + " | placebo, target |"
-        )
+        count = int(own["seeds"].max())
+        name = f"**{network.removesuffix(' bn')}** ({count} seed{'s' * (count > 1)})"
+        titles = [name, *(f"`{each}`" for each in ("running", *statistics)), "placebo, target"]
+        lines += ["", "| " + " | ".join(titles) + " |"]
         lines.append("|---" * (len(statistics) + 3) + "|")
         for detector, rows in own.groupby("detector", sort=False):
             by = {row.statistics: row for row in rows.itertuples()}
@@ -163,6 +163,11 @@ def detectors_markdown(found: pd.DataFrame) -> list[str]:
             cells.append(_bracketed(by[TARGET], "placebo", "{:.1f}") if TARGET in by else "")
             lines.append(f"| {detector} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _has_matrix(own: pd.DataFrame) -> bool:
+    """Not LN and GN networks, networks that were stopped early, and studies of the hypotheses alone."""
+    return bool(own["placebo"].notna().any()) and "-at-" not in own["network"].iloc[0]
 
 
 def _bracketed(row: Any, name: str, form: str) -> str:
@@ -225,11 +230,11 @@ def units_figure(units: pd.DataFrame, study: Path) -> None:
 
 def detectors_figure(found: pd.DataFrame) -> None:
     """Detectors x statistics as heat maps of the change of AUROC, one for each network."""
-    found = found[found["study"].isin(found.loc[found["placebo"].notna(), "study"])]
-    networks = list(found.loc[found["statistics"] != "running", "network"].unique())
+    found = found.groupby(["study", "network"], sort=False).filter(_has_matrix)
+    networks = list(found["network"].unique())
     columns = min(3, len(networks))
     rows = -(-len(networks) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 5.4 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 5.4 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(networks) :]:
         axis.set_visible(False)
     for axis, network in zip(axes.flat, networks, strict=False):
@@ -248,7 +253,6 @@ def detectors_figure(found: pd.DataFrame) -> None:
         axis.set_xticks(range(change.shape[1]), change.columns, rotation=35, ha="right", fontsize=8)
         axis.set_yticks(range(change.shape[0]), change.index, fontsize=8)
         axis.set_title(network, fontsize=10)
-    figure.tight_layout()
     bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.5, pad=0.01)
     bar.set_label("change of AUROC from running statistics, points", fontsize=8)
     figure.savefig(HERE / "figures" / "detectors.png", dpi=110)
