@@ -120,8 +120,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_evaluation(tmp_path: Path, caps
 def test_a_run_is_scored_on_images_of_the_users_own_and_its_folder_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the training images nor their data root are needed; without ID images there are scores alone, and what
-    needs such images is skipped, asked for or not."""
+    """Without training images and their data root; and without ID images, where what needs them is skipped."""
     (run,) = copies(tmp_path / "shipped", "bn")
     before = tree(run)
     rng = np.random.default_rng(0)
@@ -136,10 +135,10 @@ def test_a_run_is_scored_on_images_of_the_users_own_and_its_folder_is_left_alone
     asked = ("--statistics", "batch:8,batch:8@0.5,recalibrated,recalibrated:mixture@1")
     lacking = "recalibrated:id, recalibrated:mixture@0.5"
     for some, skipped in (((), f"batch:128@0.1, batch:128@0.5, {lacking}"), (asked, f"batch:8@0.5, {lacking}")):
-        (folder,) = main([*common, "--id", "none", "--out", "alone", *some])
+        (folder,) = main([*common, "--id", "none", "--out", "[red]alone", *some])
         printed = " ".join(capsys.readouterr().out.split())
-        assert folder == Path("alone") and printed.count(f"not evaluated, for lack of ID images: {skipped}") == 1
-        assert "AUROC" not in printed
+        assert folder == Path("[red]alone") and printed.count(f"not evaluated, for lack of ID images: {skipped}") == 1
+        assert "AUROC" not in printed and printed.endswith(" report: [red]alone/report.html")
     table = pd.read_csv(folder / "table.csv")
     assert set(table["statistics"]) == {"running", "batch:8", "recalibrated:target", "recalibrated:mixture@1"}
     assert not (table["metric"] == "auroc").any()

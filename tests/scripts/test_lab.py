@@ -52,8 +52,9 @@ def test_other_settings_in_the_same_folder_are_refused(lab: Path, capsys: pytest
 
 def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = {"learning_rate": 1e30, "norms": ["none"], "activations": ["relu"]}
-    main(["--config", str(config(tmp_path, grid=grid, seeds=[0]))])
-    assert "note: mlp-relu-none-s0: diverged in epoch 1" in capsys.readouterr().out
+    main(["--config", str(config(tmp_path, grid=grid, seeds=[0], runs=f"{tmp_path}/[b]runs"))])
+    printed = capsys.readouterr().out
+    assert "note: mlp-relu-none-s0: diverged in epoch 1" in printed and "/[b]runs/tiny/report.html" in printed
 
 
 @pytest.mark.parametrize(("name", "networks"), [("demo.yaml", 24), ("cifar10.yaml", 48)])
