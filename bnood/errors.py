@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from types import FrameType
 
+RECEIVED: list[int] = []  # signals: a library that is just being imported may make another error of one
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message, one line, says what, where, and what would be right."""
@@ -30,16 +32,17 @@ def run_door(main: Callable[[], object]) -> None:
     defect of the program and keeps its traceback. Signals raise inside ``main``, so that partial files are removed and
     W&B runs closed; no child process is left behind.
     """
+    RECEIVED.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores Ctrl-C
+            signal.signal(signal.SIGINT, stop)
     keep_freed_memory()
     try:
         main()
-    except KeyboardInterrupt:
-        _stop("interrupted", 130)
-    except Terminated:
-        _stop("terminated", 143)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if RECEIVED or isinstance(error, KeyboardInterrupt):
+            _end(RECEIVED[-1] if RECEIVED else signal.SIGINT)
         if isinstance(error, UserError):
             line = str(error)
         elif isinstance(error, OSError) and error.strerror is not None:
@@ -54,17 +57,19 @@ def run_door(main: Callable[[], object]) -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc reuse freed memory: clearing new pages is half the processor time of a forward pass at 224 pixels."""
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def terminate(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise :class:`Terminated`, once; later signals do not disturb the cleaning up."""
+def stop(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: raise KeyboardInterrupt, or :class:`Terminated` once, so that cleaning up is not disturbed."""
+    RECEIVED.append(signum)
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated(143)
+    raise Terminated(128 + signum)
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def deaf_to_ctrl_c() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch lacked memory: it has a class for a full accelerator, but none for a full main memory."""
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
@@ -96,7 +101,7 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def _stop(message: str, status: int) -> None:
+def _end(signum: int) -> None:
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()
@@ -105,5 +110,5 @@ def _stop(message: str, status: int) -> None:
         if child.is_alive() and child.pid:  # one that was starting may have missed the signal; loky's have no kill()
             os.kill(child.pid, signal.SIGKILL)
     if is_first_process():
-        print(message, file=sys.stderr)
-    raise SystemExit(status) from None
+        print("interrupted" if signum == signal.SIGINT else "terminated", file=sys.stderr)
+    raise SystemExit(128 + signum) from None

@@ -206,14 +206,12 @@ def artifact_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
 
 
-def _log_artifact(
-    run: Any, name: str, kind: str, files: Sequence[Path], metadata: Any = None, aliases: Any = None
-) -> None:
+def _log_artifact(run: Any, name: str, kind: str, files: Sequence[Path], meta: Any = None, aliases: Any = None) -> None:
     """Keep copies of the files in the run's folder until they are uploaded; wandb's default is the home directory."""
     import wandb
 
     os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(run.dir).parents[1])
-    artifact = wandb.Artifact(artifact_name(name), type=kind, metadata=metadata)
+    artifact = wandb.Artifact(artifact_name(name), type=kind, metadata=meta)
     for file in files:
         artifact.add_file(str(file), skip_cache=True)
     run.log_artifact(artifact, aliases=aliases)

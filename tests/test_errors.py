@@ -14,9 +14,10 @@ from bnood.errors import UserError, run_door
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
-    signal.signal(signal.SIGTERM, before)
+    for each in before:
+        signal.signal(*each)
 
 
 def status_and_line(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -46,6 +47,19 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         torch.empty(2**60)
     for error in (full.value, MemoryError()):
         assert status_and_line(error, capsys)[1].startswith("error: not enough memory")
+
+
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
+def test_a_signal_that_a_library_makes_another_error_of(number: int, line: str, capsys) -> None:
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise AttributeError("half imported") from error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_door(main)
+    assert (stopped.value.code, capsys.readouterr().err) == (128 + number, line)
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError("a defect"), RuntimeError("a defect")])

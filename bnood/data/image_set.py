@@ -122,9 +122,7 @@ def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: in
     return images, None
 
 
-def stratified_split(
-    labels: np.ndarray, validation: int, seed: int, name: str = "the set"
-) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, validation: int, seed: int, name: str = "the set") -> tuple[np.ndarray, ...]:
     """Indices of training images and of ``validation`` others, int64, sorted; each class is divided in proportion.
 
     Shares are rounded up for the largest remainders (Hamilton's method), the lower class first where they are equal.

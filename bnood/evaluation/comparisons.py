@@ -147,11 +147,10 @@ def _check(images: Images, known: Mapping[str, Images]) -> None:
 
 def fitting_images(labels: np.ndarray | None, order: np.ndarray, calibration: int, count: int) -> np.ndarray:
     """Which training images detectors are fitted on, sorted: equally many of each class, ``count`` in all (0: all)."""
-    # Statistics are estimated on the first of them in this order.
     candidates = np.concatenate([order[calibration:], order[:calibration]])
     if not 0 < count < len(order):
         return np.sort(candidates)
-    # Where n allows, no image serves both statistics and detectors.
+    # Where n allows, no image serves both detectors and statistics, which have the first in this order.
     candidates = candidates[: max(count, len(order) - calibration)]
     if labels is None:
         return np.sort(candidates[:count])

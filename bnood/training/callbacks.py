@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from bnood import tracking
-from bnood.errors import UserError, terminate
+from bnood.errors import UserError, stop
 from bnood.training.atomic import write_beside
 
 
@@ -94,7 +94,7 @@ class Stopwatch(L.Callback):
         self.begun = True
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             # Lightning's own handler makes all processes talk to each other, in the middle of what they say just then.
-            signal.signal(signal.SIGTERM, terminate)
+            signal.signal(signal.SIGTERM, stop)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter()

@@ -26,9 +26,7 @@ def test_figures_equal_numpy_on_the_resampled_images() -> None:
     figures = reference.figures(weighted_means(OTHER, OTHER_COUNTS), shares)
     p99 = np.percentile(REFERENCE, 99, axis=0)
     for row in range(21):
-        ours, of_id = (
-            np.repeat(x.astype(float), c[row], axis=0) for x, c in ((OTHER, OTHER_COUNTS), (REFERENCE, COUNTS))
-        )
+        ours, of_id = (np.repeat(x.astype(float), c[row], 0) for x, c in ((OTHER, OTHER_COUNTS), (REFERENCE, COUNTS)))
         means, of_id = ours.mean(axis=0), of_id.mean(axis=0)
         assert figures["unit_mean_spread_ratio"][row] == pytest.approx(means.std(ddof=1) / of_id.std(ddof=1))
         assert figures["unit_mean_max_ratio"][row] == pytest.approx(means.max() / of_id.max())

@@ -29,9 +29,7 @@ def test_layer_forms_are_those_of_a_network_that_is_changed_layer_by_layer(form:
     for cell in found.of(f"recalibrated:target/{form}"):
         split = f"target:{cell.where.dataset}" if cell.where.role == "ood" else "id"
         pixels = calibration(found, split, cell.where.n_calibration)
-        changed = matched_copy(
-            network.model, pixels, names[layers], lambda old, new, what: new if what in taken else old
-        )
+        changed = matched_copy(network.model, pixels, names[layers], lambda old, new, key: new if key in taken else old)
         torch.testing.assert_close((cell.logits, cell.features), outputs(changed, found.pixels(cell)), **CLOSE)
         assert cell.where.estimator == "one_batch"
 

@@ -11,9 +11,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from bnood.errors import UserError
 from bnood.evaluation.scores import SCORES, energy, max_logit, msp
 
-finite_logits = arrays(
-    np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=7), elements=st.floats(-500, 500)
-)
+shapes = array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=7)
+finite_logits = arrays(np.float64, shapes, elements=st.floats(-500, 500))
 
 
 @settings(deadline=None)

@@ -33,9 +33,7 @@ def test_lab_writes_tables_page_and_checks(lab: Path) -> None:
     assert (folder / "figures" / "gradients.png").exists()
 
 
-def test_lab_goes_on_where_it_stopped(
-    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_lab_goes_on(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     networks = lab / "runs" / "tiny" / "networks"
     before = pd.read_parquet(networks / "mlp-sigmoid-bn-s1.parquet")
     (networks / "mlp-sigmoid-bn-s1.json").unlink()  # as if it had been killed before the end

@@ -33,9 +33,7 @@ def test_the_script_trains_by_a_config_and_its_overrides(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["cifar10_small", "cifar10_resnet18"])
-def test_the_configs_are_read_and_lack_the_images_alone(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_configs_lack_the_images_alone(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "configs" / f"{name}.yaml")
     arguments = ["--config", config, "--data.root", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
     line = refusal(train, arguments, capsys)
