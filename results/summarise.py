@@ -127,8 +127,10 @@ def hypotheses_markdown(verdicts: Sequence[dict[str, Any]]) -> list[str]:
 
 def _verdict_cell(row: dict[str, Any]) -> str:
     verdict = row["verdict"].partition(" (")[0]
+    if verdict == "refuted":  # by its first effect that is: H4 by confidence, though the units that head it are higher
+        row = row | next(one for one in row["estimates"] if (one["group"], one["verdict"]) == ("decides", verdict))
     if None in (row["effect"], row["low"], row["high"]):
-        return verdict if row["effect"] is None else f"**{verdict}** ({row['reason']})"
+        return verdict if row["effect"] is None else f"**{verdict}** ({row['reason']} at 99 %)"
     factor = 100 if "AUROC" in row["quantity"] or row["unit"] in ("probability", "share of images") else 1
     effect, low, high = (factor * row[key] for key in ("effect", "low", "high"))
     place = f" ({row['quantity'].partition(': ')[2]})" if row["hypothesis"] == "H5" else ""
