@@ -8,6 +8,7 @@ cent, mean over the study's primary OOD sets with equal weight, and changes from
 intervals over images, and over seeds where there are several.
 """
 
+import gzip
 import json
 import re
 import shutil
@@ -51,8 +52,10 @@ def main(studies: Sequence[Path]) -> None:
     for study in studies:
         kept = HERE / study.name.replace("-", "_")
         kept.mkdir(exist_ok=True)
-        for name in ("table.csv", "verdict.csv", "networks.csv"):
+        for name in ("verdict.csv", "networks.csv"):
             shutil.copyfile(study / name, kept / name)
+        # Packed, because one row per layer, set and metric comes to megabytes; without the time, for equal bytes.
+        (kept / "table.csv.gz").write_bytes(gzip.compress((study / "table.csv").read_bytes(), mtime=0))
         rows = json.loads((study / "verdict.json").read_text())["rows"]
         known = {row["network"] for row in verdicts}
         verdicts += [row for row in rows if row["network"] not in known]

@@ -278,16 +278,13 @@ def evaluated(options: BenchmarkOptions, detectors: tuple[str, ...]) -> tuple["I
 
 
 def forward_passes(network: "nn.Module", run: Callable[[], object]) -> list[tuple[int, bool]]:
-    """What ``run`` passes through a network: images of each batch, and whether BatchNorm needs the batch's statistics.
-
-    It does where it normalises by the batch, and where statistics are estimated: plain PyTorch would do both in train
-    mode. There a hook stands before each layer.
-    """
+    """What ``run`` passes through a network: images of each batch, and whether plain PyTorch would be in train mode."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     seen: list[tuple[int, bool]] = []
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
+    # Where the batch normalises itself, and where statistics are estimated, a hook stands before each layer.
     def record(module: "nn.Module", inputs: tuple[Any, ...]) -> None:
         seen.append((len(inputs[0]), any(norm.training or norm._forward_pre_hooks for norm in norms)))
 
