@@ -23,9 +23,7 @@ def refusal(door: Callable[[list[str]], object], arguments: list[str], capsys: p
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """All that is in a folder: the content of its files, None for folders."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @contextmanager

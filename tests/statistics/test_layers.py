@@ -134,7 +134,6 @@ def test_call_hands_any_kind_of_batch_to_the_model(method: str) -> None:
         ([X, ([X, X], 0)], "batch 2 begins with a list.*call="),
         ([X.numpy()], "batch 1 is a ndarray, not a tensor"),
         ([()], "batch 1 is a tuple"),
-        ((X, torch.zeros(8)), r"batch 2 has the shape \[8\]"),
         ([X, torch.arange(8)], r"batch 2 has the shape \[8\]"),
         (list(X), r"layer '1' has 4 channels, but its input the shape \[4, 4, 4\]: give batches of images, not single"),
         (TensorDataset(X), "a Dataset, which gives single images: put a DataLoader around it"),
@@ -181,6 +180,8 @@ def test_traced_modules_keep_their_layers_and_frozen_layers_are_named() -> None:
 
 
 def test_a_batch_of_single_values_is_named() -> None:
+    with pytest.raises(UserError, match=r"has 3 channels, but its input the shape \[3, 6\]: give batches"):
+        estimate_statistics(nn.Sequential(nn.BatchNorm1d(3)), list(X[..., 0]))
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.ReLU()).eval()
     with untouched(model):
         with pytest.raises(UserError, match="layer '3' received a single value per channel in batch 2"):
