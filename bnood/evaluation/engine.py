@@ -42,7 +42,7 @@ class Fitting:
             except UserError as error:
                 if not isinstance(error, NotApplicable) and tuple(self.options.detectors) != DEFAULT_DETECTORS:
                     raise
-                self.notes[f"detector {name}: {error}"] = None
+                self.notes[f"detector {name}: {error}" if isinstance(error, NotApplicable) else str(error)] = None
         self.own_pass = [detector for detector in self.usable.values() if detector.needs == "own_pass"]
         self.channel_means = any(detector.needs == "channel_means" for detector in self.usable.values())
         # What the detectors of one condition keep at most: each the features of all fitting images.

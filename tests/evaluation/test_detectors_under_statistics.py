@@ -160,7 +160,7 @@ def test_detectors_that_lack_what_they_need_are_refused_or_by_default_left_out_w
         with pytest.raises(UserError, match=f"detector '{detector}' is fitted on {words}"):
             evaluated(network(), detectors=(detector,), **lacking)
     found = evaluated(network(), detectors=DEFAULT_DETECTORS, **lacking)
-    assert [note.split(":")[0] for note in found.notes] == ["detector react", "detector temperature"]
+    assert [note.split(" is ")[0] for note in found.notes] == ["detector 'react'", "detector 'temperature'"]
     assert set(found.table.loc[found.table["metric"] == "auroc", "detector"]) == {"msp", "energy", "max_logit"}
     found = evaluated(small_network("gn"), statistics=("running",), detectors=("bats", "nmd", "energy"))
     missing = "not applicable: the network has no BatchNorm layer"
