@@ -74,7 +74,8 @@ def run_study(options: StudyOptions, command: str, judge_only: bool = False) -> 
         for spec in done:  # one may have been killed when its evaluation was just written
             shutil.rmtree(options.folder / spec.name / networks.PASSES, ignore_errors=True)
         missing = [f"{spec.name} is not evaluated" for spec in specs if spec not in done]
-        print("".join(f"note: {line}\n" for line in missing), end="")
+        for line in missing:
+            print(f"note: {line}")
         return conclude(options, done, command, missing)
 
 

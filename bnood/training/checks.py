@@ -87,8 +87,8 @@ def settings_that_decide(config: dict[str, Any]) -> dict[str, Any]:
     """What decides the weights, by dotted key: other values would be another training."""
     deciding = _DECIDING | {key for key, _ in dotted(config) if key.startswith(("model.", "data."))} - _FREE
     settings = {key: value for key, value in dotted(config) if key in deciding}
-    callbacks = str(config["trainer"].get("callbacks"))  # those of Lightning that change weights
-    changing = re.search("Averaging|AccumulationScheduler|Finetuning|Pruning", callbacks)
+    callbacks = str(dict(dotted(config)).get("trainer.callbacks"))
+    changing = re.search("Averaging|AccumulationScheduler|Finetuning|Pruning", callbacks)  # Lightning's, of weights
     return settings | {"trainer.callbacks": callbacks if changing else None}
 
 

@@ -111,12 +111,10 @@ def test_what_cannot_be_compared_says_so() -> None:
 def test_the_ratios_interval_is_fiellers_closed_form() -> None:
     above, below = replicates([2.0, 2.4, 1.8, 2.1]), replicates([4.0, 4.3, 3.9, 4.4])
     t = scipy.stats.t.ppf(0.975, 3)
-    covariance = np.cov(above.values, below.values) / 4
+    (var_n, cov), (_, var_d) = np.cov(above.values, below.values) / 4
     n, d = above.values.mean(), below.values.mean()
     # Fieller 1954: the roots of (n - rho d)^2 = t^2 (var_n - 2 rho cov + rho^2 var_d).
-    roots = np.roots(
-        [d**2 - t**2 * covariance[1, 1], -2 * (n * d - t**2 * covariance[0, 1]), n**2 - t**2 * covariance[0, 0]]
-    )
+    roots = np.roots([d**2 - t**2 * var_d, -2 * (n * d - t**2 * cov), n**2 - t**2 * var_n])
     found = Ratio(above, below).interval()
     assert found.effect == pytest.approx(n / d)
     assert (found.low, found.high) == pytest.approx((roots.min(), roots.max()))

@@ -135,6 +135,8 @@ def test_saving_and_loading_gives_the_same_bits_in_the_same_order(tmp_path: Path
     strided = torch.arange(6, dtype=torch.float64)[::2]  # of a bare layer, whose name is empty
     BatchNormStatistics({"": LayerStatistics(strided, strided + 1, 3)}).save(tmp_path / "s")
     assert BatchNormStatistics.load(tmp_path / "s")[""].mean.tolist() == [0.0, 2.0, 4.0]
+    BatchNormStatistics({}).save(tmp_path / "s")
+    assert len(BatchNormStatistics.load(tmp_path / "s")) == 0
 
 
 def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
