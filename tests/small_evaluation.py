@@ -69,8 +69,7 @@ def small_set(name: str, n: int, seed: int, mean: float = 128, contrast: float =
     """Random images of a mean and a contrast, no two alike; each image has a brightness and a colour of its own."""
     rng = np.random.default_rng(seed)
     pixels = rng.normal(mean, contrast, (n, SIDE, SIDE, 3)) + rng.normal(0, contrast, (n, 1, 1, 3))
-    images = pixels.clip(0, 255).astype(np.uint8)
-    return ImageSet(name, images, rng.integers(0, CLASSES, n) if labels else None)
+    return ImageSet(name, pixels.clip(0, 255).astype(np.uint8), rng.integers(0, CLASSES, n) if labels else None)
 
 
 def small_sets(n_id: int = 70, ood: tuple[tuple[str, int], ...] = (("far", 100), ("near", 65))) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pandas as pd
 from bnood.data.corruptions import shifted
 from bnood.data.image_set import Images, halves
 from bnood.errors import UserError
-from bnood.evaluation.conditions import REFERENCE, Condition, Splits
+from bnood.evaluation.conditions import ONE_BATCH, PHOTOGRAPHS, REFERENCE, Condition, Splits
 from bnood.evaluation.options import EvaluationOptions
 
 SHIFTED_UNDER = ("running", "recalibrated:id", "recalibrated:target")
@@ -49,7 +49,8 @@ class Sets:
 
     def splits(self, options: EvaluationOptions) -> Splits:
         sizes = {name: len(images) for name, images in self.adaptation.items()}
-        return Splits(sizes, options.calibration_images, options.calibration == "matched")
+        one_batch = ONE_BATCH if all(hasattr(images, "images") for images in self.adaptation.values()) else PHOTOGRAPHS
+        return Splits(sizes, options.calibration_images, options.calibration == "matched", one_batch)
 
     def pairs_of(self, condition: Condition) -> list[Pair]:
         """What is compared: shifts under three conditions, the placebo where sides can differ, not layer by layer."""

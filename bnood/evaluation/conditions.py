@@ -19,7 +19,7 @@ FAMILIES = {
     "batch": ("batch:128", "batch:128@0.1", "batch:128@0.5"),
     "recalibrated": ("recalibrated:id", "recalibrated:target", "recalibrated:mixture@0.5"),
 }
-ONE_BATCH = 1000  # layer forms take the calibration images as one batch, which has to fit into memory
+ONE_BATCH, PHOTOGRAPHS = 1000, 300  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
 Parts = tuple[tuple[str, int], ...]
 _NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last):[1-9]\d*|only:\d+|mean|variance"
@@ -51,6 +51,7 @@ class Splits(NamedTuple):
     sizes: Mapping[str, int]  # images in each adaptation split, by its name
     most: int  # calibration_images
     matched: bool  # both sides of recalibrated:target get the same number of images (in version 0.1 they did not)
+    one_batch: int = ONE_BATCH
 
     def count(self, split: str) -> int:
         """Images of a split that are used; 0 for one that there is not."""
@@ -160,11 +161,10 @@ class Recalibrated(Condition):
             return (Estimate(((REFERENCE, splits.count(REFERENCE)),), augmented=self.source == "augmented"),) * 2
         ours, theirs = splits.count(id_split), splits.sizes[ood_split]
         if splits.matched or self.form:
-            most = min(splits.most, ONE_BATCH) if self.form else splits.most
+            most = min(splits.most, splits.one_batch) if self.form else splits.most
             ours = theirs = min(count for count in (ours, theirs, most) if count)
-        of_sides = ((id_split, ours),), ((ood_split, theirs),)
-        known, other = (Estimate(parts, form=self.form, share=self.share) for parts in of_sides)
-        return known, other
+        known, other = ((id_split, ours),), ((ood_split, theirs),)
+        return Estimate(known, form=self.form, share=self.share), Estimate(other, form=self.form, share=self.share)
 
 
 class Path(Recalibrated):

@@ -111,9 +111,9 @@ def evaluate(
     if not isinstance(network, Network):
         raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
     given = {"id_set": id_set, "train_set": train_set, "held_out": held_out, **ood_sets, **(shifted_sets or {})}
-    if wrong := {name: type(each) for name, each in given.items() if not isinstance(each, Images | None)}:
-        name, kind = next(iter(wrong.items()))
-        raise UserError(f"{name} is a {kind.__name__}; expected a set of images, as bnood.images(source) gives")
+    for name, each in given.items():
+        if not isinstance(each, Images | None):
+            raise UserError(f"{name} is a {type(each).__name__}; expected images, as bnood.images(source) gives")
     conditions, notes = parse_statistics(options.statistics), Notes()
     if not getattr(network.model, "takes_uint8", False):
         notes[f"transform: {network.transform_text}"] = None

@@ -54,7 +54,8 @@ class EvaluationOptions:
         resamples: bootstrap resamples behind each interval.
         seed: of shuffles, splits and bootstrap.
         forward_batch: images per forward pass where the batch does not matter.
-        estimation_batch: images per forward pass where statistics are estimated.
+        estimation_batch: images per forward pass where statistics are estimated; none: 500 from arrays that the network
+            takes as they are, else 128.
         workers: processes that decode photographs.
     """
 
@@ -72,7 +73,7 @@ class EvaluationOptions:
     resamples: int = 1000
     seed: int = 0
     forward_batch: int = 128
-    estimation_batch: int = 500
+    estimation_batch: int | None = None
     workers: int = 0
 
     def __post_init__(self) -> None:

@@ -126,7 +126,9 @@ class Passes:
         sets, pairs = self._images(estimate)
         # In random order: one pass normalises by the batch, and a batch of one class, or of ID images alone where
         # a mixture was asked for, would have unlike statistics. Nearly equal batches for the same reason.
-        batches = np.array_split(pairs[self._permutation(len(pairs))], -(-len(pairs) // self.options.estimation_batch))
+        stored = self.network.transform is None and all(hasattr(images, "images") for images in sets)
+        most = self.options.estimation_batch or (500 if stored else 128)  # photographs of 224 px then take about 3 GB
+        batches = np.array_split(pairs[self._permutation(len(pairs))], -(-len(pairs) // most))
 
         def read() -> Iterator[Tensor]:
             generator = torch.Generator().manual_seed(self.options.seed)

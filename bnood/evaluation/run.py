@@ -61,8 +61,7 @@ def evaluate_run(
         found.record |= {ASKED: question, "summary": run.summary}
         progress("figures and report")
         title = f"{run.name}: {id_name} ({sets.id_split}) against OOD"
-        commands = [training_command(run), command]
-        found.write(folder, title=title, commands=commands, config=run.config)
+        found.write(folder, title=title, commands=[training_command(run), command], config=run.config)
         tracking.log_evaluation(tracked, folder, found.table)
     finally:
         if sync := tracking.finish(tracked):

@@ -161,8 +161,7 @@ class Tables:
         unit_means, shares, rest = np.split(means, [width, width + (p99 is not None)], axis=1)
         if is_reference and p99 is not None:
             self._reference = UnitReference(p99, unit_means)
-            classes = outputs.logits.shape[1]
-            self._class_mix = ClassMix(features, scored.prediction, classes, counts, self._head)
+            self._class_mix = ClassMix(features, scored.prediction, outputs.logits.shape[1], counts, self._head)
         # Copies, because a view would keep the means of all units in memory.
         scored.figures = {name: rest[:, position].copy() for position, name in enumerate(columns)}
         if labelled:

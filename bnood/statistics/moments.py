@@ -38,8 +38,7 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     """
     # A view of channels_last memory, a copy of contiguous memory.
     values = x.detach().movedim(1, -1).reshape(-1, x.shape[1])
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
+    values = values.float() if values.dtype.itemsize == 2 else values
     count, channels = values.shape
     # A sample spread over the whole batch, so that sorted batches get a fair shift too.
     shift = values[:: max(1, count // 64)].mean(dim=0)

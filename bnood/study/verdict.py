@@ -268,5 +268,4 @@ def judge(
             alone = judged if unseen == seeds else replace(family, found=found.only(unseen)).judge()
             judged = [row | {"verdict_unseen_seeds": one["verdict"]} for row, one in zip(judged, alone, strict=True)]
         rows += judged
-    head = {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS}
-    return head | {"rows": rows}
+    return {"study": study, "made": made or {}, "thresholds": asdict(options), "reasons": REASONS, "rows": rows}

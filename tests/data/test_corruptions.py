@@ -79,8 +79,7 @@ def test_grey_is_the_luma_of_arrays_and_of_streamed_images(tmp_path: Path) -> No
     whole, read = shifted(images, "grey"), shifted(streamed, "grey")
     assert (whole.name, read.name) == ("grey", "grey") and read.labels.tolist() == images.labels[::-1].tolist()
     np.testing.assert_array_equal(np.stack([read.dataset[index] for index in range(3)]), whole.images)
-    luma = images.images @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(whole.images - luma[..., None]).max() < 0.51
+    assert np.abs(whole.images - images.images @ np.array([0.299, 0.587, 0.114])[..., None]).max() < 0.51
     with pytest.raises(UserError, match="shift 'grey': features holds float tensors"):
         shifted(StreamedSet("features", [torch.zeros(3, 4, 4)]), "grey").dataset[0]
     with pytest.raises(UserError, match="shift 'noise-3' is for images held in memory: give image_size"):

@@ -97,8 +97,7 @@ def test_higher_is_more_in_distribution_as_in_the_table(found: Evaluation, detec
     rows = found.scores[found.scores["statistics"] == "running"]
     inside, outside = (rows.loc[rows["dataset"] == name, detector].to_numpy() for name in ("known", "far"))
     table = found.table[(found.table["statistics"] == "running") & (found.table["detector"] == detector)]
-    value = table.loc[table["metric"] == "auroc", "value"].item()
-    assert value == pytest.approx(auroc(inside, outside), abs=1e-12)
+    assert table.loc[table["metric"] == "auroc", "value"].item() == pytest.approx(auroc(inside, outside), abs=1e-12)
 
 
 def test_the_same_again_is_the_same_bit_for_bit(found: Evaluation) -> None:
@@ -111,8 +110,7 @@ def test_under_fixed_statistics_scores_do_not_depend_on_the_cut_into_batches(fou
     fixed = [name for name in KINDS_OF_STATISTICS if "batch" not in name]
     other = evaluated(network(), statistics=fixed, forward_batch=17).scores
     same = found.scores[found.scores["statistics"].isin(fixed)]
-    keys = ["statistics", "companion", "dataset", "index"]
-    both = same.merge(other, on=keys, suffixes=("", "_other"))
+    both = same.merge(other, on=["statistics", "companion", "dataset", "index"], suffixes=("", "_other"))
     assert len(both) == len(same) == len(other)
     for name in DETECTORS:
         one, another = both[name].to_numpy(), both[f"{name}_other"].to_numpy()

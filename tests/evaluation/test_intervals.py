@@ -180,8 +180,7 @@ def test_counts_depend_on_the_arguments_alone_and_stay_as_they_are_from_version_
 
 
 def test_weighted_means_are_those_of_the_repeated_rows() -> None:
-    random = np.random.RandomState(0)
-    values, counts = random.normal(size=(500, 3)), resample_counts(500, 300, seed=0)
+    values, counts = np.random.RandomState(0).normal(size=(500, 3)), resample_counts(500, 300, seed=0)
     means = weighted_means(values, counts)
     assert means.shape == (300, 3)
     for row in (0, 130, 131, 299):  # chunks of resamples end in between

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from bnood.data.image_set import ImageSet, StreamedSet
 from bnood.errors import UserError
+from bnood.evaluation.comparisons import Sets
 from bnood.evaluation.evaluate import evaluate
+from bnood.evaluation.options import EvaluationOptions
 from bnood.evaluation.passes import shuffled
 from bnood.statistics import estimate_statistics
 
@@ -243,6 +245,19 @@ def test_sets_that_are_read_item_by_item_give_the_same_table(workers: int) -> No
     assert in_memory.table.equals(by_item.table) and in_memory.scores.equals(by_item.scores)
 
 
+@pytest.mark.parametrize(("given", "batches"), [(lambda images: images, [190]), (streamed, [95, 95])])
+def test_photographs_are_estimated_on_in_smaller_batches_for_their_memory(given: Any, batches: list[int]) -> None:
+    network, sizes = small_network(), list[int]()
+    network.transform = None if batches == [190] else lambda image: torch.tensor(np.array(image)) * 1.0
+    sets = small_sets()
+    network.model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
+    changes = {"statistics": ("recalibrated:id",), "calibration_images": 190, "estimation_batch": None}
+    evaluate(network, **{**sets, "train_set": given(sets["train_set"])}, **{**OPTIONS, **changes})
+    assert [size for size in sizes if size > OPTIONS["forward_batch"]] == batches
+    one_batch = Sets("id", adaptation={"id": given(sets["train_set"])}).splits(EvaluationOptions()).one_batch
+    assert one_batch == (1000 if batches == [190] else 300)  # in layer forms
+
+
 def test_without_training_images_half_of_the_id_set_recalibrates_and_the_other_is_scored() -> None:
     sets = small_sets()
     found = run(sets={**sets, "train_set": None}, statistics=("recalibrated:id",))
@@ -255,8 +270,7 @@ def test_shifted_id_sets_are_scored_under_three_statistics_and_keep_their_halves
     cells = [cell for cell in found.cells if cell.where.dataset == "noise-3"]
     assert {cell.where.statistics for cell in cells} == {"running", "recalibrated:id", "recalibrated:target"}
     assert {cell.where.role for cell in cells} == {"id"}
-    adaptation = identities(found.adaptation["target:noise-3"].images)
-    assert not adaptation & identities(found.scored["noise-3"].images)
+    assert not identities(found.adaptation["target:noise-3"].images) & identities(found.scored["noise-3"].images)
     alone = next(c for c in cells if c.where.statistics == "recalibrated:target" and not c.where.companion)
     estimate = found.statistics((("target:noise-3", alone.where.n_calibration),))
     expected = outputs(with_statistics(found.network.model, estimate), found.pixels(alone))[0]

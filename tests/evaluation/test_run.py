@@ -54,8 +54,7 @@ def load(run: Any, sets: SetOptions | None = None, **options: Any) -> SimpleName
 
 
 def evaluated(run: Any, sets: SetOptions | None = None, options: EvaluationOptions = OPTIONS) -> Evaluation:
-    images = load_run_images(run, sets or SetOptions(), options)
-    return evaluate(small_network(seed=4), options=options, **images)
+    return evaluate(small_network(seed=4), options=options, **load_run_images(run, sets or SetOptions(), options))
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +89,7 @@ def test_fitting_images_are_balanced_and_not_those_of_the_statistics_where_n_all
     chosen = fitting_images(labels, order, 40, 45)  # of class 2, the others among the 60 are too few
     assert np.bincount(labels[chosen]).tolist() == [18, 15, 12] and not set(chosen) & set(order[:40])
     assert sorted(fitting_images(labels, order, 40, 0)) == list(range(100))
-    more = fitting_images(labels, order, 40, 80)
-    assert len(set(more)) == 80
+    assert len(set(fitting_images(labels, order, 40, 80))) == 80
     kept = in_proportion(labels, 100, 10, 0)  # the held-out images keep the classes' proportion
     assert np.bincount(labels[kept]).tolist() == [5, 3, 2] and len(set(kept)) == 10
 

@@ -56,8 +56,7 @@ def test_features_times_head_are_the_logits_and_the_model_is_left_as_found(build
     model = build(num_classes=7).train()
     before = state(model)
     network = Network(model)
-    name = network.probe(IMAGES)
-    assert (name, network.feature_width, network.num_classes) == (head, width, 7)
+    assert (network.probe(IMAGES), network.feature_width, network.num_classes) == (head, width, 7)
     assert_unchanged(model, before)
     outputs = Network(model.eval()).outputs(IMAGES)
     assert outputs.features.shape == (4, width) and network.head is not None

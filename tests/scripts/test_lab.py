@@ -44,8 +44,7 @@ def test_a_stopped_lab_goes_on(lab: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_other_settings_in_the_same_folder_are_refused(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(main, ["--config", str(config(lab)), "--batch_size", "30"], capsys)
-    assert "batch_size 20, not 30" in line
+    assert "batch_size 20, not 30" in refusal(main, ["--config", str(config(lab)), "--batch_size", "30"], capsys)
 
 
 def test_diverged_networks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,8 +118,7 @@ def test_distance_by_hand() -> None:
 def test_distance_ignores_channels_that_are_constant_in_both_only() -> None:
     ours, theirs = BatchNormStatistics({"x": layer([0, 0], [0, 1])}), BatchNormStatistics({"x": layer([5, 2], [0, 1])})
     assert ours.distance(theirs)["x"] == pytest.approx((np.sqrt(2), 0.0))
-    awake = BatchNormStatistics({"x": layer([0, 0], [1, 1])})
-    assert ours.distance(awake)["x"][1] > 100
+    assert ours.distance(BatchNormStatistics({"x": layer([0, 0], [1, 1])}))["x"][1] > 100
 
 
 def test_saving_and_loading_gives_the_same_bits_in_the_same_order(tmp_path: Path) -> None:

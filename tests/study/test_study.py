@@ -159,8 +159,7 @@ def test_models_of_other_projects_are_evaluated_on_the_sets_of_the_study(
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"model": "other_project:net", "name": "theirs"}
     config = study_config(tmp_path, networks=[model], sets=SETS | {"id_count": 60})
-    folder = main(["--config", str(config)])
-    rows = json.loads((folder / "verdict.json").read_text())["rows"]
+    rows = json.loads((main(["--config", str(config)]) / "verdict.json").read_text())["rows"]
     assert {row["network"] for row in rows} == {"theirs bn"} and len(rows) == 5
     (spec,) = specs_of(config).values()
     assert is_done(options_of(config), spec)

@@ -366,6 +366,5 @@ def test_the_seeds_that_had_not_been_seen_are_judged_alone() -> None:
         found = judged("H2", made_study(), ClaimOptions(seen_seeds=seen))
         assert (found.verdict, found.verdict_unseen_seeds) == ("supported", verdict)
     good, bad = made_study(seeds=(1, 2, 3)), made_study(Truth(energy=-9.0, max_logit=-9.0, msp=-0.9), seeds=(0,))
-    both = Study(*map(pd.concat, zip(good, bad, strict=True)))
-    h2 = judged("H2", both, ClaimOptions(seen_seeds=(0,)))
+    h2 = judged("H2", Study(*map(pd.concat, zip(good, bad, strict=True))), ClaimOptions(seen_seeds=(0,)))
     assert (h2.verdict, h2.verdict_unseen_seeds) == ("inconclusive", "supported")

@@ -100,8 +100,7 @@ def plain_ddp(rank: int, folder: str, batches: list[tuple[torch.Tensor, torch.Te
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     model = Classifier(depth=20, width=8, groups=4)
-    state = torch.load(f"{folder}/start.pt")
-    model.load_state_dict(state)
+    model.load_state_dict(torch.load(f"{folder}/start.pt"))
     model.network.to(memory_format=torch.channels_last)
     model.trainer = type("Trainer", (), {"estimated_stepping_batches": len(batches)})()
     found = model.configure_optimizers()
@@ -219,8 +218,7 @@ def test_without_name_and_validation_the_name_says_what_and_nothing_is_invented(
 def test_wandb_gets_the_first_loss_at_step_1_the_cost_and_the_checkpoint(tmp_path: Path) -> None:
     arguments = training_arguments(tmp_path, "tracked", *ONE_STEP, "--wandb.mode", "offline")
     arguments.remove("--no-wandb")
-    run = train(arguments)
-    (tracked,) = read_offline_runs(run)
+    (tracked,) = read_offline_runs(train(arguments))
     losses = [row["trainer/global_step"] for row in tracked.history if "train/loss" in row]
     assert losses == [1] and "validation/accuracy" in tracked.summary
     assert {"seconds", "images_per_second", "parameters"} <= tracked.summary.keys()

@@ -26,8 +26,7 @@ def test_react_by_hand_on_two_units() -> None:
     head = Head(torch.tensor([[1.0, 0.0], [0.5, -1.0]]), torch.tensor([0.25, 0.0]))
     detector = ReAct().fit(features, features @ head.weight.T + head.bias, None, head)
     assert detector.record() == {"percentile": 90.0, "threshold": pytest.approx(9.1)}
-    unseen = torch.tensor([[20.0, 3.0], [2.0, 50.0]])
-    found = detector.score(unseen, torch.zeros(2, 2))
+    found = detector.score(torch.tensor([[20.0, 3.0], [2.0, 50.0]]), torch.zeros(2, 2))
     # min([20, 3], 9.1) = [9.1, 3] -> logits 9.35 and 1.55; [2, 9.1] -> 2.25 and -8.1.
     assert found == pytest.approx([np.log(np.exp(9.35) + np.exp(1.55)), np.log(np.exp(2.25) + np.exp(-8.1))])
     assert found.dtype == np.float64
