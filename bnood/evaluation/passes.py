@@ -62,14 +62,18 @@ class Passes:
         self.runs += 1
 
         def run() -> list[Outputs]:
-            found: list[list[Outputs]] = [[] for _ in contexts]
-            alone = len(contexts) == 1
+            # Written into their place at once: small tensors that stay between large ones that go fragment the memory.
+            found, start, alone = list[Outputs](), 0, len(contexts) == 1
             with torch.inference_mode(), contexts[0]() if alone else nullcontext():
                 for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
-                    for context, outputs in zip(contexts, found, strict=True):
+                    for position, context in enumerate(contexts):
                         with nullcontext() if alone else context():
-                            outputs.append(self.network.outputs(batch, channel_means=means))
-            return [Outputs.joined(outputs) for outputs in found]
+                            outputs = self.network.outputs(batch, channel_means=means)
+                        if start == 0:
+                            found.append(outputs.room(sum(map(len, batches))))
+                        found[position].put(start, outputs)
+                    start += len(outputs)
+            return found
 
         return self._kept(f"outputs {self.runs}", run)
 

@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,12 +46,19 @@ class Outputs:
         means = {name: values[index] for name, values in self.channel_means.items()}
         return Outputs(self.logits[index], self.features[index], means)
 
-    @classmethod
-    def joined(cls, parts: Sequence["Outputs"]) -> "Outputs":
-        """The outputs of several batches, in their order."""
-        logits, features = (torch.cat([getattr(part, key) for part in parts]) for key in ("logits", "features"))
-        means = {name: torch.cat([part.channel_means[name] for part in parts]) for name in parts[0].channel_means}
-        return cls(logits, features, means)
+    def room(self, count: int) -> "Outputs":
+        """Room for the outputs of ``count`` images, to :meth:`put` them there."""
+        with torch.inference_mode(False):
+            logits, features, *means = (x.new_empty(count, *x.shape[1:]) for x in self._tensors())
+        return Outputs(logits, features, dict(zip(self.channel_means, means, strict=True)))
+
+    def put(self, start: int, part: "Outputs") -> None:
+        """Write the outputs of some images over those from ``start`` on."""
+        for whole, own in zip(self._tensors(), part._tensors(), strict=True):
+            whole[start : start + len(own)] = own
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.logits, self.features, *self.channel_means.values()]
 
 
 class Network:

@@ -30,12 +30,15 @@ class BATS(Detector):
 
     def __init__(self, lam: float = 3.25, layers: int = 1) -> None:
         self.lam, self.layers = lam, layers
+        self.chosen: set[nn.Module] = set()  # those of a model that run last, found once
 
     @contextmanager
     def context(self, model: nn.Module) -> Iterator[None]:
         """Within it, the chosen BatchNorm layers clip; ``UserError`` for one that does not call torch's batch_norm."""
-        with _Clipping(self.lam, self.layers) as clipping, ExitStack() as hooks:
-            for layer in batchnorm_layers(model).values():
+        layers = batchnorm_layers(model).values()
+        self.chosen = self.chosen.intersection(layers)
+        with _Clipping(self.lam, self.layers, self.chosen) as clipping, ExitStack() as hooks:
+            for layer in layers:
                 hooks.callback(layer.register_forward_pre_hook(clipping.enter).remove)
                 hooks.callback(layer.register_forward_hook(clipping.leave, always_call=True).remove)
             hooks.callback(model.register_forward_pre_hook(clipping.find, with_kwargs=True).remove)
@@ -48,10 +51,9 @@ class BATS(Detector):
 class _Clipping(TorchFunctionMode):
     """Clips what ``batch_norm`` returns, not what its layer does: timm's BatchNormAct2d has an activation behind it."""
 
-    def __init__(self, lam: float, count: int) -> None:
+    def __init__(self, lam: float, count: int, layers: set[nn.Module]) -> None:
         super().__init__()
-        self.lam, self.count = lam, count
-        self.layers: set[nn.Module] = set()  # those of them that run last
+        self.lam, self.count, self.layers = lam, count, layers
         self.running: Any = None  # the layer that runs now
         self.done = False
 
@@ -78,7 +80,7 @@ class _Clipping(TorchFunctionMode):
         """Before the model's first pass, one without clipping finds the layers that run last."""
         if not self.layers:
             names = executed_layers(model, None, call=lambda bare, _: bare.forward(*args, **kwargs))
-            self.layers = {batchnorm_layers(model)[name] for name in names[-self.count :]}
+            self.layers.update(batchnorm_layers(model)[name] for name in names[-self.count :])
 
 
 class NeuralMeanDiscrepancy(Detector):
