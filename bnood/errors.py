@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from types import FrameType
 
-RECEIVED: list[int] = []  # signals: a library that is just being imported may make another error of one
+RECEIVED: list[int] = []  # signals
 
 
 class UserError(ValueError):
@@ -64,12 +64,22 @@ def keep_freed_memory() -> None:
 
 
 def stop(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt, or :class:`Terminated` once, so that cleaning up is not disturbed."""
-    RECEIVED.append(signum)
-    if signum == signal.SIGINT:
+    """Signal handler: raise KeyboardInterrupt, or :class:`Terminated` once, so that cleaning up is not disturbed.
+
+    Not during an import, where foreign code may swallow it or abort: then an alarm asks again.
+    """
+    if signum != signal.SIGALRM:
+        RECEIVED.append(signum)
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame is not None:
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    elif RECEIVED[-1] == signal.SIGINT:
         raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated(128 + signum)
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -85,6 +85,7 @@ NETWORK = {  # a network that is given, ``bad_files:good`` unless a row names an
     "--model bad_files:gives_bytes": "the transform gives Tensor torch.uint8 [3, 8, 8]; expected a float tensor",
     "--model bad_files:divides_by_zero": "cannot be read or transformed (ZeroDivisionError: division by zero)",
     "--model bad_files:gives_nan": "holds NaN or infinity after the transform",
+    "--mean 123,116,103": "mean is [123.0, 116.0, 103.0]: give one number up to 1 per colour, for pixels in 0..1",
     "--weights none.pth": "there is no weights file 'none.pth': give a file, or package:file",
     "--weights @few.pth": "few.pth: the weights do not fit Sequential: missing 0.running_var, 2.weight, 2.bias",
     "--weights @other-shape.pth": "of another shape 2.weight [5, 192] for [4, 192]",

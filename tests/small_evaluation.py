@@ -39,8 +39,7 @@ class Small(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.to(next(self.network.parameters()).dtype)
-        return self.network(((pixels - 127.5) / 63.75).permute(0, 3, 1, 2))
+        return self.network(((images.to(next(self.network.parameters()).dtype) - 127.5) / 63.75).permute(0, 3, 1, 2))
 
 
 def small_network(norm: str = "bn", seed: int = 0, plain: bool = False, dropout: bool = False) -> Network:

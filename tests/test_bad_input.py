@@ -23,6 +23,7 @@ from refusal import refusal, tree
 from study import main as study
 from tiny_runs import evaluation_arguments, trained, training_arguments
 from tiny_study import TRAINING, lab_config, study_config
+from torch import nn
 
 import bnood
 from bnood.errors import UserError
@@ -131,8 +132,18 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}), "no OOD set was named: give --ood"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": IDS}, statistic="x"), "statistic"),
     (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}, calibration="v1"), "choose matched or v0.1"),
-    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": "x.npz"}), "a is a str; expected a set of ima"),
-    (lambda: bnood.check_recalibration(bnood.Network(good()), IDS, IDS), "8 images are too few to advise"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": "x.npz"}), "a is a str; expected images, as"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={"a": IDS}), "a are the same images as id_set: give"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets=[IDS]), "ood_sets is a list; expected a dict"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}, seed="1"), "seed is '1'; expected a whole numbe"),
+    (lambda: bnood.evaluate(bnood.Network(good()), IDS, ood_sets={}, options={}), "options is a dict; expected Evalu"),
+    (lambda: bnood.evaluate(good(), IDS, ood_sets={}), "network is a Sequential; expected bnood.Network(model, trans"),
+    (lambda: bnood.check_recalibration(good(), IDS, IDS), "network is a Sequential; expected bnood.Network(model"),
+    (lambda: bnood.check_recalibration(bnood.Network(good()), IDS, IDS), "traffic are the same images as id_set"),
+    (lambda: bnood.read_statistics(bnood.Network(good())), "the model is a Network; expected a torch.nn.Module (a Ne"),
+    (lambda: bnood.Network(torch.jit.script(good())), "is scripted or traced, which compiles its BatchNorm's stati"),
+    (lambda: bnood.Network(nn.Sequential(nn.LazyBatchNorm2d())), "layer '0' is lazy and has no channels yet: run one"),
+    (lambda: bnood.Network(good(), call=lambda model, x: x["a"]).outputs(BATCH), "Sequential cannot take a batch [4"),
 ]
 
 TABLES: dict[str, Any] = {

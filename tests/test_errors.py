@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bnood.errors import UserError, run_door
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
     yield
     for each in before:
         signal.signal(*each)
@@ -49,7 +50,30 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         assert status_and_line(error, capsys)[1].startswith("error: not enough memory")
 
 
-@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
+SIGNALS = pytest.mark.parametrize(
+    ("number", "line"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")]
+)
+
+
+@SIGNALS
+def test_a_signal_during_an_import_waits_until_no_library_can_swallow_it(
+    number: int, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\nexcept BaseException:\n    pass\nwhole = 1\n"
+    (tmp_path / f"swallows_{number}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = list[int]()
+
+    def main() -> None:
+        seen.append(__import__(f"swallows_{number}").whole)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as stopped:
+        run_door(main)
+    assert (stopped.value.code, capsys.readouterr().err, seen) == (128 + number, line, [1])
+
+
+@SIGNALS
 def test_a_signal_that_a_library_makes_another_error_of(number: int, line: str, capsys) -> None:
     def main() -> None:
         try:

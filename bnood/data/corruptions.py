@@ -19,8 +19,6 @@ CONSTANTS: dict[str, tuple[float, ...]] = {  # c of each corruption at each stre
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # c (x - m) + m, m the mean of the image's channel
 }
 
-_CHUNK = 256  # images worked on at a time, which bounds memory: 6 MB of float64 at 32 x 32 pixels
-
 
 def is_made_here(shift: str) -> bool:
     """Whether the name of a shift is ``grey`` or begins with a corruption; other shifts are sets of their own."""
@@ -77,16 +75,12 @@ def _corrupted(images: np.ndarray, shift: str, seed: int) -> np.ndarray:
     constant = CONSTANTS[corruption][int(strength) - 1]
     # The key keeps the noise apart from whatever else is drawn with the same seed.
     random = np.random.RandomState([int(seed), zlib.crc32(b"noise")])
-    corrupted = np.empty_like(images)
-    for start in range(0, len(images), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        pixels = images[rows] / 255.0
-        if corruption == "noise":
-            pixels += constant * random.standard_normal(pixels.shape)
-        elif corruption == "blur":
-            pixels = gaussian_filter(pixels, (0, constant, constant, 0), mode="nearest", truncate=4)
-        else:
-            means = pixels.mean(axis=(1, 2), keepdims=True)
-            pixels = constant * (pixels - means) + means
-        corrupted[rows] = np.rint(np.clip(255 * pixels, 0, 255))
-    return corrupted
+    pixels = images / 255.0
+    if corruption == "noise":
+        pixels += constant * random.standard_normal(pixels.shape)
+    elif corruption == "blur":
+        pixels = gaussian_filter(pixels, (0, constant, constant, 0), mode="nearest", truncate=4)
+    else:
+        means = pixels.mean(axis=(1, 2), keepdims=True)
+        pixels = constant * (pixels - means) + means
+    return np.rint(np.clip(255 * pixels, 0, 255)).astype(np.uint8)

@@ -35,7 +35,8 @@ def check_file(path: Path, expected: str) -> None:
 def read_npz(path: Path, image_size: int | None, name: str) -> ImageSet:
     """The images of an archive; UserError for other arrays than expected, and if H or W is not ``image_size``."""
     expected = "expected an .npz archive with 'images' uint8 [N, H, W, 3] and, if there are any, 'labels' int64 [N]"
-    check_file(path, f"{expected}, or a folder of images")
+    expected += ", or a folder of images"
+    check_file(path, expected)
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):  # the list of contents is at the end, so a file cut short fails here

@@ -1,6 +1,6 @@
 """Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -96,6 +96,16 @@ class StreamedSet(_Set):
 
 
 Images = ImageSet | StreamedSet
+
+
+def check_images(sets: Mapping[str, object]) -> None:
+    """Raise ``UserError`` for what is no set of images, and for one set under two names."""
+    names: dict[int, str] = {}
+    for name, images in sets.items():
+        if not isinstance(images, Images):
+            raise UserError(f"{name} is a {type(images).__name__}; expected images, as bnood.images(source) gives")
+        if (other := names.setdefault(id(images), name)) != name:
+            raise UserError(f"{name} are the same images as {other}: give other ones")
 
 
 def folder_labels(images: Images, classes: Sequence[str] | None, num_classes: int) -> tuple[Images, str | None]:

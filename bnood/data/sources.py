@@ -17,6 +17,7 @@ from bnood.data.synthetic import IMAGE_SIZE, SYNTHETIC, synthetic_images
 from bnood.errors import UserError
 
 SPLITS = ("train", "val", "test", "extra")
+FOLDERS = {*SPLITS, "training", "valid", "validation", "dev", "testing", "unlabeled", "unlabelled"}  # no classes
 
 TORCHVISION: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: torchvision's class, and our splits
     "cifar10": ("CIFAR10", ("train", "test")),
@@ -198,7 +199,7 @@ def _photographs(name: str, folder: Path, image_size: int | None, files: list[Pa
     files = image_files(folder) if files is None else files
     parts = [file.relative_to(folder).parts for file in files]
     in_folders = all(len(each) > 1 for each in parts)
-    if in_folders and len(top := {each[0] for each in parts}) > 1 and top <= {*SPLITS, "valid", "validation"}:
+    if in_folders and len(top := {each[0] for each in parts}) > 1 and {each.lower() for each in top} <= FOLDERS:
         raise UserError(f"{folder}: its folders are splits ({', '.join(sorted(top))}), not classes: name one of them")
     labels, names = numbered([each[0] for each in parts]) if in_folders else (None, None)
     if image_size is None:

@@ -110,8 +110,7 @@ def numerals(labels: np.ndarray, draws: Draws) -> np.ndarray:
         picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
         middle = (_FINE * (14 + 4 * x), _FINE * (14 + 4 * y))
         ImageDraw.Draw(picture).text(middle, f"{before}{digit}{after}", 255, fonts[int(8 * size)], anchor="mm")
-        picture = picture.rotate(16 * turn - 8, Image.Resampling.BILINEAR)
-        masks.append(np.asarray(picture.reduce(_FINE)) / 255)
+        masks.append(np.asarray(picture.rotate(16 * turn - 8, Image.Resampling.BILINEAR).reduce(_FINE)) / 255)
     return np.stack(masks)
 
 
@@ -143,17 +142,14 @@ TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 
 _circle = _arc(0, 0, 1)
 CLASSES: dict[str, Outline] = {
-    "circle": _filled(_circle),
-    "square": _filled([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
-    "triangle": _filled([(0, -1), (0.87, 0.5), (-0.87, 0.5)]),
-    "star": _filled(_star(5, 0.42)),
+    "circle": _filled(_circle), "square": _filled([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "triangle": _filled([(0, -1), (0.87, 0.5), (-0.87, 0.5)]), "star": _filled(_star(5, 0.42)),
     "cross": _filled([(-1, -0.3), (1, -0.3), (1, 0.3), (-1, 0.3)], [(-0.3, -1), (0.3, -1), (0.3, 1), (-0.3, 1)]),
-    "ring": _filled(_circle, cut=_arc(0, 0, 0.56)),
-    "crescent": _filled(_circle, cut=_arc(0.55, 0, 0.8)),
+    "ring": _filled(_circle, cut=_arc(0, 0, 0.56)), "crescent": _filled(_circle, cut=_arc(0.55, 0, 0.8)),
     "heart": _filled(_arc(-0.5, -0.35, 0.55), _arc(0.5, -0.35, 0.55), [(-1, -0.1), (0, -0.5), (1, -0.1), (0, 1)]),
     "diamond": _filled([(0, -1.2), (0.7, 0), (0, 1.2), (-0.7, 0)]),
     "arrow": _filled([(1, 0), (0, -0.9), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 0.9)]),
-}
+}  # fmt: skip
 UNSEEN: dict[str, Outline] = {
     "ellipse": _filled(_arc(0, 0, 1, flatten=0.45)),
     "half_disc": _filled(_arc(0, 0.4, 1, 0.5, 1)),

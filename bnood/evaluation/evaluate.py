@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnood.data.image_set import Images, folder_labels
+from bnood.data.image_set import Images, check_images, folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import Sets, arranged
@@ -22,6 +22,7 @@ from bnood.evaluation.passes import Augment, Notes, Passes
 from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
 from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics
+from bnood.statistics.layers import fixed_layers
 from bnood.training.atomic import check_replaceable, staged_folder
 from bnood.training.provenance import made_with
 
@@ -110,10 +111,10 @@ def evaluate(
     options = options_with(settings, options)
     if not isinstance(network, Network):
         raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
+    if not isinstance(ood_sets, Mapping) or not all(isinstance(name, str) for name in ood_sets):
+        raise UserError(f"ood_sets is a {type(ood_sets).__name__}; expected a dict of image sets by their names")
     given = {"id_set": id_set, "train_set": train_set, "held_out": held_out, **ood_sets, **(shifted_sets or {})}
-    for name, each in given.items():
-        if not isinstance(each, Images | None):
-            raise UserError(f"{name} is a {type(each).__name__}; expected images, as bnood.images(source) gives")
+    check_images({name: each for name, each in given.items() if each is not None})
     conditions, notes = parse_statistics(options.statistics), Notes()
     if not getattr(network.model, "takes_uint8", False):
         notes[f"transform: {network.transform_text}"] = None
@@ -121,7 +122,7 @@ def evaluate(
         check_statistics(network, options)
         conditions = conditions[:1]
         if skipped := [name for name in options.statistics if name != "running"]:
-            notes[f"norm {network.norm} keeps no statistics, not evaluated: {', '.join(skipped)}"] = None
+            notes[f"{_lacking(network)}, not evaluated: {', '.join(skipped)}"] = None
     if not ood_sets:
         raise UserError("no OOD set was named: give --ood, for example --ood svhn,dtd")
     if few := min(8, len(first := next(iter(ood_sets.values())))):
@@ -158,7 +159,11 @@ def evaluate(
 def check_statistics(network: Network, options: EvaluationOptions) -> None:
     if not has_batchnorm(network.model) and "running" not in options.statistics:
         nothing = f"so that there is nothing to evaluate under {' or '.join(options.statistics)}"
-        raise UserError(f"norm {network.norm} keeps no statistics, {nothing}; expected running among them")
+        raise UserError(f"{_lacking(network)}, {nothing}; expected running among them")
+
+
+def _lacking(network: Network) -> str:
+    return fixed_layers(network.model) or f"norm {network.norm} keeps no statistics"
 
 
 def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataFrame:
@@ -178,18 +183,13 @@ def _layers(sets: Sets, passes: Passes, conditions: list[Condition]) -> pd.DataF
 def _record(sets: Sets, passes: Passes, fitting: Fitting) -> dict[str, Any]:
     targets = {pair.dataset: len(sets.adaptation[pair.ood_split]) for pair in sets.pairs if pair.comparison == "ood"}
     return {
-        "run": passes.network.name,
-        "transform": passes.network.transform_text,
-        "options": asdict(passes.options),
+        "run": passes.network.name, "transform": passes.network.transform_text, "options": asdict(passes.options),
         "id": {"name": sets.id_name, "n": len(sets.scored[sets.id_name]) if sets.id_name else 0},
         "ood": {name: {"adaptation": n, "scored": len(sets.scored[name])} for name, n in targets.items()},
-        "fitted_on": 0 if sets.fitting is None else len(sets.fitting),
-        "held_out": 0 if sets.held_out is None else len(sets.held_out),
-        "detectors": fitting.record,
-        "notes": list(passes.notes),
-        "images_scored": passes.scored,
-        "images_estimated_on": passes.estimated_on,
+        "fitted_on": len(sets.fitting or ()), "held_out": len(sets.held_out or ()),
+        "detectors": fitting.record, "notes": list(passes.notes),
+        "images_scored": passes.scored, "images_estimated_on": passes.estimated_on,
         "estimator_images": {str(estimate): estimate.images for estimate in passes.estimates},
         "estimator_passes": {str(estimate): found.passes for estimate, found in passes.estimates.items()},
         **made_with(),
-    }
+    }  # fmt: skip

@@ -135,8 +135,7 @@ def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr:
 
     # ID positive: accepted at an ID image's score are all scores >= it.
     accepted = m[:, None] - oods_before
-    place = places.ood_below_id[ids.highest]
-    fpr = np.take_along_axis(accepted, place[:, None], axis=1)[:, 0] / m
+    fpr = np.take_along_axis(accepted, places.ood_below_id[ids.highest][:, None], axis=1)[:, 0] / m
     precision = accepted.take(places.ood_below_id, axis=1)
     precision += ids.accepted
     aupr_in = np.divide(ids.weighted, precision, out=precision).sum(axis=1) / n

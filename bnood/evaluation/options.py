@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -29,6 +30,8 @@ def _check(options: Any) -> None:
         given = getattr(options, name)
         if get_origin(kind) is Literal and given not in get_args(kind):
             raise UserError(f"{name} is {given!r}: choose {' or '.join(get_args(kind))}")
+        if kind in (int, int | None) and (isinstance(given, bool) or not isinstance(given, Integral | None)):
+            raise UserError(f"{name} is {given!r}; expected a whole number")
         if name in LEAST and given is not None and given < LEAST[name]:
             raise UserError(f"{name} is {given}; it has to be at least {LEAST[name]}")
 
@@ -97,6 +100,8 @@ def options_with(settings: Mapping[str, Any], options: EvaluationOptions | None 
     known = [each.name for each in fields(EvaluationOptions)]
     if unknown := [name for name in settings if name not in known]:
         raise UserError(f"there is no setting {unknown[0]!r}; expected {', '.join(known)}")
+    if not isinstance(options, EvaluationOptions | None):
+        raise UserError(f"options is a {type(options).__name__}; expected EvaluationOptions, or settings by name")
     return replace(options or EvaluationOptions(), **settings)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bnood.data.image_set import Images, folder_labels, halves
+from bnood.data.image_set import Images, check_images, folder_labels, halves
 from bnood.errors import UserError
 from bnood.evaluation.conditions import Estimate
 from bnood.evaluation.intervals import interval, set_counts, weighted_means
@@ -22,6 +22,7 @@ from bnood.evaluation.passes import Passes
 from bnood.evaluation.scores import energy, msp
 from bnood.networks.network import Network
 from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics, use_statistics
+from bnood.statistics.layers import fixed_layers
 
 FEWEST = 40  # images of a set
 SMALLEST_PART = 16
@@ -55,15 +56,9 @@ class RecalibrationCheck:
 
 
 def check_recalibration(
-    network: Network,
-    id_set: Images,
-    traffic: Images,
-    *,
-    classes: Sequence[str] | None = None,
-    ood_set: Images | None = None,
-    ood_fraction: float = 0.1,
-    **settings: Any,
-) -> RecalibrationCheck:
+    network: Network, id_set: Images, traffic: Images, *, classes: Sequence[str] | None = None,
+    ood_set: Images | None = None, ood_fraction: float = 0.1, **settings: Any,
+) -> RecalibrationCheck:  # fmt: skip
     """Measure what the traffic's statistics would do to a network, and advise; the network is left as it is.
 
     Args:
@@ -77,13 +72,17 @@ def check_recalibration(
     """
     options = options_with(settings)
     seed = options.seed
-    for images in (id_set, traffic, *([] if ood_set is None else [ood_set])):
+    if not isinstance(network, Network):
+        raise UserError(f"network is a {type(network).__name__}; expected bnood.Network(model, transform)")
+    given = {"id_set": id_set, "traffic": traffic} | ({} if ood_set is None else {"ood_set": ood_set})
+    check_images(given)
+    for images in given.values():
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
     if not 0 < ood_fraction < 1:
         raise UserError(f"the OOD fraction is {ood_fraction}; it has to lie between 0 and 1")
     if not has_batchnorm(network.model):
-        nothing, reason = pd.DataFrame(), "the network has no BatchNorm layer, so it keeps no statistics"
+        nothing, reason = pd.DataFrame(), fixed_layers(network.model) or "the network has no BatchNorm layer"
         return RecalibrationCheck("do not: nothing to gain", reason, [], nothing, nothing, nothing, None)
 
     def estimate(*parts: Images) -> BatchNormStatistics:

@@ -29,16 +29,10 @@ ASKED = "asked"  # the key of evaluation.json that holds the options
 
 
 def evaluate_run(
-    run: Run,
-    sets: SetOptions,
-    options: EvaluationOptions,
-    wandb: tracking.TrackingOptions,
-    command: str,
-    progress: Callable[[str], object],
-    say: Callable[[str], object],
-    folder: Path | None = None,
+    run: Run, sets: SetOptions, options: EvaluationOptions, wandb: tracking.TrackingOptions, command: str,
+    progress: Callable[[str], object], say: Callable[[str], object], folder: Path | None = None,
     store: Path | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Evaluate a run and write ``<run>/ood/``, or ``folder``; returns what was written.
 
     ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read,

@@ -19,16 +19,9 @@ LARGEST = 100_000  # layers, channels, classes: beyond, building alone takes min
 
 
 def build_model(
-    architecture: Architecture,
-    depth: int,
-    width: int,
-    norm: Norm,
-    groups: int = 8,
-    num_classes: int = 10,
-    activation: Activation = "relu",
-    norm_position: NormPosition = "before",
-    image_size: int = 32,
-) -> nn.Module:
+    architecture: Architecture, depth: int, width: int, norm: Norm, groups: int = 8, num_classes: int = 10,
+    activation: Activation = "relu", norm_position: NormPosition = "before", image_size: int = 32,
+) -> nn.Module:  # fmt: skip
     """A network for float ``[N, 3, H, W]``, built by arguments of ``training.classifier.Classifier``; or UserError."""
     numbers = {"depth": depth, "width": width, "groups": groups, "num_classes": num_classes, "image_size": image_size}
     for name, value in numbers.items():

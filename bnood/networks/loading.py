@@ -18,7 +18,7 @@ from torchvision import models
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
-from bnood.errors import UserError
+from bnood.errors import Terminated, UserError
 from bnood.networks.network import Network, described
 from bnood.networks.weights import build_with_weights, load_weights, weights_file
 
@@ -26,14 +26,9 @@ Changes = dict[str, Any]  # image_size, mean and std, as far as they are given
 
 
 def load_network(
-    spec: str,
-    weights: str | os.PathLike[str] | None = None,
-    *,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    head: str | None = None,
-) -> Network:
+    spec: str, weights: str | os.PathLike[str] | None = None, *, image_size: int | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, head: str | None = None,
+) -> Network:  # fmt: skip
     """A network in evaluation mode, on the CPU. Nothing is downloaded.
 
     Args:
@@ -56,9 +51,9 @@ def load_network(
         raise UserError(f"image_size is {image_size}: give the side of the model's images in pixels")
     for what, least in (("mean", -math.inf), ("std", 0)):
         values = changes.get(what, (1, 1, 1))
-        if len(values) != 3 or not all(least < value < math.inf for value in values):
-            above = " above 0" if what == "std" else ""
-            raise UserError(f"{what} is {list(values)}: give one number{above} per colour, for pixels in 0..1")
+        if len(values) != 3 or not all(least < value <= 1 for value in values):
+            above = " above 0 and" if what == "std" else ""
+            raise UserError(f"{what} is {list(values)}: give one number{above} up to 1 per colour, for pixels in 0..1")
     file = None if weights is None else weights_file(str(weights))
     make = {"torchvision": _torchvision, "timm": _timm}.get(library, partial(_from_callable, library))
     network = make(name, file, changes, head)
@@ -103,8 +98,8 @@ def _from_callable(module: str, name: str, file: Path | None, changes: Changes, 
     try:
         made: Any = getattr(importlib.import_module(module), name)
         made = made if isinstance(made, nn.Module | Network) else made()
-    except Exception as error:  # whatever the user's module or function raises
-        if isinstance(error, UserError):
+    except (Exception, SystemExit) as error:  # whatever the user's module or function raises
+        if isinstance(error, UserError | Terminated):
             raise
         missing = str(error.name) if isinstance(error, ModuleNotFoundError) else module
         hint = "" if f"{module}.".startswith(f"{missing}.") else f": pip install {missing.replace('_', '-')}"

@@ -130,8 +130,8 @@ class Network:
                     batch = batch.contiguous(memory_format=torch.channels_last)
         try:
             return model(batch) if self._call is None else self._call(model, batch)
-        except (ValueError, RuntimeError) as error:
-            if isinstance(error, UserError) or is_out_of_memory(error):
+        except Exception as error:  # whatever the user's model raises
+            if isinstance(error, UserError | MemoryError) or is_out_of_memory(error):
                 raise
             found = f"{list(batch.shape) if isinstance(batch, Tensor) else ''} ({type(error).__name__}: {error})"
             raise UserError(f"{self.name} cannot take a batch {found}: is it of another size?") from error

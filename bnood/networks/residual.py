@@ -65,8 +65,7 @@ class ResNet(nn.Module):
         _initialise(self, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu_(self.norm1(self.conv1(x)))
-        return self.head(self.blocks(x).mean(dim=(2, 3)))
+        return self.head(self.blocks(torch.relu_(self.norm1(self.conv1(x)))).mean(dim=(2, 3)))
 
 
 class WideResNet(nn.Module):
@@ -83,8 +82,7 @@ class WideResNet(nn.Module):
         _initialise(self, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.blocks(self.conv1(x))))
-        return self.head(x.mean(dim=(2, 3)))
+        return self.head(torch.relu(self.norm(self.blocks(self.conv1(x)))).mean(dim=(2, 3)))
 
 
 def _convolution(inputs: int, outputs: int, norm: Norm, stride: int = 1, size: int = 3) -> nn.Conv2d:
@@ -97,8 +95,7 @@ def _stages(
     """Stages of ``counts`` blocks, and their last channels; from the second on, each halves the image, doubles them."""
     blocks = []
     for stage, position in ((stage, position) for stage, count in enumerate(counts) for position in range(count)):
-        stride = 2 if stage > 0 and position == 0 else 1
-        blocks.append(block(inputs, width * 2**stage, stride, norm, groups))
+        blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, norm, groups))
         inputs = width * 2**stage
     return nn.Sequential(*blocks), inputs
 

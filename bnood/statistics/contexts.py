@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
@@ -102,6 +103,9 @@ def _caches(module: nn.Module) -> dict[str, Any]:
 
 def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
     """Put copies in the place of the buffers; ``copies`` keeps shared what is shared."""
+    if isinstance(module, ScriptModule):
+        module.training = False  # its compiled code has the buffers
+        return
     vars(module).update({key: dict(cache) for key, cache in _caches(module).items()})
     vars(module)["training"] = False  # .eval() would run into models that override train()
     buffers = dict(module._buffers)
@@ -117,6 +121,9 @@ def _set_aside(module: nn.Module, copies: dict[int, Tensor]) -> None:
 
 
 def _restore(module: nn.Module, state: _State) -> None:
+    if isinstance(module, ScriptModule):
+        module.training = state.attributes["training"]
+        return
     if isinstance(module, _BatchNorm):
         vars(module).clear()
     vars(module).update(state.attributes)

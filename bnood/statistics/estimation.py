@@ -191,4 +191,4 @@ def _warn_of_others(model: nn.Module, layers: dict[str, _BatchNorm], found: dict
     if missed:
         warnings.warn(f"evaluation did not run {listed(missed)}: the statistics leave that out", stacklevel=3)
     if fixed:
-        warnings.warn(f"{fixed} keep fixed statistics, which no estimate replaces", stacklevel=3)
+        warnings.warn(f"{fixed}, which no estimate replaces", stacklevel=3)

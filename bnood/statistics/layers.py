@@ -16,6 +16,8 @@ from bnood.errors import UserError
 def unwrapped(model: nn.Module) -> nn.Module:
     """The bare model inside DataParallel, DistributedDataParallel, AveragedModel and ``torch.compile``."""
     while True:
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the model is a {type(model).__name__}; expected a torch.nn.Module (a Network's .model)")
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module
         elif type(model).__module__.startswith("torch._dynamo"):  # importing its class would import the compiler
@@ -45,19 +47,11 @@ def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None =
     ``modules`` is what :func:`named_modules` gives, where it is known already. Raises ``UserError`` if there are none,
     one is lazy and has not seen its first batch, or one is quantized, scripted, traced or exported: compiled in.
     """
-    layers: dict[str, _BatchNorm] = {}
-    for name, module in (modules or dict(named_modules(model))).items():
-        where = f"layer {name!r}" if name else "the model"
-        if reason := _compiled_in(module):
-            raise UserError(f"{where} ({type(module).__name__}) {reason}: use the model from before that step")
-        if isinstance(module, _BatchNorm):
-            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-                raise UserError(f"{where} is lazy and has no channels yet: run one batch through the model first")
-            layers[name] = module
+    layers = _found(modules or dict(named_modules(model)))
     if not layers:
         because = ""
         if fixed := fixed_layers(model):
-            because = f"; {fixed} keep fixed statistics"
+            because = f"; {fixed}"
         elif any(".quantized" in type(module).__module__ for module in model.modules()):
             because = "; quantizing folds BatchNorm into the convolutions: use the model from before"
         kind = type(unwrapped(model)).__name__
@@ -66,19 +60,33 @@ def batchnorm_layers(model: nn.Module, modules: Mapping[str, nn.Module] | None =
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether any layer of the model keeps or computes batch statistics; frozen and compiled-in layers do not."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+    """Whether any layer of the model keeps or computes batch statistics; UserError as for :func:`batchnorm_layers`."""
+    return bool(_found(dict(named_modules(model))))
+
+
+def _found(modules: Mapping[str, nn.Module]) -> dict[str, _BatchNorm]:
+    layers: dict[str, _BatchNorm] = {}
+    for name, module in modules.items():
+        where = f"layer {name!r}" if name else "the model"
+        if reason := _compiled_in(module):
+            raise UserError(f"{where} ({type(module).__name__}) {reason}: use the model from before that step")
+        if isinstance(module, _BatchNorm):
+            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                raise UserError(f"{where} is lazy and has no channels yet: run one batch through the model first")
+            layers[name] = module
+    return layers
 
 
 def fixed_layers(model: nn.Module) -> str:
-    """Names and classes of layers that no statistics in use reach (FrozenBatchNorm2d, EvoNorm, ...); empty if none."""
+    """Which layers keep statistics that none in use replace (FrozenBatchNorm2d, EvoNorm, ...), as words; or nothing."""
     fixed = {
         name: type(module).__name__
         for name, module in named_modules(model)
         if not isinstance(module, (_BatchNorm, ScriptModule))
         and any(module._buffers.get(key) is not None for key in ("running_mean", "running_var"))
     }
-    return f"{listed(list(fixed))} ({', '.join(sorted(set(fixed.values())))})" if fixed else ""
+    kinds = ", ".join(sorted(set(fixed.values())))
+    return f"{listed(list(fixed))} ({kinds}) keep fixed statistics" if fixed else ""
 
 
 def listed(names: list[str], at_most: int = 6) -> str:

@@ -207,14 +207,15 @@ def _check_usable(layers: Mapping[str, _BatchNorm], statistics: BatchNormStatist
     if statistics == "batch":
         return
     if not isinstance(statistics, BatchNormStatistics) and statistics != "running":
-        raise UserError(f"unknown statistics {statistics!r}: give 'running', 'batch' or BatchNormStatistics")
-    given = {} if statistics == "running" else dict(statistics)
-    for name, values in given.items():
+        given = repr(statistics) if isinstance(statistics, str) else type(statistics).__name__
+        raise UserError(f"unknown statistics {given}: give 'running', 'batch' or BatchNormStatistics")
+    values_of = {} if statistics == "running" else dict(statistics)
+    for name, values in values_of.items():
         if name not in layers:
             raise UserError(f"these statistics are of another model: it has no BatchNorm layer {name!r}")
         _check_channels(name, layers[name], values)
     for name, layer in layers.items():
-        if name not in given and not tracks(layer):
+        if name not in values_of and not tracks(layer):
             hint = "use 'batch' or estimated ones"
             raise UserError(f"layer {name!r} keeps no running statistics (track_running_stats=False): {hint}")
 

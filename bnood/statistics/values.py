@@ -30,7 +30,7 @@ class LayerStatistics:
             wrong = "the mean or the variance is NaN or infinite in some channel"
         elif (self.var < 0).any():
             wrong = f"the variance is negative in some channel ({float(self.var.min()):.4g})"
-        elif not 0 <= self.count < 2**63:
+        elif not (0 <= self.count < 2**63 and self.count == int(self.count)):
             wrong = f"the count is {self.count}; expected a whole number from 0 to 2^63 - 1"
         else:
             return

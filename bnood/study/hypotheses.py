@@ -255,9 +255,6 @@ def norm_rule(verdicts: Sequence[str]) -> str:
 
 def place_rule(verdicts: Sequence[str]) -> str:
     """Of all places for each of three quantities in turn (H5): a quantity needs one place that moves it."""
-
-    def of_quantity(places: Sequence[str]) -> str:
-        return SUPPORTED if SUPPORTED in places else REFUTED if {*places} == {REFUTED} else INCONCLUSIVE
-
     count = len(verdicts) // 3
-    return agreeing([of_quantity(verdicts[k * count : (k + 1) * count]) for k in range(3)])
+    each = [{*verdicts[k * count : (k + 1) * count]} for k in range(3)]
+    return agreeing([SUPPORTED if SUPPORTED in own else REFUTED if own == {REFUTED} else INCONCLUSIVE for own in each])

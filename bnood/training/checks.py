@@ -18,10 +18,8 @@ _MAY_BE_MINUS_1 = ("max_epochs", "max_steps", "devices", "num_sanity_val_steps")
 _INSTEAD = {
     "logger": "runs are logged to --runs, and to W&B by the section wandb",
     "default_root_dir": "runs are written to --runs",
-    "fast_dev_run": "use --trainer.max_epochs 1 --data.train_count 256",
-    "overfit_batches": "use --trainer.max_epochs 1 --data.train_count 256",
-    "gradient_clip_val": "use --model.clip_gradient_norm",
-    "gradient_clip_algorithm": "use --model.clip_gradient_norm",
+    **dict.fromkeys(("fast_dev_run", "overfit_batches"), "use --trainer.max_epochs 1 --data.train_count 256"),
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "use --model.clip_gradient_norm"),
 }
 # What decides the weights: all of the sections model and data but for these, and of the section trainer only those.
 # The images themselves are compared, not their name: a folder may have moved.
@@ -103,7 +101,8 @@ def check_resumable(
         if key in before and before[key] != value and key == "labels":
             raise UserError(f"data.in_distribution: {data.in_distribution} has other labels than {file} was trained on")
         if key in before and before[key] != value:
-            again = f"resume with --{key} {before[key]}, or train anew under another --name"
+            there = "null" if before[key] is None else before[key]
+            again = f"resume with --{key} {there}, or train anew under another --name"
             raise UserError(f"{key} is {value}, but {file} was trained with {before[key]}: {again}")
     if not _is_whole(content, model):
         raise UserError(f"{file} is damaged: expected weights, momentum and schedule of this network; train anew")

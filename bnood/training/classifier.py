@@ -61,28 +61,14 @@ class Classifier(ImageClassifier, L.LightningModule):
     """
 
     def __init__(
-        self,
-        architecture: Architecture = "resnet",
-        depth: int = 18,
-        width: int = 64,
-        norm: Norm = "bn",
-        groups: int = 8,
-        num_classes: int = 10,
-        learning_rate: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        decay_norm: bool = True,
-        label_smoothing: float = 0.0,
-        schedule: Literal["cosine", "one_cycle"] = "cosine",
-        warmup: float = 0.1,
-        final_learning_rate: float = 1e-6,
-        clip_gradient_norm: float = 0.0,
-        compile: bool | Literal["reduce-overhead"] = False,
-        memory_format: MemoryFormat = "auto",
-        activation: Activation = "relu",
-        norm_position: NormPosition = "before",
+        self, architecture: Architecture = "resnet", depth: int = 18, width: int = 64, norm: Norm = "bn",
+        groups: int = 8, num_classes: int = 10, learning_rate: float = 0.1, momentum: float = 0.9,
+        weight_decay: float = 5e-4, decay_norm: bool = True, label_smoothing: float = 0.0,
+        schedule: Literal["cosine", "one_cycle"] = "cosine", warmup: float = 0.1, final_learning_rate: float = 1e-6,
+        clip_gradient_norm: float = 0.0, compile: bool | Literal["reduce-overhead"] = False,
+        memory_format: MemoryFormat = "auto", activation: Activation = "relu", norm_position: NormPosition = "before",
         image_size: int = 32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(build_network(locals()), norm, memory_format)
         self.save_hyperparameters()
         for name, (below, expected) in RANGES.items():
@@ -193,8 +179,7 @@ def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:
     log_probabilities = logits.log_softmax(dim=1)
     confidence, answer = log_probabilities.exp().max(dim=1)
     nll = F.nll_loss(log_probabilities, labels, reduction="none")
-    edges = torch.linspace(0, 1, ECE_BINS + 1, device=logits.device)[1:-1]
-    bins = torch.bucketize(confidence, edges, right=True)
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, ECE_BINS + 1, device=logits.device)[1:-1], right=True)
     in_bin = (bins == torch.arange(ECE_BINS, device=logits.device)[:, None]).float()
     return in_bin @ torch.stack([torch.ones_like(nll), confidence, (answer == labels).float(), nll], dim=1)
 

@@ -32,14 +32,11 @@ from bnood.training.command_line import one_line_parsing
 from bnood.training.provenance import made_with
 from bnood.training.run_folder import CHECKPOINT, read_checkpoint
 
-IRRELEVANT_ADVICE = (  # Lightning's
-    ".*is smaller than the logging interval.*",
-    ".*LightningCLI's args parameter is intended to run from within.*",
-    ".*isinstance\\(treespec, LeafSpec\\).*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The dirpath has changed from .*",
-    ".*when logging on epoch level in distributed setting.*",  # what is logged is the same in all processes
-)
+IRRELEVANT_ADVICE = (  # Lightning's; of the last: what is logged is the same in all processes
+    ".*is smaller than the logging interval.*", ".*LightningCLI's args parameter is intended to run from within.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*", ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*", ".*when logging on epoch level in distributed setting.*",
+)  # fmt: skip
 
 
 class TrainingCLI(LightningCLI):
@@ -117,7 +114,7 @@ class TrainingCLI(LightningCLI):
         if self.resumed is not None:
             check_resumable(Path(checkpoint), self.resumed, files.settings, self.model, self.datamodule)
             done, limit = self.resumed["epoch"] + 1, config["trainer"]["max_epochs"] or -1
-            if self.in_place and (self.run_folder / "summary.json").exists() and 0 < limit <= done:
+            if 0 < limit <= done and not (self.in_place and not (self.run_folder / "summary.json").exists()):
                 raise UserError(f"{checkpoint} has finished all {done} epoch(s) of --trainer.max_epochs")
             if self.in_place:
                 self.log.resume(self.resumed["global_step"])
@@ -190,13 +187,10 @@ def _train(cli: TrainingCLI) -> None:
             raise UserError("trainer: its limits (max_steps, max_time, limit_train_batches) leave no step to train")
         summary = {
             **{name.removeprefix("validation/"): cli.log.last(name) for name in VALIDATION_METRICS},
-            "train_accuracy": cli.log.last("train/accuracy"),
-            "epochs": cli.trainer.current_epoch,
-            "seconds": cli.watch.seconds,
-            "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
-            "parameters": sum(p.numel() for p in cli.model.network.parameters()),
-            **made_with(),
-        }
+            "train_accuracy": cli.log.last("train/accuracy"), "epochs": cli.trainer.current_epoch,
+            "seconds": cli.watch.seconds, "images_per_second": cli.watch.images / max(cli.watch.seconds, 1e-9),
+            "parameters": sum(p.numel() for p in cli.model.network.parameters()), **made_with(),
+        }  # fmt: skip
         write_beside(cli.run_folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=2) + "\n"))
         accuracy = "not measured" if summary["accuracy"] is None else f"{summary['accuracy']:.4f}"
         speed = f"{summary['seconds']:.0f} s of training at {summary['images_per_second']:.0f} images/s"

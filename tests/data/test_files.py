@@ -44,8 +44,8 @@ def test_folder_is_walked_in_sorted_order_and_labelled_by_top_folder(tmp_path: P
     assert streamed is not None and streamed.tolist() == loaded.labels.tolist() == [0, 0, 1, 1, 2]
     save(folder / "0.png", GOOD[0])  # one image outside the classes
     assert images(folder).labels is None
-    splits = tree(tmp_path / "x", "train/a/0.png", "val/0.png")
-    assert "its folders are splits (train, val), not classes" in refused(splits)
+    splits = tree(tmp_path / "x", "Train/a/0.png", "val/0.png")
+    assert "its folders are splits (Train, val), not classes" in refused(splits)
     with pytest.raises(UserError, match=r"caf\?: it cannot be read .* expected a name or a path in UTF-8"):
         images(os.fsdecode(b"./caf\xe9"))
 

@@ -56,8 +56,7 @@ def test_arrays_are_indexed_across_sets() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_photographs_are_transformed_and_arrays_beside_them_alike(workers: int) -> None:
     photographs, arrays = streamed(lambda index: Image.fromarray(picture(index, 20, 30))), array_set(1)
-    order = np.random.RandomState(0).randint(0, 20, 150)
-    entries = np.stack([np.arange(150) % 2, order], axis=1)
+    entries = np.stack([np.arange(150) % 2, np.random.RandomState(0).randint(0, 20, 150)], axis=1)
     state = torch.random.get_rng_state()
     found = list(read_batches([photographs, arrays], [entries[:70], entries[70:71], entries[71:]], TRANSFORM, workers))
     assert [len(each) for each in found] == [70, 1, 79] and torch.equal(torch.random.get_rng_state(), state)

@@ -154,8 +154,7 @@ def test_mnist(tmp_path: Path, name: str, folder: str) -> None:
     raw, images = tmp_path / folder / "raw", pixels(3, 28, 28)
     raw.mkdir(parents=True)
     for part, labels in {"train": [9, 9, 9], "t10k": [7, 2, 1]}.items():  # torchvision wants the files of both
-        head = struct.pack(">IIII", 0x803, *images.shape)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes(labels))
     loaded = load_images(name, "test", tmp_path)
     assert loaded.images.flags.c_contiguous and loaded.labels is not None and loaded.labels.tolist() == [7, 2, 1]

@@ -69,8 +69,7 @@ def test_a_class_mix_is_that_of_resampled_images_weighted_by_hand() -> None:
 
 
 def test_a_class_without_reference_images_leaves_the_references_own_mix() -> None:
-    mix = ClassMix(REFERENCE, np.zeros(200, int), 3, COUNTS)
-    found = mix.control(np.full(50, 2), OTHER_COUNTS)
+    found = ClassMix(REFERENCE, np.zeros(200, int), 3, COUNTS).control(np.full(50, 2), OTHER_COUNTS)
     assert np.array_equal(found["class_mix_max_ratio"], np.ones(21))
 
 

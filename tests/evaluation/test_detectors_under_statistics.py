@@ -87,8 +87,7 @@ def test_no_detector_is_fitted_nor_passes_for_layer_forms_and_paths() -> None:
         evaluated(network(), statistics=LOGITS_ONLY, detectors=detectors).record["images_scored"]
         for detectors in (("energy",), ("energy", "knn", "bats"))
     )
-    scored = 60 + 32
-    assert fitted - plain == TRAINED_ON + scored  # under running: what knn is fitted on, and the passes of BATS
+    assert fitted - plain == TRAINED_ON + 60 + 32  # under running: what knn is fitted on, and the passes of BATS
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

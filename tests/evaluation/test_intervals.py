@@ -127,8 +127,7 @@ def test_the_ratios_interval_covers_the_truth(seeds: int) -> None:
         parts = []
         for mean in (1.0, 4.0):
             values = mean + 0.3 * random.normal(size=seeds) + 0.2 * random.normal()
-            draws = values[:, None] + 0.2 * random.normal(size=(1, 100))
-            parts.append(Replicates(tuple(range(seeds)), values, draws))
+            parts.append(Replicates(tuple(range(seeds)), values, values[:, None] + 0.2 * random.normal(size=(1, 100))))
         found = Ratio(parts[0], parts[1]).interval()
         covered += found.low <= 0.25 <= found.high
     assert 0.93 <= covered / studies <= 0.99

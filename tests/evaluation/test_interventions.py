@@ -70,8 +70,7 @@ def test_the_placebo_averages_two_comparisons_of_id_images_under_two_statistics(
     assert set(rows["statistics"]) == {"recalibrated:target", "batch:8"} and set(rows["metric"]) == set(DETECTION)
     assert set(rows["dataset"]) == {"far", "near"} and rows["difference"].isna().all()
     # A0 and A1 are 30 % of the 70 ID images each, B1 and B2 halves of the 28 that are left.
-    sizes = rows.groupby("statistics")[["n_id", "n_ood"]].agg(set)
-    assert sizes.to_numpy().tolist() == [[{8}, {8}], [{14}, {14}]]
+    assert rows.groupby("statistics")[["n_id", "n_ood"]].agg(set).to_numpy().tolist() == [[{8}, {8}], [{14}, {14}]]
     everything = {**made.adaptation, **made.scored}
     parts = {name.rpartition("/")[2]: images for name, images in everything.items() if "placebo" in name}
     assert [len(parts[name]) for name in ("A0", "A1", "B1", "B2")] == [21, 21, 14, 14]

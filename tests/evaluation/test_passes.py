@@ -170,8 +170,7 @@ def test_sorted_calibration_images_do_no_harm_to_the_one_pass_estimate() -> None
 def test_cost_counts_the_images_that_went_through_the_network() -> None:
     ran = run()
     record = ran.found.record
-    probe = 8
-    assert record["images_scored"] + record["images_estimated_on"] + probe == ran.passed
+    assert record["images_scored"] + record["images_estimated_on"] + 8 == ran.passed  # 8: the probe
     assert record["images_estimated_on"] == 64 + 50 + 32 + (50 + 32) + 2 * (50 + 32)
     # running, recalibrated:id and the mixtures; the ID set under target with 50 and with 32 images; batches.
     assert record["images_scored"] == (70 + 83) * 2 + (2 * 70 + 83) * 2 + 2 * ((64 + 48 + 32) + 2 * 80)

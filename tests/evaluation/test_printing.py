@@ -76,8 +76,7 @@ def test_lines_fit_the_terminal_and_narrow_ones_keep_the_values(found: Evaluatio
 
 
 def test_notes_and_names_with_brackets_are_printed_as_they_are(found: Evaluation) -> None:
-    table = found.table.replace({"far": "[bold]far[/x]"})
-    lines = printed(table, 200, "[red]title", ("runs/[a]: a note",))
+    lines = printed(found.table.replace({"far": "[bold]far[/x]"}), 200, "[red]title", ("runs/[a]: a note",))
     assert any("[bold]far[/x]" in line for line in lines)
     assert any("[red]title" in line for line in lines)
     assert lines[-1] == "note: runs/[a]: a note"

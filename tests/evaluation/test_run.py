@@ -140,8 +140,7 @@ def test_written_files_read_back_equal(evaluation: Evaluation, tmp_path: Path) -
     for column in scores:
         np.testing.assert_array_equal(scores[column], evaluation.scores[column])  # NaN where NaN was
     assert list(draws.columns) == list(evaluation.replicates.columns)
-    replicates = (np.stack(each["replicates"].tolist()) for each in (draws, evaluation.replicates))
-    np.testing.assert_array_equal(*replicates)
+    np.testing.assert_array_equal(*(np.stack(each["replicates"].tolist()) for each in (draws, evaluation.replicates)))
     pd.testing.assert_frame_equal(units, evaluation.units, check_dtype=False)
     texts = evaluation.table.select_dtypes(["object", "string"]).columns
     table = pd.read_csv(folder / "table.csv").fillna(dict.fromkeys(texts, ""))

@@ -201,8 +201,7 @@ def test_broken_logits_name_set_and_condition(value: float) -> None:
 
 
 def test_an_ood_set_whose_id_partner_filled_no_batch_has_no_detection_rows() -> None:
-    made = make(small_sets(12, (("far", 40),)), statistics=("batch:16", "batch:16@0.25"), shuffles=1)
-    found = made.found.table
+    found = make(small_sets(12, (("far", 40),)), statistics=("batch:16", "batch:16@0.25"), shuffles=1).found.table
     pure = found[found["statistics"] == "batch:16"]
     assert set(pure["dataset"]) == {"far"}
     assert not pure["metric"].isin(DETECTION).any() and ("mean" in set(pure["metric"]))
@@ -235,8 +234,7 @@ def test_replicates_give_the_intervals_of_the_table(made: Recorded) -> None:
     assert {(len(each), each.dtype) for each in replicates["replicates"]} == {(RESAMPLES, np.dtype(np.float64))}
     bounds = np.percentile(np.stack(replicates["replicates"].tolist()), [2.5, 97.5], axis=1)
     np.testing.assert_allclose(table[["low", "high"]].to_numpy().T, bounds, rtol=1e-12)
-    exactly = [interval(each) for each in replicates["replicates"]]
-    assert list(zip(table["low"], table["high"], strict=True)) == exactly
+    assert list(zip(table["low"], table["high"], strict=True)) == [interval(each) for each in replicates["replicates"]]
 
 
 def test_differences_are_paired_with_the_same_set_under_running(made: Recorded) -> None:

@@ -58,8 +58,7 @@ def test_what_the_notes_say_is_supported_and_a_starved_gradient_is_a_plain_facto
     assert {check.verdict for check in found.values()} == {SUPPORTED}
     number = about(found, "far less gradient").number
     assert number.startswith("1/") and number.endswith("of the last layer's gradient")
-    factor = float(number.split(" ")[0].removeprefix("1/").replace(",", ""))
-    assert factor == pytest.approx(10_000, rel=0.05)
+    assert float(number.split(" ")[0].removeprefix("1/").replace(",", "")) == pytest.approx(10_000, rel=0.05)
 
 
 def test_interval_is_students_over_seeds() -> None:

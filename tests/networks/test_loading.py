@@ -81,8 +81,8 @@ def test_the_transform_is_chosen_by_the_files_name_or_hash(tmp_path: Path, monke
 
 
 def test_image_size_mean_and_std_replace_the_transforms_own(small_resnet: Path) -> None:
-    network = load_network("torchvision:resnet18", small_resnet, image_size=112, mean=[0, 0, 0], std=[1, 1, 2])
-    assert "crop_size=[112] resize_size=[128] mean=[0, 0, 0] std=[1, 1, 2]" in network.transform_text
+    network = load_network("torchvision:resnet18", small_resnet, image_size=112, mean=[0, 0, 0], std=[1, 1, 0.5])
+    assert "crop_size=[112] resize_size=[128] mean=[0, 0, 0] std=[1, 1, 0.5]" in network.transform_text
     file = small_resnet.with_name("timm.safetensors")
     save_file(timm.create_model("resnet18", num_classes=3).state_dict(), file)
     network = load_network("timm:resnet18", file, image_size=64, std=[1, 1, 1])

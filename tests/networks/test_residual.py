@@ -135,8 +135,7 @@ def test_the_norm_stands_where_it_is_said_to(activation: Any, position: Any) -> 
     x = torch.randn(3, 5)
     values = functional.linear(x, linear.weight, linear.bias)
     first, second = (lambda v: functional.layer_norm(v, (UNITS,)), own)[:: 1 if position == "before" else -1]
-    built = HiddenLayer(linear, nn.LayerNorm(UNITS), activation, position)
-    torch.testing.assert_close(built(x), second(first(values)))
+    torch.testing.assert_close(HiddenLayer(linear, nn.LayerNorm(UNITS), activation, position)(x), second(first(values)))
 
 
 def test_the_norms_shift_replaces_the_bias_where_it_follows_at_once() -> None:

@@ -68,6 +68,5 @@ def test_detection_dots_are_in_per_cent_with_their_intervals(table: pd.DataFrame
     assert picture is not None and len(picture.panels) == 5
     axes, row = drawn(picture.panels[1]), rows(table, "auroc", "energy").iloc[0]
     assert axes.lines[0].get_color() == COLOURS[0] and axes.lines[0].get_xdata()[0] == pytest.approx(100 * row["value"])
-    ends = axes.collections[0].get_segments()[0][:, 0]
-    np.testing.assert_allclose(ends, [100 * row["low"], 100 * row["high"]])
+    np.testing.assert_allclose(axes.collections[0].get_segments()[0][:, 0], [100 * row["low"], 100 * row["high"]])
     assert drawn(picture.panels[4]).lines[0].get_color() == ID_COLOUR

@@ -38,8 +38,7 @@ def test_moments_of_every_shape_and_type(shape: tuple[int, ...], kind: torch.dty
 
 @pytest.mark.parametrize("rows", [1023, 1024, 1025, 3072, 140_001])
 def test_no_row_is_lost_or_counted_twice_at_block_limits(rows: int) -> None:
-    x = torch.arange(rows, dtype=torch.float64).unsqueeze(1)
-    count, mean, deviations = channel_moments(x)
+    count, mean, deviations = channel_moments(torch.arange(rows, dtype=torch.float64).unsqueeze(1))
     assert count == rows
     assert mean.item() == pytest.approx((rows - 1) / 2, rel=1e-12)
     assert deviations.item() == pytest.approx(rows * (rows**2 - 1) / 12, rel=1e-12)  # of 0, 1, ..., rows - 1
@@ -318,8 +317,7 @@ def test_compiled_models_are_measured_and_stop_being_measured() -> None:
         compiled(x)
     buffers = [buffer.clone() for buffer in plain.buffers()]
     for _ in range(2):
-        found = estimate_statistics(compiled, list(x.split(11)))
-        assert_moments(found["1"], plain[0](x).detach())
+        assert_moments(estimate_statistics(compiled, list(x.split(11)))["1"], plain[0](x).detach())
         with torch.no_grad():
             compiled(x)
     with torch.no_grad():

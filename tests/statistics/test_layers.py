@@ -58,8 +58,7 @@ class Domains(nn.Module):
 
 @pytest.mark.parametrize("wrap", ["parallel", "averaged", "compiled", "all"])
 def test_layers_have_the_names_of_the_bare_model(wrap: str) -> None:
-    model = small()
-    wrapped: nn.Module = model
+    wrapped: nn.Module = small()
     if wrap in ("parallel", "all"):
         wrapped = nn.DataParallel(wrapped)
     if wrap in ("compiled", "all"):
@@ -177,6 +176,14 @@ def test_traced_modules_keep_their_layers_and_frozen_layers_are_named() -> None:
     with pytest.warns(UserWarning, match=r"'1', '3' \(EvoNorm2dB0, FrozenBatchNorm2d\) keep fixed statistics"):
         assert list(estimate_statistics(model, [X])) == ["2"]
     assert has_batchnorm(model) and not has_batchnorm(model[1])
+
+
+def test_a_scripted_part_without_batchnorm_runs_in_evaluation_mode_and_gets_its_own_back() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Dropout(0.5)), nn.BatchNorm2d(3)).train()
+    with use_statistics(model, estimate_statistics(model, [X])):
+        assert torch.equal(model(X), model(X)) and not model[0].training
+    assert all(module.training for module in model.modules()) and model[1].track_running_stats
+    assert torch.equal(model[1].running_mean, torch.zeros(3))
 
 
 def test_a_batch_of_single_values_is_named() -> None:

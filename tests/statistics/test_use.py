@@ -230,7 +230,7 @@ def test_statistics_that_do_not_fit() -> None:
         "no BatchNorm layer '2'": BatchNormStatistics({"2": good}),
         "layer '6' has 5 channels, but the statistics have 4": BatchNormStatistics({"6": good}),
         "unknown statistics 'train'": "train",
-        "unknown statistics {": {"1": good},
+        "unknown statistics dict: give": {"1": good},
     }
     for message, statistics in cases.items():
         with untouched(model), pytest.raises(UserError, match=message), use_statistics(model, statistics):

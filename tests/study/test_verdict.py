@@ -183,8 +183,7 @@ def test_nan_is_a_reason_and_no_verdict(where: str, nan: Any) -> None:
 def test_only_the_same_images_and_resamples_are_compared() -> None:
     study = made_study()
     target = study.draws["statistics"] == TARGET
-    other = study.draws.assign(n_ood=study.draws["n_ood"].where(~target, 90))
-    found = judged("H2", Study(other, study.networks))
+    found = judged("H2", Study(study.draws.assign(n_ood=study.draws["n_ood"].where(~target, 90)), study.networks))
     assert found.verdict == "inconclusive" and "is of 90 images, another side of 100 (seed 0)" in found.reason
     fewer = study.draws["replicates"].where(~target, study.draws["replicates"].str[:20])
     found = judged("H1", Study(study.draws.assign(replicates=fewer), study.networks))
@@ -353,8 +352,7 @@ def test_fewer_than_three_seeds_get_a_verdict_for_each_network() -> None:
 def test_families_are_judged_apart_and_partners_are_of_the_same_family() -> None:
     small = made_study(family="small ")
     large = made_study(Truth(energy=-1.0, max_logit=-1.0, msp=-0.1), family="large ")
-    alone = large.where(large.draws["network"] == "large bn")
-    rows = rows_of(Study(*map(pd.concat, zip(small, alone, strict=True))))
+    rows = rows_of(Study(*map(pd.concat, zip(small, large.where(large.draws["network"] == "large bn"), strict=True))))
     verdicts = {(row.network, row.hypothesis): row.verdict for row in rows}
     assert (verdicts["small bn", "H2"], verdicts["large bn", "H2"]) == ("supported", "refuted")
     assert (verdicts["small bn", "H4"], verdicts["large bn", "H4"]) == ("supported", "not tested")

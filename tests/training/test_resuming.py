@@ -67,7 +67,9 @@ def test_a_trained_network_is_never_written_over(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             train(training_arguments(tmp_path, "first", *more))
-    assert tree(first) == before
+    with pytest.raises(UserError, match=r"has finished all 2 epoch.s. of --trainer.max_epochs"):
+        train(training_arguments(tmp_path, "second", "--ckpt_path", str(own)))
+    assert tree(first) == before and not (tmp_path / "second").exists()
 
 
 OTHER_TRAININGS = [
@@ -113,7 +115,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_cannot_be_resumed(damage: str, tmp_path: Path) -> None:
-    content = checkpoint(trained())
+    content = checkpoint(trained()) | {"epoch": 0}
     DAMAGES[damage](content)
     torch.save(content, tmp_path / "last.ckpt")
     no_state = damage in ("weights alone", "version 0.1")

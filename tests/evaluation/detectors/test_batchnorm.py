@@ -105,8 +105,14 @@ def test_an_activation_behind_the_norm_in_the_same_layer_follows_the_clipping() 
     bound = LAM * layer.weight.abs().view(1, -1, 1, 1)
     normed = F.batch_norm(IMAGES, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
     model = nn.Sequential(layer)
-    with BATS(LAM).context(model):
-        torch.testing.assert_close(model(IMAGES), F.silu(normed.clamp(-bound, bound)))
+    detector, passes = BATS(LAM), list[int]()
+    model.register_forward_pre_hook(lambda module, args: passes.append(1))
+    layer.register_forward_pre_hook(lambda module, args: passes.append(10))
+    for expected in (21, 11):  # the layers that run last are found once, by a pass of their own
+        with detector.context(model):
+            torch.testing.assert_close(model(IMAGES), F.silu(normed.clamp(-bound, bound)))
+        assert sum(passes) == expected
+        passes.clear()
 
 
 def test_what_cannot_be_clipped_is_refused() -> None:
