@@ -98,7 +98,7 @@ class TrainingCLI(LightningCLI):
         files = RunFiles(self.log)
         callbacks = [*_listed(given.callbacks), *self.more_callbacks, *self._checkpoints(), self.watch]
         if given.enable_progress_bar is not False:
-            callbacks.append(ProgressBar(refresh_rate=4))  # a second; Lightning's 100 slow training on a CPU by 4 %
+            callbacks.append(ProgressBar(refresh_rate=2))  # a second; Lightning's 100 slow training on a CPU by 4 %
         own = {"logger": self.log, "callbacks": callbacks, "plugins": [*_listed(given.plugins), files]}
         try:
             trainer = super().instantiate_trainer(**own, default_root_dir=str(self.run_folder), **kwargs)
