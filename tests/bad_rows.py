@@ -49,6 +49,7 @@ RUN = {  # a trained run that is evaluated
     "--statistics prior:1e400": "prior:1e400: the prior counts as so many images; expected a finite number",
     "--detectors msp,knm": "unknown detector 'knm'; did you mean",
     "--resamples 0": "resamples is 0; it has to be at least 2",
+    "--resamples 1000000": "resamples is 1000000; it has to be at most 100000",
     "--ood tiny": "tiny: a set of the name 'tiny' is already being evaluated",
     "--ood marks,@one.npz": "one.npz: images are 8 x 8 pixels; expected 16 x 16",
     "--train marks": "--train is for a network that is given: add --model or --id",

@@ -11,8 +11,9 @@ from bnood.errors import UserError
 DEFAULT_DETECTORS = ("msp", "energy", "max_logit", "react", "temperature")
 LEAST = {
     "calibration_images": 2, "shuffles": 1, "fit_images": 0, "held_out_images": 0, "workers": 0, "forward_batch": 1,
-    "estimation_batch": 2, "id_count": 2, "ood_count": 2, "resamples": 2,
+    "estimation_batch": 2, "id_count": 2, "ood_count": 2, "resamples": 2, "seed": 0,
 }  # fmt: skip
+MOST = {"resamples": 100_000, "seed": 2**32 - 1}
 Names = tuple[str, ...] | str  # or text with commas
 
 
@@ -34,6 +35,8 @@ def _check(options: Any) -> None:
             raise UserError(f"{name} is {given!r}; expected a whole number")
         if name in LEAST and given is not None and given < LEAST[name]:
             raise UserError(f"{name} is {given}; it has to be at least {LEAST[name]}")
+        if name in MOST and given > MOST[name]:
+            raise UserError(f"{name} is {given}; it has to be at most {MOST[name]}")
 
 
 @dataclass
@@ -91,8 +94,6 @@ class EvaluationOptions:
         for shift in self.shifts:
             check_shift(shift)
         _check(self)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 1}")
 
 
 def options_with(settings: Mapping[str, Any], options: EvaluationOptions | None = None) -> EvaluationOptions:

@@ -22,7 +22,7 @@ from bnood.evaluation.comparisons import by_name, in_proportion
 from bnood.evaluation.evaluate import evaluate
 from bnood.evaluation.options import EvaluationOptions, SetOptions
 from bnood.evaluation.passes import Augment
-from bnood.training.run_folder import CHECKPOINT, Run
+from bnood.training.run_folder import Run
 
 FOLDER = "ood"
 ASKED = "asked"  # the key of evaluation.json that holds the options
@@ -38,7 +38,7 @@ def evaluate_run(
     ``command`` is for the report, ``progress`` takes the name of each step, ``say`` lines that the user should read,
     ``store`` is as for ``evaluate``.
     """
-    question, data = asked(run.folder, sets, options), run.config["data"]
+    question, data = asked(run.checkpoint, sets, options), run.config["data"]
     images = load_run_images(run, sets, options)
     run.network.model.to("cuda" if torch.cuda.is_available() else "cpu")
     id_name = images["id_set"].name
@@ -63,16 +63,16 @@ def evaluate_run(
     return folder
 
 
-def asked(folder: Path, sets: SetOptions, options: EvaluationOptions) -> dict[str, Any]:
-    """What an evaluation of this folder would be asked now, as ``evaluation.json`` keeps it.
+def asked(checkpoint: Path | None, sets: Any, options: EvaluationOptions, **network: Any) -> dict[str, Any]:
+    """What an evaluation would be asked now, as ``evaluation.json`` keeps it; the checkpoint is named by its content.
 
-    Where the data lie, and what only decides about speed, is left out; the checkpoint is named by its content.
+    Where the data lie, and what only decides about speed, is left out.
     """
-    plain = {"sets": asdict(sets), "options": asdict(options)}
+    plain = {**network, "sets": asdict(sets), "options": asdict(options)}
     for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
         plain[section].pop(name)
-    checkpoint = hashlib.sha256((folder / CHECKPOINT).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**plain, "checkpoint": checkpoint}, default=str))
+    digest = None if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
 
 
 def check_id_split(data: Mapping[str, Any], sets: SetOptions, trained: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -23,14 +24,16 @@ class LayerStatistics:
 
     def check(self, name: str) -> None:
         """Raise ``UserError``, naming the layer, unless a layer can normalise with these."""
-        if self.mean.ndim != 1 or self.mean.shape != self.var.shape:
+        if not all(isinstance(part, Tensor) and not part.is_complex() for part in (self.mean, self.var)):
+            wrong = "mean and variance have to be tensors of real numbers"
+        elif self.mean.ndim != 1 or self.mean.shape != self.var.shape:
             shapes = f"{list(self.mean.shape)} and {list(self.var.shape)}"
             wrong = f"mean and variance have the shapes {shapes}; each needs one value per channel"
         elif not torch.isfinite(self.mean).all() or not torch.isfinite(self.var).all():
             wrong = "the mean or the variance is NaN or infinite in some channel"
         elif (self.var < 0).any():
             wrong = f"the variance is negative in some channel ({float(self.var.min()):.4g})"
-        elif not (0 <= self.count < 2**63 and self.count == int(self.count)):
+        elif not (isinstance(self.count, Real) and 0 <= self.count < 2**63 and self.count == int(self.count)):
             wrong = f"the count is {self.count}; expected a whole number from 0 to 2^63 - 1"
         else:
             return
@@ -48,9 +51,9 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         self.passes, self.converged = passes, converged
         self._layers: dict[str, LayerStatistics] = {}
         for name, given in layers.items():
+            given.check(name)
             mean, var = (part.detach().to("cpu", torch.float64, copy=True) for part in (given.mean, given.var))
             self._layers[name] = LayerStatistics(mean, var, given.count)
-            self._layers[name].check(name)
 
     def __getitem__(self, name: str) -> LayerStatistics:
         return self._layers[name]

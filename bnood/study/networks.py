@@ -169,15 +169,11 @@ def is_done(options: StudyOptions, spec: RunSpec) -> bool:
 
 
 def _question(options: StudyOptions, spec: RunSpec, evaluation: EvaluationOptions) -> dict[str, Any]:
-    """What an evaluation is asked; where the data lie and what only decides about speed is left out."""
     entry = spec.entry
     if entry.model is None:
-        return asked(run_folder(options, spec), options.sets.of_runs(), evaluation)
-    plain = {"network": asdict(entry), "sets": asdict(options.sets), "options": asdict(evaluation)}
-    for section, name in (("sets", "root"), ("sets", "download"), ("options", "workers")):
-        plain[section].pop(name)
-    digest = None if entry.weights is None else hashlib.sha256(weights_file(entry.weights).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**plain, "checkpoint": digest}, default=str))
+        return asked(run_folder(options, spec) / CHECKPOINT, options.sets.of_runs(), evaluation)
+    file = None if entry.weights is None else weights_file(entry.weights)
+    return asked(file, options.sets, evaluation, network=asdict(entry))
 
 
 def make_and_evaluate(options: StudyOptions, spec: RunSpec, command: str) -> None:

@@ -164,7 +164,7 @@ def train(arguments: list[str] | None = None, callbacks: Sequence[L.Callback] = 
     """
     for advice in IRRELEVANT_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+    for name in ("fabric", "pytorch.utilities.rank_zero", "pytorch.trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
     try:

@@ -322,6 +322,7 @@ def test_copies_made_inside_keep_the_statistics_and_nothing_of_the_context() -> 
         ([0.0, 0.0], [1.0], 1, r"layer 'a': mean and variance .* shapes \[2\] and \[1\]"),
         ([[0.0]], [[1.0]], 1, "one value per channel"),
         ([0.0], [1.0], -1, "layer 'a': the count is -1; expected a whole number from 0"),
+        ([0j], [1.0], 1, "layer 'a': mean and variance have to be tensors of real numbers"),
     ],
 )
 def test_values_that_are_no_statistics(mean: Any, var: Any, count: int, message: str, tmp_path: Path) -> None:
@@ -348,6 +349,9 @@ def test_values_that_are_no_statistics(mean: Any, var: Any, count: int, message:
         ({"max_passes": 2}, "belong to method='sequential'"),
         ({"method": "twopass"}, "unknown method 'twopass'"),
         ({"method": "sequential", "start": OTHER}, "another model"),
+        ({"method": "sequential", "start": "running"}, "start is a str; expected BatchNormStatistics"),
+        ({"method": "sequential", "max_passes": 2.5}, "max_passes is a float; expected int"),
+        ({"method": "sequential", "tolerance": "1"}, "tolerance is '1'"),
     ],
 )
 def test_options_that_mean_nothing(options: dict[str, Any], message: str) -> None:
