@@ -370,7 +370,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    from bnood.training.atomic import write_beside
+    from bnood.data.atomic import write_beside
     from bnood.training.command_line import one_line_parsing
     from bnood.training.provenance import made_with
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from bnood.data.atomic import check_replaceable
 from bnood.errors import UserError, run_door
 from bnood.evaluation.options import EvaluationOptions, Names, SetOptions, listed
 from bnood.tracking import TrackingOptions
-from bnood.training.atomic import check_replaceable
 from bnood.training.command_line import one_line_parsing
 
 if TYPE_CHECKING:

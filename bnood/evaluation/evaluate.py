@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnood.data.atomic import check_replaceable, staged_folder
 from bnood.data.image_set import Images, check_images, folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
@@ -23,7 +24,6 @@ from bnood.evaluation.tables import Tables
 from bnood.networks.network import Network
 from bnood.statistics import BatchNormStatistics, has_batchnorm, read_statistics
 from bnood.statistics.layers import fixed_layers
-from bnood.training.atomic import check_replaceable, staged_folder
 from bnood.training.provenance import made_with
 
 RECORD, LAYERS = "evaluation.json", ["layer", "mean_shift", "log_std_ratio"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from bnood import statistics as bn
+from bnood.data.atomic import write_beside
 from bnood.data.image_set import Images
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
@@ -22,7 +23,6 @@ from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
 from bnood.networks.network import Network, Outputs
 from bnood.statistics.contexts import lent
-from bnood.training.atomic import write_beside
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Context = Callable[[], AbstractContextManager[object]]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnood.data.atomic import write_beside
 from bnood.data.image_set import ImageSet, stratified_split
 from bnood.data.sources import load_images
 from bnood.data.synthetic import SYNTHETIC
@@ -29,7 +30,6 @@ from bnood.lab.options import LabNetwork, LabOptions
 from bnood.networks.plain import MLP, HiddenLayer, PlainConvNet
 from bnood.report.page import write_lab_report
 from bnood.statistics import has_batchnorm, use_statistics
-from bnood.training.atomic import write_beside
 from bnood.training.provenance import made_with
 
 COLUMNS = ["step", "epoch", "layer", "quantity", "value"]

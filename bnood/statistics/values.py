@@ -10,8 +10,8 @@ from safetensors.torch import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from bnood.data.atomic import write_beside
 from bnood.errors import UserError
-from bnood.training.atomic import write_beside
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from bnood import tracking
+from bnood.data.atomic import write_beside
 from bnood.data.sources import images, read_classes
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name
@@ -31,7 +32,6 @@ from bnood.networks.network import Network
 from bnood.networks.weights import weights_file
 from bnood.statistics import batchnorm_layers
 from bnood.study.options import NetworkOptions, StudyOptions
-from bnood.training.atomic import write_beside
 from bnood.training.command_line import read_yaml
 from bnood.training.provenance import made_with
 from bnood.training.run_folder import CHECKPOINT, load_run, read_config, read_summary

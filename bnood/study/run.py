@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bnood.data.atomic import locked, write_beside
 from bnood.errors import UserError
 from bnood.evaluation.intervals import Unusable
 from bnood.evaluation.run import check_id_split, load_run_images
@@ -21,7 +22,6 @@ from bnood.study.execution import Job, run_jobs
 from bnood.study.measurements import TEXT, Measurements
 from bnood.study.options import StudyOptions, check_same_study
 from bnood.study.verdict import Record, judge, write_verdict
-from bnood.training.atomic import locked, write_beside
 from bnood.training.command_line import read_yaml
 from bnood.training.provenance import made_with
 from bnood.training.run_folder import read_summary

@@ -13,13 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from bnood.data.atomic import write_beside
 from bnood.errors import UserError
 from bnood.evaluation.intervals import Interval, Ratio, Replicates, Unusable
 from bnood.study import hypotheses as h
 from bnood.study.claim import REASONS, ClaimOptions
 from bnood.study.hypotheses import INCONCLUSIVE, NOT_TESTED, REFUTED, SUPPORTED
 from bnood.study.measurements import Measurements
-from bnood.training.atomic import write_beside
 
 COLUMNS = [
     "network", "seed", "hypothesis", "quantity", "dataset", "unit", "effect", "low", "high", "effect_size", "n_seeds",

@@ -15,8 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from bnood import tracking
+from bnood.data.atomic import write_beside
 from bnood.errors import UserError, stop
-from bnood.training.atomic import write_beside
 
 
 class MetricsLog(Logger):

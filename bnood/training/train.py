@@ -22,9 +22,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bnood import tracking
+from bnood.data.atomic import locked, write_beside
 from bnood.data.datamodule import ImageDataModule
 from bnood.errors import Terminated, UserError, is_first_process, is_out_of_memory
-from bnood.training.atomic import locked, write_beside
 from bnood.training.callbacks import MetricsLog, ProgressBar, RunFiles, Stopwatch
 from bnood.training.checks import check_config, check_data, check_resumable, settings_that_decide
 from bnood.training.classifier import VALIDATION_METRICS, Classifier, NonFiniteLoss

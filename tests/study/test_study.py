@@ -13,10 +13,10 @@ from study import main, parse
 from tiny_runs import data_root, equal_weights, weights, write_set
 from tiny_study import EVALUATION, TRAINING, copy_of_study, options_of, specs_of, studied, study_config, times
 
+from bnood.data.atomic import locked
 from bnood.errors import UserError
 from bnood.networks.network import Network
 from bnood.study.networks import is_done, layer_forms, run_specs, stopped_at
-from bnood.training.atomic import locked
 
 SETS = {"root": str(data_root()), "id": "tiny", "ood": ["marks", "grounds"]}
 QUICK = {"evaluation": EVALUATION | {"statistics": ["running"]}, "localisation": "none"}

@@ -10,8 +10,8 @@ import torch
 from refusal import tree
 from tiny_runs import checkpoint, copy_of_run, data_root, equal_weights, trained, training_arguments, write_set
 
+from bnood.data.atomic import locked
 from bnood.errors import UserError
-from bnood.training.atomic import locked
 from bnood.training.train import train
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from refusal import files_up_to
 
+from bnood.data import atomic
+from bnood.data.atomic import locked, staged_folder, write_beside
 from bnood.errors import UserError
-from bnood.training import atomic
-from bnood.training.atomic import locked, staged_folder, write_beside
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_kept(fin
 
 
 def test_the_lock_is_freed_by_a_kill_and_leaves_no_file(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from bnood.training.atomic import locked\n"
+    code = "import sys, time; from pathlib import Path; from bnood.data.atomic import locked\n"
     code += "with locked(Path(sys.argv[1]), ''): print(1, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
