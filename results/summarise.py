@@ -3,9 +3,9 @@
     python results/summarise.py runs/cifar10-resnet18 runs/imagenet
 
 Copies each study's tables to results/<study>/, writes results/detectors.csv and results/figures/, and prints Markdown:
-hypotheses x networks (of the first study that has a verdict for a network), then detectors x statistics: AUROC in per
-cent, mean over the study's primary OOD sets with equal weight, and changes from running statistics in points, with 95 %
-intervals over images, and over seeds where there are several.
+hypotheses x networks, then detectors x statistics: AUROC in per cent, mean over the study's primary OOD sets with equal
+weight, and changes from running statistics in points, with 95 % intervals over images, and over seeds where there are
+several.
 """
 
 import gzip
@@ -56,9 +56,7 @@ def main(studies: Sequence[Path]) -> None:
             shutil.copyfile(study / name, kept / name)
         # Packed, because one row per layer, set and metric comes to megabytes; without the time, for equal bytes.
         (kept / "table.csv.gz").write_bytes(gzip.compress((study / "table.csv").read_bytes(), mtime=0))
-        rows = json.loads((study / "verdict.json").read_text())["rows"]
-        known = {row["network"] for row in verdicts}
-        verdicts += [row for row in rows if row["network"] not in known]
+        verdicts += json.loads((study / "verdict.json").read_text())["rows"]
         matrix += detector_rows(study)
     found = pd.DataFrame(matrix, columns=COLUMNS)
     found.to_csv(HERE / "detectors.csv", index=False, float_format="%.6g")
@@ -149,33 +147,40 @@ def _subjects(verdicts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def detectors_markdown(found: pd.DataFrame) -> list[str]:
-    """One table per network family: AUROC under running statistics, and the changes; * within the placebo's reach."""
+    """One table per family: AUROC under running statistics, and the changes; * within the placebo's reach.
+
+    Networks of one study whose names differ in their last digit share a table, one line of each cell for each network.
+    """
     lines = []
-    for (_, network), own in found.groupby(["study", "network"], sort=False):
+    found = found.groupby(["study", "network"], sort=False).filter(_has_matrix)
+    for _, own in found.groupby(["study", found["network"].str.replace(r"\d( bn)?$", "", regex=True)], sort=False):
         statistics = [name for name in own["statistics"].unique() if name != "running" and not re.search(APART, name)]
-        if not _has_matrix(own):
-            continue
-        count = int(own["seeds"].max())
-        name = f"**{network.removesuffix(' bn')}** ({count} seed{'s' * (count > 1)})"
+        networks, count = list(own["network"].unique()), int(own["seeds"].max())
+        names = "<br>".join(network.removesuffix(" bn") for network in networks)
+        name = f"**{names}** ({count} seed{'s' * (count > 1)}{' each' * (len(networks) > 1)})"
         titles = [name, *(f"`{each}`" for each in ("running", *statistics)), "placebo, target"]
         lines += ["", "| " + " | ".join(titles) + " |"]
         lines.append("|---" * (len(statistics) + 3) + "|")
-        for detector, rows in own.groupby("detector", sort=False):
-            by = {row.statistics: row for row in rows.itertuples()}
-            cells = [_bracketed(by["running"], "auroc", "{:.1f}")]
-            for name in statistics:
-                cells.append(_bracketed(by[name], "change", "{:+.1f}") if name in by else "-")
-            cells.append(_bracketed(by[TARGET], "placebo", "{:.1f}") if TARGET in by else "")
+        by = {(row.network, row.detector, row.statistics): row for row in own.itertuples()}
+        columns = [("running", "auroc", "{:.1f}"), *((name, "change", "{:+.1f}") for name in statistics)]
+        columns.append((TARGET, "placebo", "{:.1f}"))
+        for detector in own["detector"].unique():
+            cells = [
+                "<br>".join(_bracketed(by.get((network, detector, name)), *how) for network in networks)
+                for name, *how in columns
+            ]
             lines.append(f"| {detector} | " + " | ".join(cells) + " |")
     return lines
 
 
 def _has_matrix(own: pd.DataFrame) -> bool:
-    """Not LN and GN networks, networks that were stopped early, and studies of the hypotheses alone."""
+    """Not LN and GN networks, and networks that were stopped early."""
     return bool(own["placebo"].notna().any()) and "-at-" not in own["network"].iloc[0]
 
 
 def _bracketed(row: Any, name: str, form: str) -> str:
+    if row is None:
+        return "-"
     numbers = [100 * getattr(row, key) for key in (name, f"{name}_low", f"{name}_high")]
     if np.isnan(numbers[0]):
         return "-"
