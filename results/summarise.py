@@ -262,7 +262,7 @@ def detectors_figure(found: pd.DataFrame) -> None:
                 )
         axis.set_xticks(range(change.shape[1]), change.columns, rotation=35, ha="right", fontsize=8)
         axis.set_yticks(range(change.shape[0]), change.index, fontsize=8)
-        axis.set_title(network, fontsize=10)
+        axis.set_title(network.removesuffix(" bn"), fontsize=10)
     bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.5, pad=0.01)
     bar.set_label("change of AUROC from running statistics, points", fontsize=8)
     figure.savefig(HERE / "figures" / "detectors.png", dpi=110)

@@ -263,8 +263,6 @@ class Engine:
 
         return self.fitting.fit(run)
 
-    # What all have in common.
-
     def _run(
         self, sets: Sequence[Images], batches: Sequence[np.ndarray], contexts: Sequence[Context], detect: bool = True
     ) -> list[dict[str, Outputs]]:

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -37,6 +38,8 @@ IRRELEVANT_ADVICE = (  # Lightning's; of the last: what is logged is the same in
     ".*isinstance\\(treespec, LeafSpec\\).*", ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from .*", ".*when logging on epoch level in distributed setting.*",
 )  # fmt: skip
+
+register_type(torch.device)  # of StochasticWeightAveraging: config.yaml has to read back
 
 
 class TrainingCLI(LightningCLI):

@@ -98,8 +98,7 @@ def test_only_networks_that_have_learnt_can_refute(
 
 def test_networks_that_were_not_trained_are_not_tested_here() -> None:
     table = lab_table()
-    found = check_lab(table[table["activation"] != "relu"], 10)
-    (check,) = [one for one in found if "With ReLU" in one.statement]
+    (check,) = (c for c in check_lab(table[table["activation"] != "relu"], 10) if "With ReLU" in c.statement)
     assert check.verdict == NOT_TESTED and check.note == "no ReLU network with BatchNorm"
     assert json.loads(json.dumps(check._asdict(), allow_nan=False))["effect"] is None
 

@@ -350,7 +350,6 @@ def test_values_that_are_no_statistics(mean: Any, var: Any, count: int, message:
         ({"method": "twopass"}, "unknown method 'twopass'"),
         ({"method": "sequential", "start": OTHER}, "another model"),
         ({"method": "sequential", "start": "running"}, "start is a str; expected BatchNormStatistics"),
-        ({"method": "sequential", "max_passes": 2.5}, "max_passes is a float; expected int"),
         ({"method": "sequential", "tolerance": "1"}, "tolerance is '1'"),
     ],
 )

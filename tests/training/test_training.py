@@ -86,6 +86,9 @@ def test_same_seed_same_weights_also_by_the_saved_config_and_another_seed_others
     other = train(training_arguments(tmp_path, "other", "--seed_everything", "1", *ONE_STEP), callbacks=[seen])
     assert not torch.equal(weights(other)["network.conv1.weight"], weights(again)["network.conv1.weight"])
     assert len(seen.batches) == 1 and seen.data_seed == 1
+    swa = ("--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.1")
+    averaged = train(training_arguments(tmp_path, "averaged", *ONE_STEP, *swa))
+    train(["--config", str(averaged / "config.yaml"), "--runs", str(tmp_path), "--name", "averaged-again"])
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
