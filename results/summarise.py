@@ -39,6 +39,12 @@ EFFECTS = (
 )
 TARGET = "recalibrated:target"
 APART = "/|path|prior|0.1"  # layer forms, paths, priors: in detectors.csv alone
+# The columns of energy's AUROC set by set: how a column begins, and its title.
+FORMS = {
+    "recalibrated:id": "`recalibrated:id`", TARGET: "`recalibrated:target`",
+    "recalibrated:mixture@0.5": "`recalibrated:mixture@0.5`", f"{TARGET}/only": "target, last layer alone",
+    f"{TARGET}/mean": "target, means alone", f"{TARGET}/variance": "target, variances alone",
+}  # fmt: skip
 UNITS_OF, UNITS_SET = "mobilenet_v2", "flowers-256"
 COLUMNS = ["study", "network", "seeds", "sets", "detector", "statistics", "within_placebo"]
 COLUMNS += [f"{name}{side}" for name in ("auroc", "change", "placebo") for side in ("", "_low", "_high")]
@@ -60,7 +66,8 @@ def main(studies: Sequence[Path]) -> None:
         matrix += detector_rows(study)
     found = pd.DataFrame(matrix, columns=COLUMNS)
     found.to_csv(HERE / "detectors.csv", index=False, float_format="%.6g")
-    print("\n".join([*hypotheses_markdown(verdicts), *detectors_markdown(found)]))
+    by_set = [line for study in studies for line in sets_markdown(study)]
+    print("\n".join([*hypotheses_markdown(verdicts), *detectors_markdown(found), *by_set]))
     effects_figure(verdicts)
     detectors_figure(found)
     for study in studies:
@@ -132,6 +139,10 @@ def _verdict_cell(row: dict[str, Any]) -> str:
         row = row | next(one for one in row["estimates"] if (one["group"], one["verdict"]) == ("decides", verdict))
     if None in (row["effect"], row["low"], row["high"]):
         return verdict if row["effect"] is None else f"**{verdict}** ({row['reason']} at 99 %)"
+    if row["hypothesis"] == "H5" and verdict == "supported":  # the half or layer that moves most
+        places = [one for one in row["estimates"] if (one["group"], one["dataset"]) == ("decides", row["dataset"])]
+        places = [one for one in places if re.match("largest unit mean: .* layer", one["quantity"])]
+        row = row | max(places, key=lambda one: one["effect"])
     factor = 100 if "AUROC" in row["quantity"] or row["unit"] in ("probability", "share of images") else 1
     effect, low, high = (factor * row[key] for key in ("effect", "low", "high"))
     place = f" ({row['quantity'].partition(': ')[2]})" if row["hypothesis"] == "H5" else ""
@@ -170,6 +181,26 @@ def detectors_markdown(found: pd.DataFrame) -> list[str]:
                 for name, *how in columns
             ]
             lines.append(f"| {detector} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def sets_markdown(study: Path) -> list[str]:
+    """AUROC of energy set by set, in a study without seeds: one line of each cell for each primary set."""
+    if pd.read_csv(study / "networks.csv")["network"].duplicated().any():
+        return []
+    sets = yaml.safe_load((study / "study.yaml").read_text())["claim"]["primary_sets"]
+    table = pd.read_csv(study / "table.csv").fillna(TEXT)
+    table = table[(table["metric"] == "auroc") & (table["detector"] == "energy") & (table["comparison"] == "ood")]
+    table = table[table["companion"] == ""].rename(columns={"value": "auroc", "low": "auroc_low", "high": "auroc_high"})
+    lines = ["", f"| {'<br>'.join(sets)} | `running` | " + " | ".join(FORMS.values()) + " |"]
+    lines.append("|---" * (len(FORMS) + 2) + "|")
+    for network, own in table.groupby("network", sort=False):
+        cells = [network.removesuffix(" bn")]
+        for form, how in {"running": ("auroc", "{:.1f}"), **dict.fromkeys(FORMS, ("difference", "{:+.1f}"))}.items():
+            name = next(each for each in own["statistics"] if re.sub(r"only:\d+", "only", each) == form)
+            rows = own[own["statistics"] == name].set_index("dataset")
+            cells.append("<br>".join(_bracketed(rows.loc[each], *how) for each in sets))
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -264,7 +295,7 @@ def detectors_figure(found: pd.DataFrame) -> None:
         axis.set_yticks(range(change.shape[0]), change.index, fontsize=8)
         axis.set_title(network.removesuffix(" bn"), fontsize=10)
     bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.5, pad=0.01)
-    bar.set_label("change of AUROC from running statistics, points", fontsize=8)
+    bar.set_label("change of AUROC from running statistics, points (colours end at 30)", fontsize=8)
     figure.savefig(HERE / "figures" / "detectors.png", dpi=110)
 
 
