@@ -45,9 +45,9 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     portion = count if x.device.type != "cpu" else VALUES_PER_PORTION // channels
     portion = max(ROWS_PER_BLOCK, portion - portion % ROWS_PER_BLOCK)
     sums = torch.zeros(channels, dtype=torch.float64, device=x.device)
-    squares = torch.zeros_like(sums)
+    squares, room = torch.zeros_like(sums), torch.empty_like(values[:portion])
     for rows in values.split(portion):
-        centred = rows - shift
+        centred = torch.sub(rows, shift, out=room[: len(rows)])
         whole = len(rows) - len(rows) % ROWS_PER_BLOCK
         blocks = centred[:whole].view(-1, ROWS_PER_BLOCK, channels), centred[whole:].unsqueeze(0)
         for part in (each for each in blocks if each.numel()):
