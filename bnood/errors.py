@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
 
 
 def stop(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt, or :class:`Terminated` once, so that cleaning up is not disturbed.
+    """Signal handler: raise KeyboardInterrupt or :class:`Terminated`, each once: cleaning up is not disturbed.
 
     Not during an import, where foreign code may swallow it or abort: then an alarm asks again.
     """
@@ -76,6 +76,7 @@ def stop(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
     elif RECEIVED[-1] == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -118,7 +119,8 @@ def _end(signum: int) -> None:
     for child in children:
         child.join(5)
         if child.is_alive() and child.pid:  # one that was starting may have missed the signal; loky's have no kill()
-            os.kill(child.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
     if is_first_process():
         print("interrupted" if signum == signal.SIGINT else "terminated", file=sys.stderr)
     raise SystemExit(128 + signum) from None

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from bnood.networks.network import Network
 
 TEXT = str | None
-# Of one network that is given; see also chosen_network.
-OF_A_NETWORK = ("weights", "head", "image_size", "mean", "std", "train", "classes")
+OF_A_MODEL, OF_IMAGES = ("weights", "head", "image_size", "mean", "std"), ("train", "classes")
 
 
 def build_parser() -> ArgumentParser:
@@ -82,9 +81,10 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     console = Console(width=None if sys.stdout.isatty() else 200)
     command = shlex.join(["python", "scripts/eval_ood.py", *given])
     is_given = config.model is not None or config.id is not None
-    for name in OF_A_NETWORK if not is_given else ():
+    for name in OF_IMAGES if not is_given else ():
         if config[name] is not None:
-            raise UserError(f"--{name} is for a network that is given: add --model or --id, or leave it out")
+            raise UserError(f"--{name} is for images that are given: add --model or --id, or leave it out")
+    check_options(config)
     return (_given_network if is_given else _runs)(config, sets, options, command, console)
 
 
@@ -156,11 +156,19 @@ def _given_network(
     return written
 
 
+def check_options(config: Any) -> None:
+    """Refuse options of ``--model`` without it: a run has its own weights, head and normalisation."""
+    for name in OF_A_MODEL if config.model is None else ():
+        if config[name] is not None:
+            raise UserError(f"--{name} is for --model, and a run of scripts/train.py has its own: leave it out")
+
+
 def chosen_network(config: Any) -> tuple["Network", int | None]:
     """The network, and the size that photographs are resized to where it has no transform of its own."""
     import torch
 
     size = None
+    check_options(config)
     if config.model is None:
         from bnood.training.run_folder import load_run
 

@@ -72,8 +72,7 @@ def test_rounds_alternate_and_give_the_median() -> None:
         calls.append(name)
         return next(values)
 
-    console = Console(quiet=True)
-    found = benchmark.in_turn({name: lambda name=name: variant(name) for name in "ab"}, 3, console)
+    found = benchmark.in_turn({name: lambda name=name: variant(name) for name in "ab"}, 3, Console(quiet=True))
     assert "".join(calls) == "abbaab"
     assert found == {"a": [1.0, 2.0, 9.0], "b": [10.0, 30.0, 90.0]}
     figure = benchmark.result("part", "b / a", "", benchmark.ratios(found["b"], found["a"]), at_least=10.0)

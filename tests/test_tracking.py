@@ -93,8 +93,7 @@ def test_two_runs_of_one_process_have_their_own_files(folder: Path, runs: tuple[
     assert {row["trainer/global_step"]: row["validation/accuracy"] for row in rows} == ACCURACIES
     assert not any("validation/accuracy" in row for row in evaluation.history)
     assert [training.exit_code, evaluation.exit_code] == [0, 1]  # the evaluation ended with an exception
-    lines = json.loads((folder / "lines.json").read_text())
-    for line, run in zip(lines, runs, strict=True):
+    for line, run in zip(json.loads((folder / "lines.json").read_text()), runs, strict=True):
         assert line == f"wandb: to upload this run: wandb sync '{run.folder}'"  # quoted: there is a space in it
     assert {run.record.run_group for run in runs} == {"my run"}  # the network's folder
     assert (training.record.project, list(training.record.tags)) == ("proj", ["extra", "norm:bn", "x" * 64])

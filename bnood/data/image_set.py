@@ -1,5 +1,6 @@
 """Sets of images: whole arrays in memory, or items that are decoded when they are read."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -98,13 +99,23 @@ class StreamedSet(_Set):
 Images = ImageSet | StreamedSet
 
 
+def content(images: Images) -> str:
+    """The same for the same images in memory, the same files, and the same items of one dataset."""
+    if isinstance(images, ImageSet):
+        return hashlib.sha256(np.ascontiguousarray(images.images).data).hexdigest()
+    files = isinstance(images.dataset, list)
+    return repr([images.dataset[k] for k in images.index] if files else (id(images.dataset), *images.index))
+
+
 def check_images(sets: Mapping[str, object]) -> None:
     """Raise ``UserError`` for what is no set of images, and for one set under two names."""
-    names: dict[int, str] = {}
+    names: dict[str, str] = {}
     for name, images in sets.items():
         if not isinstance(images, Images):
             raise UserError(f"{name} is a {type(images).__name__}; expected images, as bnood.images(source) gives")
-        if (other := names.setdefault(id(images), name)) != name:
+        if not name:
+            raise UserError("a set of images has the name '': expected one letter or more")
+        if len(images) and (other := names.setdefault(content(images), name)) != name:
             raise UserError(f"{name} are the same images as {other}: give other ones")
 
 

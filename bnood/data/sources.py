@@ -40,16 +40,10 @@ def is_path(name: str) -> bool:
 
 
 def images(
-    source: str | Path | Images | Any,
-    *,
-    name: str | None = None,
-    split: str = "test",
-    root: Path | None = None,
-    labels: Sequence[int] | np.ndarray | Literal["auto"] | None = "auto",
-    image_size: int | None = None,
-    download: bool = False,
-    count: int | None = None,
-) -> Images:
+    source: str | Path | Images | Any, *, name: str | None = None, split: str = "test", root: Path | None = None,
+    labels: Sequence[int] | np.ndarray | Literal["auto"] | None = "auto", image_size: int | None = None,
+    download: bool = False, count: int | None = None,
+) -> Images:  # fmt: skip
     """A set of images: a name, an .npz archive, a folder of photographs, or any map-style dataset.
 
     A string is a path if it ends in ``.npz`` or has a path separator. Any other one is looked up, in this order: the

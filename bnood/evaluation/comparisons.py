@@ -67,13 +67,9 @@ class Sets:
 
 
 def arranged(
-    id_set: Images | None,
-    train_set: Images | None,
-    held_out: Images | None,
-    ood_sets: Mapping[str, Images],
-    shifted_sets: Mapping[str, Images],
-    options: EvaluationOptions,
-) -> Sets:
+    id_set: Images | None, train_set: Images | None, held_out: Images | None,
+    ood_sets: Mapping[str, Images], shifted_sets: Mapping[str, Images], options: EvaluationOptions,
+) -> Sets:  # fmt: skip
     """Split the sets and say what is compared; ``UserError`` for too few images, equal names or missing labels."""
     seed = options.seed
     sets = Sets("" if id_set is None else id_set.name)

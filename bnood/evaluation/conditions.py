@@ -22,7 +22,7 @@ FAMILIES = {
 ONE_BATCH, PHOTOGRAPHS = 1000, 300  # layer forms take the calibration images as one batch, which has to fit into memory
 REFERENCE = "id"  # name of the split that recalibrated:id is estimated on
 Parts = tuple[tuple[str, int], ...]
-_NUMBER, _FORM = r"\d+(?:\.\d+)?(?:e-?\d+)?", r"(?:first|last):[1-9]\d*|only:\d+|mean|variance"
+_NUMBER, _FORM = r"\d{1,9}(?:\.\d{1,99})?(?:e-?\d{1,3})?", r"(?:first|last):[1-9]\d{0,8}|only:\d{1,9}|mean|variance"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Condition:
 class Batch(Condition):
     """Each batch's own statistics, in batches of one set alone or with a fraction of OOD images."""
 
-    pattern = rf"batch:(\d+)(?:@({_NUMBER}))?"
+    pattern = rf"batch:(\d{{1,9}})(?:@({_NUMBER}))?"
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:
@@ -109,7 +109,7 @@ class Prior(Condition):
     """Running statistics, counted as ``prior`` images, beside the batch's (Schneider et al. 2020)."""
 
     prior: float = 0.0
-    pattern = rf"prior:({_NUMBER})(?:/batch:(\d+))?"
+    pattern = rf"prior:({_NUMBER})(?:/batch:(\d{{1,9}}))?"
 
     @classmethod
     def parse(cls, found: re.Match[str]) -> Condition:

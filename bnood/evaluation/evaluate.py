@@ -1,5 +1,6 @@
 """The engine: a network x statistics x detectors x image sets -> one tidy table with intervals."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from bnood.data.atomic import check_replaceable, staged_folder
-from bnood.data.image_set import Images, check_images, folder_labels
+from bnood.data.image_set import Images, check_images, content, folder_labels
 from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import Sets, arranged
@@ -78,20 +81,11 @@ class Evaluation:
 
 
 def evaluate(
-    network: Network,
-    id_set: Images | None,
-    *,
-    train_set: Images | None = None,
-    held_out: Images | None = None,
-    ood_sets: Mapping[str, Images],
-    shifted_sets: Mapping[str, Images] | None = None,
-    options: EvaluationOptions | None = None,
-    classes: Sequence[str] | None = None,
-    augment: Augment | None = None,
-    progress: Callable[[str], object] = lambda step: None,
-    store: Path | None = None,
-    **settings: Any,
-) -> Evaluation:
+    network: Network, id_set: Images | None, *, train_set: Images | None = None, held_out: Images | None = None,
+    ood_sets: Mapping[str, Images], shifted_sets: Mapping[str, Images] | None = None,
+    options: EvaluationOptions | None = None, classes: Sequence[str] | None = None, augment: Augment | None = None,
+    progress: Callable[[str], object] = lambda step: None, store: Path | None = None, **settings: Any,
+) -> Evaluation:  # fmt: skip
     """Evaluate a network, which is left as it was, under all statistics, with all detectors.
 
     Args:
@@ -142,7 +136,8 @@ def evaluate(
     if lacking := [each.name for each in conditions if not each.possible(splits, with_id)]:
         conditions = [each for each in conditions if each.name not in lacking]
         notes[f"not evaluated, for lack of ID images: {', '.join(lacking)}"] = None
-    passes = Passes(network, sets.adaptation, options, augment, notes, store)
+    place = None if store is None else store / _digest(network, given, options)
+    passes = Passes(network, sets.adaptation, options, augment, notes, place)
     fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
     started = time.perf_counter()
@@ -154,6 +149,18 @@ def evaluate(
     record = _record(sets, passes, fitting)
     record |= {"seconds_forward": forwarded - started, "seconds_metrics": time.perf_counter() - forwarded}
     return Evaluation(table, tables.scores(), tables.units(), replicates, _layers(sets, passes, conditions), record)
+
+
+def _digest(network: Network, sets: Mapping[str, Images | None], options: EvaluationOptions) -> str:
+    """Of weights, images and options: what was stored for others is not used."""
+    found = hashlib.sha256(repr(options).encode())
+    for name, value in network.model.state_dict().items():
+        found.update(f"{name} {value}".encode() if not isinstance(value, Tensor) else name.encode())
+        if isinstance(value, Tensor):
+            found.update(value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    for name, images in sets.items():
+        found.update(f"{name} {images and content(images)}".encode())
+    return found.hexdigest()[:16]
 
 
 def check_statistics(network: Network, options: EvaluationOptions) -> None:

@@ -19,6 +19,8 @@ Names = tuple[str, ...] | str  # or text with commas
 
 def listed(given: Sequence[Any] | str) -> tuple[str, ...]:
     """Names of a list, or of text with commas. Raises ``UserError`` for text without any."""
+    if not isinstance(given, str | Sequence):
+        raise UserError(f"{given!r} is no list of names: give one or more names, in a list or separated by commas")
     parts = given.split(",") if isinstance(given, str) else given
     names = tuple(str(part).strip() for part in parts if str(part).strip())
     if isinstance(given, str) and not names:
@@ -31,8 +33,10 @@ def _check(options: Any) -> None:
         given = getattr(options, name)
         if get_origin(kind) is Literal and given not in get_args(kind):
             raise UserError(f"{name} is {given!r}: choose {' or '.join(get_args(kind))}")
-        if kind in (int, int | None) and (isinstance(given, bool) or not isinstance(given, Integral | None)):
+        if kind in (int, int | None) and (isinstance(given, bool) or not isinstance(given, Integral | kind)):
             raise UserError(f"{name} is {given!r}; expected a whole number")
+        if kind is bool and not isinstance(given, bool):
+            raise UserError(f"{name} is {given!r}; expected true or false")
         if name in LEAST and given is not None and given < LEAST[name]:
             raise UserError(f"{name} is {given}; it has to be at least {LEAST[name]}")
         if name in MOST and given > MOST[name]:

@@ -64,7 +64,7 @@ class Passes:
         def run() -> list[Outputs]:
             # Written into their place at once: small tensors that stay between large ones that go fragment the memory.
             found, start, alone = list[Outputs](), 0, len(contexts) == 1
-            with torch.inference_mode(), contexts[0]() if alone else nullcontext():
+            with torch.no_grad(), contexts[0]() if alone else nullcontext():
                 for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
                     for position, context in enumerate(contexts):
                         with nullcontext() if alone else context():

@@ -67,7 +67,7 @@ def check_recalibration(
         traffic: images that the network meets; labels are not needed, and never decide the advice.
         classes: names of the classes in the order of the logits, for ID images in folders.
         ood_set: images that do not belong in the traffic: what if ``ood_fraction`` of it were such images?
-        ood_fraction: above 0 and below 1.
+        ood_fraction: above 0 and below 1; the table says which one the numbers of images allow.
         settings: seed, resamples, forward_batch, estimation_batch and workers, as in :class:`EvaluationOptions`.
     """
     options = options_with(settings)
@@ -103,10 +103,13 @@ def check_recalibration(
     id_set, note = folder_labels(id_set, classes, before[0].shape[1])
     figures = _figures([id_set, scoring], before, after, options)
     if ood_set is not None:
-        mixed = estimate(adaptation, ood_set.at_most(round(len(adaptation) * ood_fraction / (1 - ood_fraction)), seed))
+        of_one = ood_fraction / (1 - ood_fraction)  # OOD images for each other one
+        ood = min(len(ood_set), max(1, round(len(adaptation) * of_one)))
+        known = min(len(adaptation), max(1, round(ood / of_one)))
+        mixed = estimate(adaptation.at_most(known, seed), ood_set.at_most(ood, seed))
         after = [logits(images, mixed) for images in (id_set, scoring)]
         with_ood = _figures([id_set, scoring], before, after, options)
-        figures[f"with_{100 * ood_fraction:g}%_ood"] = with_ood["traffic_statistics"]
+        figures[f"with_{100 * ood / (ood + known):.2g}%_ood"] = with_ood["traffic_statistics"]
     of_traffic, of_id = running.distance(target), running.distance(estimate(second_half))
     names = ["layer", "mean_shift", "log_std_ratio", "id_mean_shift", "id_log_std_ratio"]
     layers = pd.DataFrame([(name, *of_traffic[name], *of_id[name]) for name in running], columns=names)

@@ -48,8 +48,7 @@ class Outputs:
 
     def room(self, count: int) -> "Outputs":
         """Room for the outputs of ``count`` images, to :meth:`put` them there."""
-        with torch.inference_mode(False):
-            logits, features, *means = (x.new_empty(count, *x.shape[1:]) for x in self._tensors())
+        logits, features, *means = (x.new_empty(count, *x.shape[1:]) for x in self._tensors())
         return Outputs(logits, features, dict(zip(self.channel_means, means, strict=True)))
 
     def put(self, start: int, part: "Outputs") -> None:
@@ -64,7 +63,8 @@ class Outputs:
 class Network:
     """A model, the transform of its images, and the way its logits and features are taken.
 
-    The model is left exactly as it was found, also after an error. Of a wrapped or compiled model the bare one runs.
+    The model is left as it was found, also after an error, but for what its own forward changes besides buffers. Of a
+    wrapped or compiled model the bare one runs.
 
     Args:
         model: gives logits ``[N, K]``, or an object with ``.logits`` as Hugging Face's models do.
@@ -84,16 +84,10 @@ class Network:
     feature_width: int  # D, of features
 
     def __init__(
-        self,
-        model: nn.Module,
-        transform: Callable[[Any], Tensor] | None = None,
-        *,
-        head: str | nn.Module | None = None,
-        call: Callable[[nn.Module, Any], Any] | None = None,
-        name: str | None = None,
-        norm: str | None = None,
-        seed: int | None = None,
-    ) -> None:
+        self, model: nn.Module, transform: Callable[[Any], Tensor] | None = None, *,
+        head: str | nn.Module | None = None, call: Callable[[nn.Module, Any], Any] | None = None,
+        name: str | None = None, norm: str | None = None, seed: int | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise UserError(f"a network needs a torch.nn.Module, not {type(model).__name__}")
         for what, given in (("transform", transform), ("call", call)):

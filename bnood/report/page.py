@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NORM_COLOURS = {"none": INK, "bn": COLOURS[1], "ln": COLOURS[0], "gn": COLOURS[2]}
 GRADIENTS = "Line plots of the gradient norm over the layers, one line per norm, logarithmic axis."
-LEARNING = "Line plots of accuracy over the epochs, one colour per norm, training solid and validation dashed."
 WIDE = 3.6  # inches: wider panels scroll sideways on a phone instead of shrinking
 
 
@@ -112,18 +111,11 @@ def write_lab_report(folder: Path, table: pd.DataFrame, **page: Any) -> list[Pat
     """Write `report.html` and `figures/*.png` of a lab from its table (:mod:`bnood.lab.run`); the page comes first."""
     first_epoch = table[(table["quantity"] == "gradient_norm") & (table["epoch"] <= 1) & (table["value"] > 0)]
     legend = [(display(norm), colour) for norm, colour in NORM_COLOURS.items() if norm in set(table["norm"])]
-    pictures = [
-        Picture("gradients", GRADIENTS, _panels(first_epoch, _gradients), 2, legend),
-        Picture("learning", LEARNING, _panels(table[table["layer"] == 0], _learning), 2, legend),
-    ]
-    drawn = [picture for picture in pictures if picture.panels]  # a network that diverges at once has nothing to draw
+    groups = first_epoch.groupby(["architecture", "activation"], sort=False)
+    panels = [Panel(f"{display(a)}, {display(b)}", partial(_gradients, rows=own)) for (a, b), own in groups]
+    # A network that diverges at once has nothing to draw.
+    drawn = [Picture("gradients", GRADIENTS, panels, 2, legend)] if panels else []
     return write_page(folder, "lab", pictures=drawn, **page)
-
-
-def _panels(rows: pd.DataFrame, draw: Any) -> list[Panel]:
-    """A panel per architecture and activation."""
-    groups = rows.groupby(["architecture", "activation"], sort=False)
-    return [Panel(f"{display(name)}, {display(kind)}", partial(draw, rows=own)) for (name, kind), own in groups]
 
 
 def _gradients(axes: "Axes", rows: pd.DataFrame) -> None:
@@ -132,10 +124,3 @@ def _gradients(axes: "Axes", rows: pd.DataFrame) -> None:
         axes.plot(logs.index, np.exp(logs), color=colour, linewidth=0.6, alpha=0.5)
         axes.plot(logs.index, np.exp(logs.mean(axis=1)), color=colour, linewidth=1.8, marker="o", markersize=3.5)
     axes.set(yscale="log", xlabel="layer, 1 = at the input", ylabel="gradient norm")
-
-
-def _learning(axes: "Axes", rows: pd.DataFrame) -> None:
-    for (norm, quantity), mean in rows.groupby(["norm", "quantity", "epoch"])["value"].mean().groupby(level=[0, 1]):
-        style = "-" if quantity == "train_accuracy" else "--"
-        axes.plot(mean.index.get_level_values("epoch"), 100 * mean, style, color=NORM_COLOURS[norm], linewidth=1.5)
-    axes.set(ylim=(0, 100), xlabel="epoch", ylabel="accuracy, per cent")

@@ -22,15 +22,10 @@ Call = Callable[[nn.Module, Any], Any]  # hands one batch to the bare model
 
 
 def estimate_statistics(
-    model: nn.Module,
-    batches: Iterable[Any] | Callable[[], Iterable[Any]],
-    *,
-    method: Method = "one_pass",
-    start: BatchNormStatistics | None = None,
-    max_passes: int | None = None,
-    tolerance: float = 1e-4,
+    model: nn.Module, batches: Iterable[Any] | Callable[[], Iterable[Any]], *, method: Method = "one_pass",
+    start: BatchNormStatistics | None = None, max_passes: int | None = None, tolerance: float = 1e-4,
     call: Call | None = None,
-) -> BatchNormStatistics:
+) -> BatchNormStatistics:  # fmt: skip
     """The statistics of all BatchNorm layers on other data; the model is left untouched.
 
     They are the mean and the biased variance of a layer's input, per channel, pooled in float64 over all elements of
@@ -159,7 +154,7 @@ def _run(bare: nn.Module, batch: Any, number: int, call: Call | None) -> bool:
     if not len(x):
         return False
     tensors = chain(bare.parameters(), bare.buffers())
-    bare(x.to(next((tensor.device for tensor in tensors), x.device)))
+    bare(x.to(next((tensor.device for tensor in tensors), x.device), copy=True))  # some models write into x
     return True
 
 

@@ -70,6 +70,8 @@ def _found(modules: Mapping[str, nn.Module]) -> dict[str, _BatchNorm]:
         where = f"layer {name!r}" if name else "the model"
         if reason := _compiled_in(module):
             raise UserError(f"{where} ({type(module).__name__}) {reason}: use the model from before that step")
+        if any(one is not None and one.is_meta for one in (*module._parameters.values(), *module._buffers.values())):
+            raise UserError(f"{where} is on the meta device, which holds no values: load its weights first")
         if isinstance(module, _BatchNorm):
             if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
                 raise UserError(f"{where} is lazy and has no channels yet: run one batch through the model first")
@@ -101,7 +103,8 @@ def _compiled_in(module: nn.Module) -> str:
         return "is quantized, so it always normalises with its own running statistics"
     if isinstance(module, ScriptModule):
         # BatchNorm inside is listed by its original name, unless the graph was frozen.
-        if any("BatchNorm" in part.original_name for part in module.modules() if isinstance(part, ScriptModule)):
+        parts = [part for part in module.modules() if isinstance(part, ScriptModule)]
+        if not hasattr(module, "training") or any("BatchNorm" in part.original_name for part in parts):
             return "is scripted or traced, which compiles its BatchNorm's statistics in"
     elif isinstance(module, GraphModule) and any(
         "batch_norm" in str(node.target) for node in module.graph.nodes if node.op == "call_function"

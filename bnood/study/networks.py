@@ -20,6 +20,7 @@ import yaml
 
 from bnood import tracking
 from bnood.data.atomic import write_beside
+from bnood.data.image_set import check_images
 from bnood.data.sources import images, read_classes
 from bnood.errors import UserError
 from bnood.evaluation.comparisons import by_name
@@ -211,6 +212,7 @@ def given_images(options: StudyOptions) -> dict[str, Any]:
     train_set = None if sets.train is None else opened(sets.train)
     classes = None if sets.classes is None else read_classes(sets.classes)
     id_set = opened(sets.id).at_most(sets.id_count, seed)
+    check_images({"sets.id": id_set, **({} if train_set is None else {"sets.train": train_set}), **ood})
     return {"id_set": id_set, "train_set": train_set, "ood_sets": ood, "classes": classes}
 
 

@@ -12,7 +12,7 @@ from bnood.errors import UserError
 from bnood.networks.image_classifier import NETWORK_SETTINGS, ImageClassifier, build_network
 from bnood.networks.network import Network
 from bnood.networks.weights import are_weights, load_plain
-from bnood.training.command_line import read_yaml
+from bnood.training.command_line import dotted, read_yaml
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 
@@ -41,7 +41,7 @@ def load_run(folder: Path) -> Run:
         if not file.exists():
             raise UserError(f"{file} is missing: {reason}")
     config = read_config(config_file)
-    return Run(folder, config, read_summary(folder), load_classifier(checkpoint, config["model"]))
+    return Run(folder, config, read_summary(folder), load_classifier(checkpoint, config))
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -84,10 +84,14 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def load_classifier(checkpoint: Path, model_config: dict[str, Any] | None = None) -> ImageClassifier:
-    """The network in a checkpoint, float32, in evaluation mode; UserError unless it is that of ``model_config``."""
+def load_classifier(checkpoint: Path, config: dict[str, Any]) -> ImageClassifier:
+    """The network in a checkpoint, float32, in evaluation mode; UserError unless it is that of the run's ``config``."""
     content = read_checkpoint(checkpoint)
-    settings, wanted = content["hyper_parameters"], model_config or {}
+    settings, wanted = content["hyper_parameters"], config["model"]
+    trained = content["settings"] if isinstance(content.get("settings"), dict) else {}
+    for key, value in dotted(config):
+        if key.startswith(("data.", "seed_everything")) and trained.get(key, value) != value:
+            raise UserError(f"{checkpoint} was trained with {key} {trained[key]!r}, but the config says {value!r}")
     free = {"image_size"} if wanted.get("norm") == "gn" else {"image_size", "groups"}
     for key in NETWORK_SETTINGS:
         if key in wanted and key not in free and settings.get(key) != wanted[key]:

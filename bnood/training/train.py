@@ -237,6 +237,8 @@ def _fit(cli: TrainingCLI) -> None:
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
+        if "returned nan values" in str(error):  # under trainer.detect_anomaly
+            raise UserError(f"training diverged, choose a smaller model.learning_rate: {error}") from error
         if _is_of_lightnings_callbacks(error):  # they do not fit this training
             raise UserError(f"trainer.callbacks: {error}") from error
         if not cli.watch.begun and checkpoint is not None:

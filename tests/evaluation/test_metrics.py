@@ -164,8 +164,7 @@ def test_several_sets_at_once_equal_each_alone(decimals: int) -> None:
     random = np.random.RandomState(1)
     id_scores, id_counts = random.normal(1, 1, 300).round(decimals), resample_counts(300, 300, 0)
     ood = [(random.normal(0, 2, n).round(decimals), resample_counts(n, 300, n)) for n in (1, 40, 700)]
-    together = detection_metrics_of_sets(id_scores, id_counts, ood)
-    for (scores, counts), found in zip(ood, together, strict=True):
+    for (scores, counts), found in zip(ood, detection_metrics_of_sets(id_scores, id_counts, ood), strict=True):
         alone = detection_metrics(id_scores, scores, id_counts, counts)
         assert all(np.array_equal(found[name], alone[name]) for name in DETECTION_METRICS)
         for row in (0, 299):

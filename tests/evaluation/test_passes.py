@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,13 @@ def test_augmented_statistics_are_those_of_augmented_training_images() -> None:
         run(statistics=("recalibrated:augmented",))
 
 
+def test_stored_passes_serve_the_same_weights_images_and_options_alone(tmp_path: Path) -> None:
+    for seed, n, shuffles in ((0, 40, 1), (1, 40, 1), (1, 44, 1), (1, 44, 2), (0, 40, 1)):
+        given = {**small_sets(40, (("far", n),)), **OPTIONS, "shuffles": shuffles}
+        fresh, stored = (evaluate(small_network(seed=seed), **given, store=store) for store in (None, tmp_path))
+        assert fresh.table.equals(stored.table)
+
+
 def streamed(images: ImageSet) -> StreamedSet:
     return StreamedSet(images.name, list(images.images), images.labels)
 
@@ -249,10 +257,11 @@ def test_photographs_are_estimated_on_in_smaller_batches_for_their_memory(given:
     network, sizes = small_network(), list[int]()
     network.transform = None if batches == [190] else lambda image: torch.tensor(np.array(image)) * 1.0
     sets = small_sets()
-    network.model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
+    network.model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])) or setattr(m, "x", args[0]))
     changes = {"statistics": ("recalibrated:id",), "calibration_images": 190, "estimation_batch": None}
     evaluate(network, **{**sets, "train_set": given(sets["train_set"])}, **{**OPTIONS, **changes})
     assert [size for size in sizes if size > OPTIONS["forward_batch"]] == batches
+    assert not network.model.x.is_inference()  # what a model keeps of a batch must not keep it from being trained
     one_batch = Sets("id", adaptation={"id": given(sets["train_set"])}).splits(EvaluationOptions()).one_batch
     assert one_batch == (1000 if batches == [190] else 300)  # in layer forms
 

@@ -83,7 +83,7 @@ def test_figures_are_those_of_one_set_of_statistics_for_both_sides(network: Netw
     assert row["low"] < row["difference"] < row["high"]
 
 
-def test_distances_of_layers_stability_and_a_stated_ood_fraction(check: RecalibrationCheck) -> None:
+def test_distances_of_layers_stability_and_a_stated_ood_fraction(network: Network, check: RecalibrationCheck) -> None:
     assert check.layers["layer"].tolist() == ["1", "4"]
     first = check.layers.iloc[0]  # the traffic beside a second half of the ID images
     assert first["mean_shift"] > 5 * first["id_mean_shift"] > 0
@@ -93,6 +93,8 @@ def test_distances_of_layers_stability_and_a_stated_ood_fraction(check: Recalibr
     # The OOD images are bright as the ID images are, so that they bring the statistics back towards the running ones.
     row = figure(check, "id", "mean_msp")
     assert row["traffic_statistics"] != row["with_20%_ood"] and check.figures["with_20%_ood"].notna().all()
+    few = check_recalibration(network, ID, TRAFFIC, ood_set=images("ood", 50, 2), ood_fraction=0.9, resamples=10)
+    assert figure(few, "id", "mean_msp")["with_89%_ood"] != row["with_20%_ood"]  # 6 images of the traffic, 50 others
 
 
 def test_the_network_is_left_as_it_was_and_labels_and_batches_do_not_matter(network: Network) -> None:
@@ -139,9 +141,10 @@ def test_the_script_ends_in_the_advice(
 ) -> None:
     for each in (ID, TRAFFIC):
         np.savez(tmp_path / f"{each.name}.npz", images=each.images, labels=each.labels)
+    np.savez(tmp_path / "ood.npz", images=ID.images[::-1])
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", "bad_files:good", "--id", "id.npz", "--traffic", "traffic.npz", "--ood", "id.npz"]
+    arguments = ["--model", "bad_files:good", "--id", "id.npz", "--traffic", "traffic.npz", "--ood", "ood.npz"]
     main([*arguments, "--count", "100"])
     *lines, last = capsys.readouterr().out.splitlines()
     assert "; MSP " in last and last.endswith(")")
-    assert any("with_10%_ood" in line for line in lines)
+    assert any("with_11%_ood" in line for line in lines)

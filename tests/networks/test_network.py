@@ -83,8 +83,7 @@ def test_outputs_with_logits_and_models_that_need_a_call() -> None:
     in_a_dict = Small(output=lambda logits: {"scores": logits}).eval()
     with pytest.raises(UserError, match=r"Small gives a dict, not logits \[N, K\]: pass call="):
         Network(in_a_dict).outputs(IMAGES)
-    network = Network(in_a_dict, call=lambda model, batch: model(batch)["scores"])
-    assert network.outputs(IMAGES).features.shape == (4, 8)
+    assert Network(in_a_dict, call=lambda model, batch: model(batch)["scores"]).outputs(IMAGES).features.shape == (4, 8)
 
 
 def test_a_convolution_as_head_is_averaged_only_where_that_gives_the_logits() -> None:

@@ -31,8 +31,7 @@ def written(run: Path) -> set[str]:
 
 def evaluate(*arguments: str) -> list[pd.DataFrame]:
     """Evaluate, and read the tables back."""
-    folders = main(arguments_of(*arguments))
-    return [pd.read_csv(folder / "table.csv", keep_default_na=False) for folder in folders]
+    return [pd.read_csv(each / "table.csv", keep_default_na=False) for each in main(arguments_of(*arguments))]
 
 
 def arguments_of(*more: str) -> list[str]:

@@ -254,8 +254,7 @@ def test_sequential_statistics_belong_to_the_network_that_uses_them() -> None:
     # One pass agrees in the first layer only, or if there is but one batch.
     apart = found.distance(estimate_statistics(model, batches, method="one_pass"))
     assert max(apart["1"]) < 1e-9 and max(apart["4"]) > 0.05 and max(apart["7"]) > 0.05
-    one_batch = estimate_statistics(model, [torch.cat(batches)])
-    assert max(max(pair) for pair in found.distance(one_batch).values()) < 1e-9
+    assert max(max(pair) for pair in found.distance(estimate_statistics(model, [torch.cat(batches)])).values()) < 1e-9
 
 
 def test_where_sequential_begins_and_ends() -> None:

@@ -117,7 +117,7 @@ def test_a_stopped_evaluation_goes_on_with_the_passes_it_has(tmp_path: Path, mon
     monkeypatch.setattr(Network, "outputs", counted)
     with pytest.raises(UserError, match="1 failed: bn-s0: stopped"):
         main(["--config", str(config)])
-    next(iter(folder.glob("bn-s0/.passes/*/*.pt"))).write_bytes(b"damaged")
+    next(iter(folder.glob("bn-s0/.passes/*/*/*.pt"))).write_bytes(b"damaged")
     before, last = sum(seen), 0
     main(["--config", str(config)])
     scored = json.loads((folder / "bn-s0" / "ood" / "evaluation.json").read_text())["images_scored"]

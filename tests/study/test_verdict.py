@@ -187,8 +187,7 @@ def test_only_the_same_images_and_resamples_are_compared() -> None:
 def test_batches_companions_and_controls_are_no_part_of_it(tmp_path: Path) -> None:
     study = made_study(seeds=(0, 1, 2))
     other = study.draws.assign(value=99.0)
-    running = other[other["statistics"] == "running"]
-    more = [running.assign(statistics=name) for name in ("batch:128", "path:0.5")]
+    more = [other[other["statistics"] == "running"].assign(statistics=name) for name in ("batch:128", "path:0.5")]
     more += [other.assign(companion="svhn"), other.assign(comparison="control")]
     expected = json.dumps(judge(*study))
     assert json.dumps(judge(pd.concat([study.draws, *more]), study.networks)) == expected

@@ -118,8 +118,7 @@ def test_a_damaged_checkpoint_cannot_be_resumed(damage: str, tmp_path: Path) -> 
     content = checkpoint(trained()) | {"epoch": 0}
     DAMAGES[damage](content)
     torch.save(content, tmp_path / "last.ckpt")
-    no_state = damage in ("weights alone", "version 0.1")
-    words = "holds a network, but no optimizer state" if no_state else "is damaged"
+    words = "holds a network, but no optimizer state" if damage in ("weights alone", "version 0.1") else "is damaged"
     with pytest.raises(UserError, match=rf"last.ckpt.*{words}"):
         train(training_arguments(tmp_path, "new", "--ckpt_path", str(tmp_path / "last.ckpt")))
     assert tree(tmp_path).keys() == {"last.ckpt"}

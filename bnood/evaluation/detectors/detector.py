@@ -42,18 +42,17 @@ class Detector:
         """Refuse to be fitted without the images, labels or head that this detector needs."""
         what = f"detector {self.name!r}"
         if self.needs_head and not head:
-            raise UserError(f"{what} needs weight and bias of the network's last linear layer: give head=")
+            raise UserError(
+                f"{what} needs a last linear layer that makes the logits of the features: name it with head=, if any"
+            )
         if self.fitted_on != "nothing" and not (images and (labels or not self.needs_labels)):
             kind = "training images (--train)" if self.fitted_on == "train" else "ID images held out of training"
             raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and none were given")
 
     def fit(
-        self,
-        features: Tensor | None = None,
-        logits: Tensor | None = None,
-        labels: Tensor | np.ndarray | None = None,
-        head: Head | None = None,
-    ) -> Self:
+        self, features: Tensor | None = None, logits: Tensor | None = None,
+        labels: Tensor | np.ndarray | None = None, head: Head | None = None,
+    ) -> Self:  # fmt: skip
         """Choose the detector's parameters on in-distribution images.
 
         Takes float32 features ``[N, D]`` and logits ``[N, K]``, int64 labels ``[N]`` and the network's last linear

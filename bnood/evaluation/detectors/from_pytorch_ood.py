@@ -71,7 +71,7 @@ class FromPytorchOOD(Detector):
         settings = _SETTINGS[self.name](classes, width) if self.name in _SETTINGS else {}
         if self.head_as == "tensors":
             return {"w": head.weight, "b": head.bias, **settings}
-        layer = nn.Linear(width, classes)
+        layer = nn.utils.skip_init(nn.Linear, width, classes)  # draws no random numbers
         layer.load_state_dict({"weight": head.weight, "bias": head.bias})
         return {"head": layer.requires_grad_(False), **settings}
 
