@@ -75,12 +75,9 @@ def stop(signum: int, frame: FrameType | None) -> None:
     if frame is not None:
         signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-    elif RECEIVED[-1] == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
     else:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated(128 + signal.SIGTERM)
+        signal.signal(RECEIVED[-1], signal.SIG_IGN)
+        raise KeyboardInterrupt if RECEIVED[-1] == signal.SIGINT else Terminated(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -148,8 +148,6 @@ class Engine:
             if condition.batch_size:
                 self._in_batches(condition)
 
-    # Fixed statistics.
-
     def _jobs(self, condition: Condition) -> Iterator[_Job]:
         pairs = self.sets.pairs_of(condition)
         for pair in pairs:
@@ -192,8 +190,6 @@ class Engine:
             return self._run([images], self.passes.whole(images), [self.passes.fixed(estimate)], False)[0][""]
 
         return self.fitting.fit(run)
-
-    # Statistics of batches.
 
     def _in_batches(self, condition: Condition) -> None:
         """Pure batches of each set, or mixed batches of both sides of each comparison."""

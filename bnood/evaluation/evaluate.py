@@ -136,8 +136,8 @@ def evaluate(
     if lacking := [each.name for each in conditions if not each.possible(splits, with_id)]:
         conditions = [each for each in conditions if each.name not in lacking]
         notes[f"not evaluated, for lack of ID images: {', '.join(lacking)}"] = None
-    place = None if store is None else store / _digest(network, given, options)
-    passes = Passes(network, sets.adaptation, options, augment, notes, place)
+    store = store and store / _digest(network, given, options)
+    passes = Passes(network, sets.adaptation, options, augment, notes, store)
     fitting = Fitting(passes, sets)
     tables = Tables(sets.scored, sets.roles, options.resamples, options.seed, network.head)
     started = time.perf_counter()

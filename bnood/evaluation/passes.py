@@ -21,6 +21,7 @@ from bnood.data.reading import read_batches
 from bnood.errors import UserError
 from bnood.evaluation.conditions import REFERENCE, Estimate, in_form
 from bnood.evaluation.options import EvaluationOptions
+from bnood.networks.image_classifier import ImageClassifier
 from bnood.networks.network import Network, Outputs
 from bnood.statistics.contexts import lent
 
@@ -64,7 +65,8 @@ class Passes:
         def run() -> list[Outputs]:
             # Written into their place at once: small tensors that stay between large ones that go fragment the memory.
             found, start, alone = list[Outputs](), 0, len(contexts) == 1
-            with torch.no_grad(), contexts[0]() if alone else nullcontext():
+            ours = isinstance(self.network.model, ImageClassifier)  # others may keep tensors, and be trained with them
+            with torch.no_grad(), torch.inference_mode(ours), contexts[0]() if alone else nullcontext():
                 for batch in read_batches(sets, batches, self.network.transform, self.options.workers):
                     for position, context in enumerate(contexts):
                         with nullcontext() if alone else context():

@@ -48,7 +48,8 @@ class Outputs:
 
     def room(self, count: int) -> "Outputs":
         """Room for the outputs of ``count`` images, to :meth:`put` them there."""
-        logits, features, *means = (x.new_empty(count, *x.shape[1:]) for x in self._tensors())
+        with torch.inference_mode(False):
+            logits, features, *means = (x.new_empty(count, *x.shape[1:]) for x in self._tensors())
         return Outputs(logits, features, dict(zip(self.channel_means, means, strict=True)))
 
     def put(self, start: int, part: "Outputs") -> None:
@@ -63,8 +64,7 @@ class Outputs:
 class Network:
     """A model, the transform of its images, and the way its logits and features are taken.
 
-    The model is left as it was found, also after an error, but for what its own forward changes besides buffers. Of a
-    wrapped or compiled model the bare one runs.
+    The model is left as it was, but for what its own forward sets. Of a wrapped or compiled model the bare one runs.
 
     Args:
         model: gives logits ``[N, K]``, or an object with ``.logits`` as Hugging Face's models do.

@@ -5,6 +5,7 @@ Both give the same results bit for bit. A job that fails ends with one line, and
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 import traceback
@@ -58,6 +59,8 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
         except BaseException:
             if options.backend == "loky":
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
+                for left in jobs[0].log.parents[1].rglob(".partial-*"):  # what a worker was just writing
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             raise
     return failed
 
