@@ -59,8 +59,8 @@ def run_jobs(jobs: Sequence[Job], options: ExecutorOptions) -> dict[str, str]:
         except BaseException:
             if options.backend == "loky":
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
-                for left in jobs[0].log.parents[1].rglob(".partial-*"):  # what a worker was just writing
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                for rest in jobs[0].log.parents[1].rglob(".partial-*"):  # what a worker was just writing
+                    shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
             raise
     return failed
 
