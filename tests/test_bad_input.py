@@ -58,7 +58,6 @@ STUDY: list[tuple[str | dict[str, Any], str]] = [
     ({"networks": [{"model": f"timm:{n}", "name": "a"} for n in "xy"], "sets": SETS}, "is there twice, by its name or"),
     ({"networks": [{"model": "x", "name": n, "family": "f"} for n in "ab"], "sets": SETS}, "(f bn, seed 0) is there"),
     ({"networks": [{"model": "timm:x", "name": "a/b"}]}, "networks: name is 'a/b'; expected the name of a folder"),
-    ({"networks": [{}]}, "networks: an entry has nothing; expected one of training, run and model"),
     ({"networks": [{"model": "bad_files:good"}], "sets": {}}, "sets.id is missing: name the ID images of the models"),
     ({"entry": {"run": "x"}}, "networks: an entry has training and run; expected one of training, run and model"),
     ({"entry": {"training": "none.yaml"}}, "none.yaml: no such config file"),
@@ -115,6 +114,7 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.images([0, 0], image_size=32), "list: image_size and count are for names and paths; expected nei"),
     (lambda: bnood.images("~nobody-of-this-name/x"), "~nobody-of-this-name/x: it cannot be read (No such file"),
     (lambda: bnood.images("x" * 300), "xx: it cannot be read (OSError: [Errno 36] File name too long"),
+    (lambda: bnood.BatchNormStatistics({"a": 1}), "layer 'a': a int is given; expected LayerStatistics"),  # type: ignore
     (lambda: bnood.Network(good), "a network needs a torch.nn.Module, not function"),
     (lambda: bnood.Network(good(), transform=3), "transform has to be callable, not int"),
     (lambda: bnood.Network(good(), head="haed"), "Sequential has no layer 'haed'"),

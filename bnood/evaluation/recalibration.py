@@ -79,7 +79,7 @@ def check_recalibration(
     for images in given.values():
         if len(images) < FEWEST:
             raise UserError(f"{images.name}: {len(images)} images are too few to advise; give at least {FEWEST}")
-    if not 0 < ood_fraction < 1:
+    if not (isinstance(ood_fraction, int | float) and 0 < ood_fraction < 1):
         raise UserError(f"the OOD fraction is {ood_fraction}; it has to lie between 0 and 1")
     if not has_batchnorm(network.model):
         nothing, reason = pd.DataFrame(), fixed_layers(network.model) or "the network has no BatchNorm layer"

@@ -51,6 +51,8 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         self.passes, self.converged = passes, converged
         self._layers: dict[str, LayerStatistics] = {}
         for name, given in layers.items():
+            if not isinstance(given, LayerStatistics):
+                raise UserError(f"layer {name!r}: a {type(given).__name__} is given; expected LayerStatistics")
             given.check(name)
             mean, var = (part.detach().to("cpu", torch.float64, copy=True) for part in (given.mean, given.var))
             self._layers[name] = LayerStatistics(mean, var, given.count)
@@ -69,7 +71,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
 
     def interpolate(self, other: "BatchNormStatistics", share: float) -> "BatchNormStatistics":
         """``(1 - share) * self + share * other``; ``UserError`` for a share outside [0, 1] or other layers."""
-        if not 0 <= share <= 1:
+        if not (isinstance(share, Real) and 0 <= share <= 1):
             raise UserError(f"the share of the other statistics is {share}; it has to lie between 0 and 1")
         self._require_same_layers(other)
         mixed = {}
