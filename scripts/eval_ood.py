@@ -84,7 +84,6 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     for name in OF_IMAGES if not is_given else ():
         if config[name] is not None:
             raise UserError(f"--{name} is for images that are given: add --model or --id, or leave it out")
-    check_options(config)
     return (_given_network if is_given else _runs)(config, sets, options, command, console)
 
 
@@ -99,6 +98,7 @@ def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: st
     from bnood.evaluation.run import check_id_split, evaluate_run
     from bnood.training.run_folder import load_run
 
+    check_options(config)
     # All runs are read before the first is evaluated: a wrong name should not cost the others' minutes.
     runs = [load_run(name) for name in dict.fromkeys(_named_runs(config))]
     if config.out is not None and len(runs) > 1:

@@ -114,7 +114,7 @@ LIBRARY: list[tuple[Callable[[], object], str]] = [
     (lambda: bnood.images([0, 0], image_size=32), "list: image_size and count are for names and paths; expected nei"),
     (lambda: bnood.images("~nobody-of-this-name/x"), "~nobody-of-this-name/x: it cannot be read (No such file"),
     (lambda: bnood.images("x" * 300), "xx: it cannot be read (OSError: [Errno 36] File name too long"),
-    (lambda: bnood.BatchNormStatistics({"a": 1}), "layer 'a': a int is given; expected LayerStatistics"),  # type: ignore
+    (lambda: bnood.BatchNormStatistics({"a": 1}), "layer 'a': expected LayerStatistics, not int"),
     (lambda: bnood.Network(good), "a network needs a torch.nn.Module, not function"),
     (lambda: bnood.Network(good(), transform=3), "transform has to be callable, not int"),
     (lambda: bnood.Network(good(), head="haed"), "Sequential has no layer 'haed'"),

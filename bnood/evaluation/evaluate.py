@@ -152,8 +152,8 @@ def evaluate(
 
 
 def _digest(network: Network, sets: Mapping[str, Images | None], options: EvaluationOptions) -> str:
-    """Of weights, images and options: what was stored for others is not used."""
-    found = hashlib.sha256(repr(options).encode())
+    """Of weights, transform, head, images and options: what was stored for others is not used."""
+    found = hashlib.sha256(f"{options} {network.transform_text} {network.probe(None)}".encode())  # found before
     for name, value in network.model.state_dict().items():
         found.update(f"{name} {value}".encode() if not isinstance(value, Tensor) else name.encode())
         if isinstance(value, Tensor):

@@ -52,7 +52,7 @@ class BatchNormStatistics(Mapping[str, LayerStatistics]):
         self._layers: dict[str, LayerStatistics] = {}
         for name, given in layers.items():
             if not isinstance(given, LayerStatistics):
-                raise UserError(f"layer {name!r}: a {type(given).__name__} is given; expected LayerStatistics")
+                raise UserError(f"layer {name!r}: expected LayerStatistics, not {type(given).__name__}")
             given.check(name)
             mean, var = (part.detach().to("cpu", torch.float64, copy=True) for part in (given.mean, given.var))
             self._layers[name] = LayerStatistics(mean, var, given.count)
