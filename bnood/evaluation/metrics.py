@@ -130,33 +130,33 @@ def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr:
     weights, oods_before = _sorted_cumulative(ood_counts, places.order)
     n, m = ids.total, oods_before[:, -1].copy()
     ids_upto = ids.before.take(places.id_upto_ood, axis=1)
-    ids_below = ids_upto if places.id_below_ood is None else ids.before.take(places.id_below_ood, axis=1)
-    pairs_out_of_order = (np.einsum("ij,ij->i", weights, ids_upto) + np.einsum("ij,ij->i", weights, ids_below)) / 2
+    out_of_order = np.einsum("ij,ij->i", weights, ids_upto)
+    if places.id_below_ood is not None:
+        out_of_order += np.einsum("ij,ij->i", weights, ids.before.take(places.id_below_ood, axis=1))
+        out_of_order /= 2
 
     # ID positive: accepted at an ID image's score are all scores >= it.
-    accepted = m[:, None] - oods_before
-    fpr = np.take_along_axis(accepted, places.ood_below_id[ids.highest][:, None], axis=1)[:, 0] / m
-    precision = accepted.take(places.ood_below_id, axis=1)
-    precision += ids.accepted
+    rejected = oods_before.take(places.ood_below_id, axis=1)
+    fpr = (m - np.take_along_axis(rejected, ids.highest[:, None], axis=1)[:, 0]) / m
+    precision = np.add(np.subtract(m[:, None], rejected, out=rejected), ids.accepted, out=rejected)
     aupr_in = np.divide(ids.weighted, precision, out=precision).sum(axis=1) / n
 
     # OOD positive: rejected at an OOD image's score are all scores <= it.
-    upto = places.ood_upto_ood
-    hits = oods_before[:, 1:] if upto is None else oods_before.take(upto, axis=1)
+    hits = oods_before[:, 1:] if places.ood_upto_ood is None else oods_before.take(places.ood_upto_ood, axis=1)
     lowest = np.count_nonzero(hits < _least_count(tpr, m)[:, None], axis=1)
     fpr_ood_positive = np.take_along_axis(ids_upto, lowest[:, None], axis=1)[:, 0] / n
-    # Where neither occurs no image with a weight stands, and 1 keeps the quotient free of 0 / 0.
-    found = np.maximum(hits + ids_upto, 1)
     weights *= hits
+    # Where neither occurs no image with a weight stands, and 1 keeps the quotient free of 0 / 0.
+    found = np.maximum(np.add(hits, ids_upto, out=ids_upto), 1, out=ids_upto)
     aupr_out = np.divide(weights, found, out=found).sum(axis=1) / m
 
-    return np.stack([(n * m - pairs_out_of_order) / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
+    return np.stack([(n * m - out_of_order) / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
 
 
 def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts ``[R, N]`` in sorted order, as float64, and the sums before each place and after the last ``[R, N+1]``."""
-    padded = np.zeros((len(counts), len(order) + 1))
-    padded[:, 1:] = counts.take(order, axis=1)
+    padded = np.empty((len(counts), len(order) + 1))
+    padded[:, 0], padded[:, 1:] = 0, counts.take(order, axis=1)
     # torch's cumulative sum is three times as fast as NumPy's.
     return padded[:, 1:], torch.cumsum(torch.from_numpy(padded), dim=1).numpy()
 

@@ -35,38 +35,38 @@ class ClaimOptions:
         primary_sets: the OOD sets that the verdicts are about, with equal weight; other sets are only reported.
         abnormal: H1, largest unit mean, relative to ID images, above which a unit is abnormal.
         control_unit_ratio: H1, what re-estimation on ID images may change in that figure on ID images.
+        minimum_effective_n: H1, smallest effective number of images (Kish) behind the class-mix control.
         minimum_msp, minimum_energy, minimum_max_logit: H2 (and H4, MSP), smallest difference in the mean that counts.
         minimum_auroc, minimum_fpr95: H3, smallest gain in AUROC, smallest reduction of FPR95.
         control_accuracy: H3, what re-estimation on ID images may change in ID accuracy.
+        places: H5, the parts of the network that are asked about; they share the level (Bonferroni).
+        minimum_share: H5, part of the whole effect that a part of the network has to move, beyond its even share.
         accuracy_gap: H4, largest difference in accuracy between two networks that count as equally accurate.
         minimum_unit_ratio: H4, smallest difference between norms in the figure of H1.
         minimum_confident_share: H4, smallest difference in the fraction of images with MSP > 0.9.
-        minimum_share: H5, part of the whole effect that a part of the network has to move, beyond its even share.
-        places: H5, the parts of the network that are asked about; they share the level (Bonferroni).
-        minimum_effective_n: H1, smallest effective number of images (Kish) behind the class-mix control.
+        seen_seeds: seeds that were looked at before the thresholds were written; the others are also judged alone.
         minimum_seeds: fewer networks than this get one verdict each, with intervals over images alone.
         level: confidence level of the intervals.
-        seen_seeds: seeds that were looked at before the thresholds were written; the others are also judged alone.
     """
 
     primary_sets: tuple[str, ...] = ("svhn", "dtd", "cifar100")
     abnormal: float = 1.2
     control_unit_ratio: float = 0.1
+    minimum_effective_n: float = 50
     minimum_msp: float = 0.01
     minimum_energy: float = 0.1
     minimum_max_logit: float = 0.1
     minimum_auroc: float = 0.01
     minimum_fpr95: float = 0.02
     control_accuracy: float = 0.01
+    places: tuple[str, ...] = PLACES
+    minimum_share: float = 0.25
     accuracy_gap: float = 0.01
     minimum_unit_ratio: float = 0.1
     minimum_confident_share: float = 0.02
-    minimum_share: float = 0.25
-    places: tuple[str, ...] = PLACES
-    minimum_effective_n: float = 50
+    seen_seeds: tuple[int, ...] = ()
     minimum_seeds: int = 3
     level: float = 0.95
-    seen_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("primary_sets", "places"):  # a config file gives lists

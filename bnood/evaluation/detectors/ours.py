@@ -62,41 +62,42 @@ def fit_temperature(logits: Tensor | np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-class ReAct(Detector):
+class Clipped(Detector):
+    """The energy score of clipped features. A subclass fits the ``limits``, lowest and highest (None: no limit)."""
+
+    needs_head = True
+    limits: tuple[Tensor | None, Tensor]
+    head: Any
+
+    def _score(self, features: Tensor, logits: Tensor) -> Tensor:
+        return energy(features.double().clamp(*self.limits) @ self.head.weight.double().T + self.head.bias.double())
+
+
+class ReAct(Clipped):
     """Features are clipped at the 90th percentile of all held-out ID activations, pooled (NeurIPS 2021, equation 3)."""
 
     name = "react"
     fitted_on = "held_out"
-    needs_head = True
     percentile = 90.0
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
-        self.threshold = float(np.percentile(features.double().numpy(), self.percentile))
-        self.head = head
-
-    def _score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        clipped = np.minimum(features.double().numpy(), self.threshold)
-        return energy(clipped @ self.head.weight.double().numpy().T + self.head.bias.double().numpy())
+        highest = np.percentile(features.double().numpy(), self.percentile)
+        self.limits, self.head = (None, torch.tensor(highest)), head
 
     def record(self) -> dict[str, float]:
-        return {"percentile": self.percentile, "threshold": self.threshold}
+        return {"percentile": self.percentile, "threshold": float(self.limits[1])}
 
 
-class BATSFeatures(Detector):
+class BATSFeatures(Clipped):
     """Each unit is clipped to its mean -+ 3.25 deviations over ID images: BATS as in its authors' ``test_ood.py``."""
 
     name = "bats_features"
     fitted_on = "train"
-    needs_head = True
     lam = 3.25
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
         std, mean = torch.std_mean(features.double(), dim=0, correction=0)
-        self.low, self.high, self.head = mean - self.lam * std, mean + self.lam * std, head
-
-    def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        clipped = features.double().clamp(self.low, self.high)
-        return energy(clipped @ self.head.weight.double().T + self.head.bias.double())
+        self.limits, self.head = (mean - self.lam * std, mean + self.lam * std), head
 
 
 class Gaussian(Detector):
