@@ -117,9 +117,9 @@ class _IdSide(NamedTuple):
     @classmethod
     def of(cls, counts: np.ndarray, order: np.ndarray, below: np.ndarray | None, tpr: float) -> "_IdSide":
         weights, before = _sorted_cumulative(counts, order)
-        total = before[:, -1].copy()
-        hits = total[:, None] - (before[:, :-1] if below is None else before.take(below, axis=1))
-        highest = np.count_nonzero(hits >= _least_count(tpr, total)[:, None], axis=1) - 1
+        total = before[:, -1].astype(np.float64)
+        hits = before[:, -1:] - (before[:, :-1] if below is None else before.take(below, axis=1))
+        highest = np.count_nonzero(hits >= _least_count(tpr, total).astype(hits.dtype)[:, None], axis=1) - 1
         weights *= hits
         # Where no image is accepted none has a weight either, and 1 keeps the quotient free of 0 / 0.
         return cls(before, total, highest, np.maximum(hits, 1, out=hits), weights)
@@ -128,34 +128,37 @@ class _IdSide(NamedTuple):
 def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr: float) -> np.ndarray:
     """The detection metrics ``[5, rows]`` for counts ``[rows, M]`` in the order of the images."""
     weights, oods_before = _sorted_cumulative(ood_counts, places.order)
-    n, m = ids.total, oods_before[:, -1].copy()
+    n, m = ids.total, oods_before[:, -1].astype(np.float64)
     ids_upto = ids.before.take(places.id_upto_ood, axis=1)
-    out_of_order = np.einsum("ij,ij->i", weights, ids_upto)
+    out_of_order = np.einsum("ij,ij->i", weights, ids_upto, dtype=np.float64)
     if places.id_below_ood is not None:
-        out_of_order += np.einsum("ij,ij->i", weights, ids.before.take(places.id_below_ood, axis=1))
+        ids_below = ids.before.take(places.id_below_ood, axis=1)
+        out_of_order += np.einsum("ij,ij->i", weights, ids_below, dtype=np.float64)
         out_of_order /= 2
 
     # ID positive: accepted at an ID image's score are all scores >= it.
     rejected = oods_before.take(places.ood_below_id, axis=1)
     fpr = (m - np.take_along_axis(rejected, ids.highest[:, None], axis=1)[:, 0]) / m
-    precision = np.add(np.subtract(m[:, None], rejected, out=rejected), ids.accepted, out=rejected)
-    aupr_in = np.divide(ids.weighted, precision, out=precision).sum(axis=1) / n
+    precision = np.add(np.subtract(oods_before[:, -1:], rejected, out=rejected), ids.accepted, out=rejected)
+    aupr_in = np.divide(ids.weighted, precision, dtype=np.float64).sum(axis=1) / n
 
     # OOD positive: rejected at an OOD image's score are all scores <= it.
     hits = oods_before[:, 1:] if places.ood_upto_ood is None else oods_before.take(places.ood_upto_ood, axis=1)
-    lowest = np.count_nonzero(hits < _least_count(tpr, m)[:, None], axis=1)
+    lowest = np.count_nonzero(hits < _least_count(tpr, m).astype(hits.dtype)[:, None], axis=1)
     fpr_ood_positive = np.take_along_axis(ids_upto, lowest[:, None], axis=1)[:, 0] / n
     weights *= hits
     # Where neither occurs no image with a weight stands, and 1 keeps the quotient free of 0 / 0.
     found = np.maximum(np.add(hits, ids_upto, out=ids_upto), 1, out=ids_upto)
-    aupr_out = np.divide(weights, found, out=found).sum(axis=1) / m
+    aupr_out = np.divide(weights, found, dtype=np.float64).sum(axis=1) / m
 
     return np.stack([(n * m - out_of_order) / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
 
 
 def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts ``[R, N]`` in sorted order, as float64, and the sums before each place and after the last ``[R, N+1]``."""
-    padded = np.empty((len(counts), len(order) + 1))
+    """Counts ``[R, N]`` in sorted order, and the sums before each place and after the last ``[R, N+1]``."""
+    # float32 is faster; whole numbers up to 2**24 are exact, here products of a count and a sum, and sums of two sums.
+    exact = counts.dtype.kind != "f" and int(counts.max()) ** 2 * len(order) < 2**23
+    padded = np.empty((len(counts), len(order) + 1), np.float32 if exact else np.float64)
     padded[:, 0], padded[:, 1:] = 0, counts.take(order, axis=1)
     # torch's cumulative sum is three times as fast as NumPy's.
     return padded[:, 1:], torch.cumsum(torch.from_numpy(padded), dim=1).numpy()

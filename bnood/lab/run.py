@@ -71,8 +71,7 @@ def run_lab(options: LabOptions, command: str, say: Callable[[str], object]) -> 
 def draw_images(options: LabOptions) -> tuple[ImageSet, ImageSet]:
     """The images trained on and those held out."""
     wanted = options.train_count + options.validation_count
-    drawn = wanted if options.images in SYNTHETIC else None
-    images = load_images(options.images, "train", options.root, count=drawn)
+    images = load_images(options.images, "train", options.root, count=wanted if options.images in SYNTHETIC else None)
     if images.labels is None or len(images) < wanted:
         counts = f"train_count {options.train_count} and validation_count {options.validation_count}"
         found = f"{len(images)} images {'without' if images.labels is None else 'with'} labels"

@@ -44,13 +44,11 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     portion = count if x.device.type != "cpu" else VALUES_PER_PORTION // channels
     portion = max(ROWS_PER_BLOCK, portion - portion % ROWS_PER_BLOCK)
     room, sums, squares = torch.empty_like(values[:portion]), list[Tensor](), list[Tensor]()
-    for rows in values.split(portion):
-        centred = torch.sub(rows, shift, out=room[: len(rows)])
-        whole = len(rows) - len(rows) % ROWS_PER_BLOCK
-        blocks = centred[:whole].view(-1, ROWS_PER_BLOCK, channels), centred[whole:].unsqueeze(0)
-        for part in (each for each in blocks if each.numel()):
-            sums.append(part.sum(dim=1))
-            squares.append(part.square_().sum(dim=1))
+    whole = count - count % ROWS_PER_BLOCK
+    for rows in (part for part in (*values[:whole].split(portion), values[whole:]) if len(part)):
+        blocks = torch.sub(rows, shift, out=room[: len(rows)]).view(-1, min(ROWS_PER_BLOCK, len(rows)), channels)
+        sums.append(blocks.sum(dim=1))
+        squares.append(blocks.square_().sum(dim=1))
     total, squared = (torch.cat(each).double().sum(dim=0) for each in (sums, squares))
     offset = total / count
     return count, shift.double() + offset, (squared - total * offset).clamp_min(0.0)

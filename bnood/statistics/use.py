@@ -149,7 +149,8 @@ def before_layers(
                 if x.ndim < (4 if isinstance(layer, nn.BatchNorm2d) else 2) or x.shape[1] != channels:
                     found = f"layer {name!r} has {channels} channels, but its input the shape {list(x.shape)}"
                     raise UserError(f"{found}: give batches of images, not single ones")
-                act(name, layers[name], *channel_moments(x))
+                if x.numel():  # not of an empty batch
+                    act(name, layers[name], *channel_moments(x))
 
         return measure
 

@@ -141,11 +141,11 @@ def test_counts_are_exactly_repeated_images(id_scores: np.ndarray, ood_scores: n
         assert values == pytest.approx(oracle_metrics(*repeated), abs=1e-12)
 
 
-@pytest.mark.parametrize("decimals", [1, 15])
-def test_many_resamples_in_several_chunks_equal_scikit_learns_with_weights(decimals: int) -> None:
+@pytest.mark.parametrize(("decimals", "times"), [(1, 1), (15, 1), (15, 10_007)])  # beyond what float32 can count
+def test_many_resamples_in_several_chunks_equal_scikit_learns_with_weights(decimals: int, times: int) -> None:
     random = np.random.RandomState(0)
     id_scores, ood_scores = random.normal(1, 1, 700).round(decimals), random.normal(0, 2, 500).round(decimals)
-    id_counts, ood_counts = resample_counts(700, 200, 0), resample_counts(500, 200, 1)
+    id_counts, ood_counts = (resample_counts(n, 200, k) * np.int64(times) for k, n in enumerate((700, 500)))
     resampled = detection_metrics(id_scores, ood_scores, id_counts, ood_counts)
     assert all(values.shape == (200,) and values.dtype == np.float64 for values in resampled.values())
     is_id, scores = np.r_[np.ones(700), np.zeros(500)], np.r_[id_scores, ood_scores]

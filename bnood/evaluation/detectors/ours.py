@@ -81,8 +81,7 @@ class ReAct(Clipped):
     percentile = 90.0
 
     def _fit(self, features: Any, logits: Any, labels: Any, head: Any) -> None:
-        highest = np.percentile(features.double().numpy(), self.percentile)
-        self.limits, self.head = (None, torch.tensor(highest)), head
+        self.limits, self.head = (None, torch.tensor(np.percentile(features.double().numpy(), self.percentile))), head
 
     def record(self) -> dict[str, float]:
         return {"percentile": self.percentile, "threshold": float(self.limits[1])}
