@@ -214,8 +214,7 @@ def _mixture(fraction: float, splits: Splits, id_split: str, ood_split: str) -> 
         return ((ood_split, splits.count(ood_split)),)
     id_images = splits.count(id_split)
     ood = min(splits.sizes[ood_split], max(1, round(id_images * fraction / (1 - fraction))))
-    known = min(id_images, max(1, round(ood * (1 - fraction) / fraction)))
-    return (id_split, known), (ood_split, ood)
+    return (id_split, min(id_images, max(1, round(ood * (1 - fraction) / fraction)))), (ood_split, ood)
 
 
 def in_form(form: str, layers: list[str]) -> list[str]:

@@ -180,8 +180,7 @@ class Network:
         values = logits.double()
         if not values.isfinite().all():
             raise UserError(f"{self.name} gives NaN or infinite values on the first {len(logits)} images")
-        sums_to_1 = (values.sum(1) - 1).abs().max() < 1e-3 and values.min() >= 0
-        if sums_to_1 or values.logsumexp(1).abs().max() < 1e-3:
+        if (values.min() >= 0 and (values.sum(1) - 1).abs().max() < 1e-3) or values.logsumexp(1).abs().max() < 1e-3:
             raise UserError(f"{self.name} gives probabilities or their logarithms, not logits: leave out its softmax")
         for name in reversed(features):
             head = _linear(layers[name], features[name], logits)
