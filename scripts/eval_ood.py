@@ -1,6 +1,8 @@
 """Score OOD sets under several BatchNorm statistics: python scripts/eval_ood.py [--run runs/my-run] [--ood svhn,dtd]"""
 
+import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +30,8 @@ OF_A_MODEL, OF_IMAGES = ("weights", "head", "image_size", "mean", "std"), ("trai
 
 def build_parser() -> ArgumentParser:
     """Options of ``scripts/eval_ood.py``; lists are written with commas, in a YAML file also as lists."""
-    description = "Score OOD sets under several BatchNorm statistics: trained runs, or any network."
+    description = "Score OOD sets under several BatchNorm statistics: trained runs, or any network. "
+    description += "--detectors also takes your own, as package.module:Class."
     parser = ArgumentParser("scripts/eval_ood.py", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     add_network(parser)
@@ -75,6 +78,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     if config.out is not None:
         check_replaceable(config.out)
     sets = SetOptions(**{name: config[name] for name in SetOptions.__dataclass_fields__})
+    config.detectors = [_own_detector(name) if ":" in name else name for name in listed(config.detectors)]
     options = EvaluationOptions(**{name: config[name] for name in EvaluationOptions.__dataclass_fields__})
     from rich.console import Console
 
@@ -91,6 +95,26 @@ def _spelt(argument: str) -> str:
     """``--fit-images`` as ``--fit_images``, and ``--data.root``, as messages about sets have it, as ``--root``."""
     flag, equals, value = argument.partition("=")
     return f"--{flag[2:].removeprefix('data.').replace('-', '_')}{equals}{value}" if flag[:2] == "--" else argument
+
+
+def _own_detector(spec: str) -> str:
+    """Make ``package.module:Class`` known as a detector: its name."""
+    from bnood.evaluation.detectors import DETECTORS, Detector
+
+    module, _, attribute = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # scripts/ comes first where a script runs
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+        made = kind()
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(f"detector {spec} cannot be made ({type(error).__name__}: {error})") from error
+    name = getattr(made, "name", None)
+    if not isinstance(made, Detector) or not isinstance(name, str):
+        raise UserError(f"detector {spec}: expected a subclass of Detector with a name")
+    if DETECTORS.setdefault(name, kind) is not kind:
+        raise UserError(f"detector {spec}: there is another detector of the name {name!r}")
+    return name
 
 
 def _runs(config: Any, sets: SetOptions, options: EvaluationOptions, command: str, console: "Console") -> list[Path]:

@@ -162,8 +162,7 @@ def stratified_split(labels: np.ndarray, validation: int, seed: int, name: str =
         raise UserError(f"{name}: {found} would leave it none to train on; expected fewer validation images")
     order = _permutation(count, seed, name)
     by_class = order[np.argsort(class_number[order], kind="stable")]  # each class in a block, shuffled within it
-    rank = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    held_out = rank < np.repeat(taken, sizes)
+    held_out = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes) < np.repeat(taken, sizes)
     return np.sort(by_class[~held_out]), np.sort(by_class[held_out])
 
 

@@ -86,8 +86,7 @@ def _mask(outline: Outline, matrix: np.ndarray, centre: np.ndarray) -> np.ndarra
     picture = Image.new("L", (IMAGE_SIZE * _FINE,) * 2)
     pen = ImageDraw.Draw(picture)
     for polygon, fill in outline:
-        corners = (polygon @ matrix.T + centre + IMAGE_SIZE / 2) * _FINE
-        pen.polygon(corners.ravel().tolist(), 255 if fill else 0)
+        pen.polygon(((polygon @ matrix.T + centre + IMAGE_SIZE / 2) * _FINE).ravel().tolist(), 255 if fill else 0)
     return np.asarray(picture.reduce(_FINE)) / 255
 
 
@@ -220,8 +219,7 @@ def _picture(
         x, _ = rotated(draws.between(0, 1))
         strip = np.clip(draws.between(0.8, 2) - np.abs(x - draws.between(-11, 11)), 0, 1)
         image = _mix(strip * (draws.between(0, 1) < 0.35), image, draws.block(3, 1, 1))
-    noise = (pixels - 0.5) * (draws.between(0, 0.05) * np.sqrt(12))[:, None]
-    return np.rint(255 * np.clip(image + noise, 0, 1))
+    return np.rint(255 * np.clip(image + (pixels - 0.5) * (draws.between(0, 0.05) * np.sqrt(12))[:, None], 0, 1))
 
 
 # Uniform numbers below each bound give this grey level or a darker one: a normal variable, rounded and clipped.

@@ -92,8 +92,7 @@ class ClassMix:
         effective = np.where(known, 1 / np.where(known, squares, 1), self.sizes.sum(axis=1))
         if effective[0] < LEAST_EFFECTIVE:
             return self.coarser.control(prediction, counts) if self.coarser else {"class_mix_effective_n": effective}
-        largest = np.matmul(mix[:, None, :], self.means)[:, 0].max(axis=1)
-        ratio = np.where(known, largest / self.maximum, 1.0)
+        ratio = np.where(known, np.matmul(mix[:, None, :], self.means)[:, 0].max(axis=1) / self.maximum, 1.0)
         return {"class_mix_effective_n": effective, "class_mix_max_ratio": ratio}
 
 

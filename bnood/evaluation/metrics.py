@@ -57,7 +57,7 @@ def detection_metrics(
     """All of ``DETECTION_METRICS`` for scores ``[N]`` and ``[M]``: each ``[R]`` float64, one value per resample.
 
     ``id_counts`` ``[R, N]`` and ``ood_counts`` ``[R, M]`` say how often each image occurs in each resample; without
-    them R is 1. Raises ``UserError`` for an empty set, scores that are no numbers, and NaN among them.
+    them R is 1. Raises ``UserError`` for an empty set, scores or counts that are no numbers, and NaN.
     """
     return detection_metrics_of_sets(id_scores, id_counts, [(ood_scores, ood_counts)])[0]
 
@@ -74,6 +74,9 @@ def detection_metrics_of_sets(
     for ood_scores, ood_counts in ood:
         oods = _scores(ood_scores, "OOD scores")
         sides.append((_Places.of(ids, oods), np.ones((1, len(oods)), np.uint8) if ood_counts is None else ood_counts))
+    for each, n in ((id_counts, len(ids)), *((counts, len(places.order)) for places, counts in sides)):
+        if each.shape != (len(id_counts), n) or each.dtype.kind not in "bui":
+            raise UserError(f"counts: {each.dtype} {list(each.shape)}, not whole numbers {[len(id_counts), n]}")
     values = np.empty((len(sides), len(DETECTION_METRICS), len(id_counts)))
     for rows in row_chunks(len(id_counts), len(ids)):
         id_side = _IdSide.of(id_counts[rows], id_order, below, tpr)
@@ -139,7 +142,7 @@ def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr:
     # ID positive: accepted at an ID image's score are all scores >= it.
     rejected = oods_before.take(places.ood_below_id, axis=1)
     fpr = (m - np.take_along_axis(rejected, ids.highest[:, None], axis=1)[:, 0]) / m
-    precision = np.add(np.subtract(oods_before[:, -1:], rejected, out=rejected), ids.accepted, out=rejected)
+    precision = np.subtract(oods_before[:, -1:], rejected, out=rejected) + ids.accepted
     aupr_in = np.divide(ids.weighted, precision, dtype=np.float64).sum(axis=1) / n
 
     # OOD positive: rejected at an OOD image's score are all scores <= it.
@@ -148,7 +151,7 @@ def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr:
     fpr_ood_positive = np.take_along_axis(ids_upto, lowest[:, None], axis=1)[:, 0] / n
     weights *= hits
     # Where neither occurs no image with a weight stands, and 1 keeps the quotient free of 0 / 0.
-    found = np.maximum(np.add(hits, ids_upto, out=ids_upto), 1, out=ids_upto)
+    found = np.maximum(hits + ids_upto, 1)
     aupr_out = np.divide(weights, found, dtype=np.float64).sum(axis=1) / m
 
     return np.stack([(n * m - out_of_order) / (n * m), fpr, fpr_ood_positive, aupr_in, aupr_out])
@@ -157,7 +160,7 @@ def _detection_chunk(ids: _IdSide, places: _Places, ood_counts: np.ndarray, tpr:
 def _sorted_cumulative(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts ``[R, N]`` in sorted order, and the sums before each place and after the last ``[R, N+1]``."""
     # float32 is faster; whole numbers up to 2**24 are exact, here products of a count and a sum, and sums of two sums.
-    exact = counts.dtype.kind != "f" and int(counts.max()) ** 2 * len(order) < 2**23
+    exact = int(counts.max()) ** 2 * len(order) < 2**23
     padded = np.empty((len(counts), len(order) + 1), np.float32 if exact else np.float64)
     padded[:, 0], padded[:, 1:] = 0, counts.take(order, axis=1)
     # torch's cumulative sum is three times as fast as NumPy's.

@@ -224,7 +224,7 @@ def _layer_name(model: nn.Module, head: str | nn.Module) -> str:
     for name, module in known.items():
         if name == head or module is head:
             return name
-    close = difflib.get_close_matches(str(head), known, n=3) or ["model.named_modules()"]
+    close = difflib.get_close_matches(str(head), known, n=3) or list(known)[-6:]
     raise UserError(f"{type(model).__name__} has no layer {str(head)!r}: did you mean {' or '.join(close)}?")
 
 

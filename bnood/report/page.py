@@ -55,8 +55,7 @@ def write_run_report(
     """The page of one evaluation: what target statistics change, and all pictures; `config` is a trained run's."""
     table, found = evaluation.table, []
     for question, metric, detector in (*CONFIDENCE, *DETECTION):
-        role = "id" if metric == "accuracy" else "ood"
-        factor, own = scale(metric, detector), rows(table, metric, detector, role)
+        factor, own = scale(metric, detector), rows(table, metric, detector, "id" if metric == "accuracy" else "ood")
         for one in own[(own["statistics"] == TARGET) & own["difference"].notna()].itertuples():
             difference = change(one.difference, one.difference_low, one.difference_high, factor)
             before, after = number(one.value - one.difference, factor), number(one.value, factor)

@@ -189,5 +189,4 @@ def cosine_with_warmup(step: int, total: int, warmup: float, final: float) -> fl
     rise = warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)
-    progress = min(1.0, (step - rise) / max(1.0, total - rise))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, total - rise))))

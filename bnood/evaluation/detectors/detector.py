@@ -47,7 +47,8 @@ class Detector:
             )
         if self.fitted_on != "nothing" and not (images and (labels or not self.needs_labels)):
             kind = "training images (--train)" if self.fitted_on == "train" else "ID images held out of training"
-            raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and none were given")
+            lack = "those given have no labels of the network's classes" if images else "none were given"
+            raise UserError(f"{what} is fitted on {'labelled ' * self.needs_labels}{kind}, and {lack}")
 
     def fit(
         self, features: Tensor | None = None, logits: Tensor | None = None,
@@ -70,11 +71,13 @@ class Detector:
         return self
 
     def score(self, features: Tensor, logits: Tensor) -> np.ndarray:
-        """Scores ``[N]`` float64, higher = more ID; :class:`NotApplicable` if the detector gives NaN."""
+        """Scores ``[N]`` float64, higher = more ID; :class:`NotApplicable` for NaN, ``UserError`` for another shape."""
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
         with torch.no_grad():
             scores = np.asarray(self._score(features.detach(), logits.detach()), dtype=np.float64)
+        if scores.shape != (len(logits),):
+            raise UserError(f"detector {self.name!r} gives scores {list(scores.shape)} for {len(logits)} images")
         if np.isnan(scores).any():
             raise NotApplicable(f"{self.name} gives NaN for {np.isnan(scores).sum()} of {len(scores)} images")
         return scores
