@@ -63,14 +63,17 @@ def check_config(config: Any, own_command_line: bool) -> None:
         trainer.devices = 1
 
 
-def check_data(data: ImageDataModule, model: Classifier, devices: int) -> None:
-    """Raise :class:`UserError` unless the labels are the network's, and each device gets a share of every batch."""
+def check_data(data: ImageDataModule, model: Classifier, devices: int, kind: str = "cpu") -> None:
+    """Raise :class:`UserError` unless labels are the network's, and such devices can share a batch and compile."""
     assert data.train_set is not None and data.validation_set is not None
     classes = model.hparams["num_classes"]
     largest = max(int(images.labels.max()) for images in (data.train_set, data.validation_set))  # type: ignore[union-attr]
     if largest >= classes:
         found = f"{data.in_distribution} has labels up to {largest}, but model.num_classes is {classes}"
         raise UserError(f"{found}: set --model.num_classes {largest + 1}")
+    if model.hparams["compile"] == "reduce-overhead" and (kind != "cuda" or devices > 1):
+        found = f"one CUDA device, not {devices} of type {kind}"
+        raise UserError(f"model.compile is reduce-overhead, which takes {found}: set --model.compile true or false")
     share, rest = divmod(data.batch_size, devices)
     if rest:
         raise UserError(f"data.batch_size is {data.batch_size}, which {devices} devices can't share: choose a multiple")

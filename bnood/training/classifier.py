@@ -84,11 +84,7 @@ class Classifier(ImageClassifier, L.LightningModule):
             self.image_mean.copy_(mean)
             self.image_std.copy_(std)
         self.network.to(memory_format=self.torch_memory_format())
-        mode, device, count = self.hparams["compile"], self.trainer.strategy.root_device.type, self.trainer.world_size
-        if mode == "reduce-overhead" and (device != "cuda" or count > 1):
-            found = f"one CUDA device, not {count} of type {device}"
-            raise UserError(f"model.compile is reduce-overhead, which takes {found}: set --model.compile true or false")
-        if mode:
+        if mode := self.hparams["compile"]:
             self.network.compile(mode=None if mode is True else mode)
 
     def on_train_epoch_start(self) -> None:

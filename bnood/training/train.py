@@ -108,7 +108,7 @@ class TrainingCLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             # Lightning's, for devices, an accelerator, a strategy or callbacks that it does not take.
             raise UserError(f"trainer: {error}") from error
-        check_data(self.datamodule, self.model, trainer.world_size)
+        check_data(self.datamodule, self.model, trainer.world_size, trainer.strategy.root_device.type)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         checkpoint = config.pop("ckpt_path", None)
         self.config_text = yaml.safe_dump(config, sort_keys=False)
