@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from bnood.data.atomic import check_replaceable
-from bnood.errors import UserError, run_door
+from bnood.errors import Terminated, UserError, run_door
 from bnood.evaluation.options import EvaluationOptions, Names, SetOptions, listed
 from bnood.tracking import TrackingOptions
 from bnood.training.command_line import one_line_parsing
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bnood.networks.network import Network
 
 TEXT = str | None
+# Of scores.parquet, which has a column for each detector too.
+COLUMNS = ("dataset", "role", "statistics", "companion", "shuffle", "index", "label", "prediction")
 OF_A_MODEL, OF_IMAGES = ("weights", "head", "image_size", "mean", "std"), ("train", "classes")
 
 
@@ -107,11 +109,15 @@ def _own_detector(spec: str) -> str:
     try:
         kind = getattr(importlib.import_module(module), attribute)
         made = kind()
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        if isinstance(error, Terminated):
+            raise
         raise UserError(f"detector {spec} cannot be made ({type(error).__name__}: {error})") from error
     name = getattr(made, "name", None)
     if not isinstance(made, Detector) or not isinstance(name, str):
         raise UserError(f"detector {spec}: expected a subclass of Detector with a name")
+    if name in COLUMNS or not name.replace("-", "_").isidentifier():
+        raise UserError(f"detector {spec}: the name {name!r} is a column of scores.parquet, or not one word")
     if DETECTORS.setdefault(name, kind) is not kind:
         raise UserError(f"detector {spec}: there is another detector of the name {name!r}")
     return name

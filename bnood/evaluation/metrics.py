@@ -69,14 +69,15 @@ def detection_metrics_of_sets(
     ids = _scores(id_scores, "ID scores")
     id_order = np.argsort(ids)
     ids = ids[id_order]
-    id_counts = np.ones((1, len(ids)), np.uint8) if id_counts is None else id_counts
+    id_counts = np.ones((1, len(ids)), np.uint8) if id_counts is None else np.asarray(id_counts)
     below, sides = _ties(ids, "left"), []
     for ood_scores, ood_counts in ood:
         oods = _scores(ood_scores, "OOD scores")
-        sides.append((_Places.of(ids, oods), np.ones((1, len(oods)), np.uint8) if ood_counts is None else ood_counts))
+        counts = np.ones((1, len(oods)), np.uint8) if ood_counts is None else np.asarray(ood_counts)
+        sides.append((_Places.of(ids, oods), counts))
     for each, n in ((id_counts, len(ids)), *((counts, len(places.order)) for places, counts in sides)):
-        if each.shape != (len(id_counts), n) or each.dtype.kind not in "bui":
-            raise UserError(f"counts: {each.dtype} {list(each.shape)}, not whole numbers {[len(id_counts), n]}")
+        if each.shape != (len(id_counts), n) or each.dtype.kind not in "bui" or each.min(initial=0) < 0:
+            raise UserError(f"counts: {each.dtype} {list(each.shape)}, not whole numbers {[len(id_counts), n]} >= 0")
     values = np.empty((len(sides), len(DETECTION_METRICS), len(id_counts)))
     for rows in row_chunks(len(id_counts), len(ids)):
         id_side = _IdSide.of(id_counts[rows], id_order, below, tpr)

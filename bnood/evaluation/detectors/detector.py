@@ -25,7 +25,7 @@ class Detector:
     """A post-hoc detector. A subclass sets the attributes, ``_score`` and, if it is fitted, ``_fit``.
 
     What ``needs`` says: ``"features"`` (with the logits), ``"channel_means"`` (spatial means of every BatchNorm layer's
-    input, collected in the same pass) or ``"own_pass"`` (changes the network, so needs one more pass).
+    input, collected in the same pass) or ``"own_pass"`` (changes the network in its ``context(model)``: one more pass).
     """
 
     name: str  # as in tables, configurations and on the command line
@@ -75,7 +75,7 @@ class Detector:
         if not self._is_fitted and (self.fitted_on != "nothing" or self.needs_head):
             raise UserError(f"detector {self.name!r} has to be fitted before it scores: call fit(...)")
         with torch.no_grad():
-            scores = np.asarray(self._score(features.detach(), logits.detach()), dtype=np.float64)
+            scores = np.asarray(self._score(features.detach().clone(), logits.detach().clone()), dtype=np.float64)
         if scores.shape != (len(logits),):
             raise UserError(f"detector {self.name!r} gives scores {list(scores.shape)} for {len(logits)} images")
         if np.isnan(scores).any():
