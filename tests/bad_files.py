@@ -106,7 +106,7 @@ FILES: dict[str, Make] = {
     "id.npz": lambda path: write_set(path, pixels(60), np.arange(60) % 4),
     "ood.npz": lambda path: write_set(path, pixels(40)), "one.npz": archive(1, 8, 8, 3),
     "sizeless.npz": archive(4, 0, 0, 3), "large.npz": archive(40, 16, 16, 3),
-    "float-labels.npz": archive(9, 8, 8, 3, labels=np.zeros(9)),
+    "float-labels.npz": archive(9, 8, 8, 3, labels=np.ones(9)), "run-summary-pipe": replaced("summary.json", os.mkfifo),
     "negative-labels.npz": archive(9, 8, 8, 3, labels=np.arange(9) - 5),
     "high-labels.npz": archive(60, 8, 8, 3, labels=np.arange(60)),
     "dark.npz": archive(80, 32, 32, 3, labels=np.zeros(80, np.int64)),
@@ -130,7 +130,6 @@ FILES: dict[str, Make] = {
     "run-groups": content(lambda found: found["hyper_parameters"].update(groups={})),
     "run-other-norm": config("model", norm="gn"), "run-no-config": run(lambda path: (path / "config.yaml").unlink()),
     "run-no-data": config(None, data={}), "run-count-text": config("data", train_count="many"),
-    "run-summary-pipe": replaced("summary.json", os.mkfifo),
 }  # fmt: skip
 
 
@@ -169,7 +168,7 @@ def keeps_no_statistics() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 4))
 
 
-Short = type("Short", (Detector,), {"name": "short", "_score": lambda self, features, logits: features[1:, 0]})
+Short, Label = (type(n, (Detector,), {"name": n, "_score": lambda _, x, z: x[1:, 0]}) for n in ("short", "label"))
 gives_a_dict = partial(Changed, lambda logits: {"logit": logits})
 gives_probabilities = partial(Changed, lambda logits: logits.softmax(1))
 scales = partial(Changed, lambda logits: 3 * logits)

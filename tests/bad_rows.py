@@ -48,6 +48,7 @@ RUN = {  # a trained run that is evaluated
     "--statistics prior:1e400": "prior:1e400: the prior counts as so many images; expected a finite number",
     "--detectors msp,knm": "unknown detector 'knm'; did you mean",
     "--detectors energy,bad_files:Short": "detector 'short' gives scores [",
+    "--detectors bad_files:Label": "the name 'label' is a column of scores.parquet",
     "--detectors bad_files:fails": "detector bad_files:fails cannot be made (RuntimeError: a defect of the user's)",
     "--detectors bad_files:gives_maps": "detector bad_files:gives_maps: expected a subclass of Detector with a name",
     "--resamples 1000000": "resamples is 1000000; it has to be at most 100000",
